@@ -1,0 +1,496 @@
+/*
+ * The part of the kernel's io_uring ABI that the C core speaks, declared by us.
+ *
+ * Why not <linux/io_uring.h>: wheels are built in images whose kernel headers are older than
+ * the features we use, and what the running kernel can do is asked of it at run time. So this
+ * file stands alone and must not be mixed with the system's header. Names and layouts are the
+ * kernel's; the assertions below each structure are what keeps a slip of the pen from becoming
+ * a write to the wrong address. Source: include/uapi/linux/io_uring.h.
+ *
+ * Reserved fields must be zero: the kernel answers EINVAL otherwise, so clear the structure
+ * first and fill it then.
+ */
+#ifndef TRIO_URING_UAPI_H
+#define TRIO_URING_UAPI_H
+
+#ifdef LINUX_IO_URING_H
+#error "uapi.h replaces <linux/io_uring.h>; do not include both"
+#endif
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+
+/*
+ * io_uring came after the numbers of all architectures were brought in step: 425 to 427
+ * everywhere but on Alpha (which CPython wheels do not know), whose own header names them.
+ */
+#ifndef __NR_io_uring_setup
+#define __NR_io_uring_setup 425
+#endif
+#ifndef __NR_io_uring_enter
+#define __NR_io_uring_enter 426
+#endif
+#ifndef __NR_io_uring_register
+#define __NR_io_uring_register 427
+#endif
+
+#define URING_ASSERT_SIZE(type, bytes) \
+    _Static_assert(sizeof(struct type) == (bytes), "size of struct " #type)
+#define URING_ASSERT_OFFSET(type, field, bytes) \
+    _Static_assert(offsetof(struct type, field) == (bytes), "offset of " #type "." #field)
+
+/* ---- io_uring_setup(2) ---------------------------------------------------------------- */
+
+#define IORING_SETUP_IOPOLL (1U << 0)
+#define IORING_SETUP_SQPOLL (1U << 1)
+#define IORING_SETUP_SQ_AFF (1U << 2)
+#define IORING_SETUP_CQSIZE (1U << 3)
+#define IORING_SETUP_CLAMP (1U << 4)
+#define IORING_SETUP_ATTACH_WQ (1U << 5)
+#define IORING_SETUP_R_DISABLED (1U << 6)
+#define IORING_SETUP_SUBMIT_ALL (1U << 7)
+#define IORING_SETUP_COOP_TASKRUN (1U << 8)
+#define IORING_SETUP_TASKRUN_FLAG (1U << 9)
+#define IORING_SETUP_SQE128 (1U << 10)
+#define IORING_SETUP_CQE32 (1U << 11)
+#define IORING_SETUP_SINGLE_ISSUER (1U << 12)
+#define IORING_SETUP_DEFER_TASKRUN (1U << 13)
+#define IORING_SETUP_NO_MMAP (1U << 14)
+#define IORING_SETUP_REGISTERED_FD_ONLY (1U << 15)
+#define IORING_SETUP_NO_SQARRAY (1U << 16)
+#define IORING_SETUP_HYBRID_IOPOLL (1U << 17)
+#define IORING_SETUP_CQE_MIXED (1U << 18)
+#define IORING_SETUP_SQE_MIXED (1U << 19)
+#define IORING_SETUP_SQ_REWIND (1U << 20)
+
+#define IORING_FEAT_SINGLE_MMAP (1U << 0)
+#define IORING_FEAT_NODROP (1U << 1)
+#define IORING_FEAT_SUBMIT_STABLE (1U << 2)
+#define IORING_FEAT_RW_CUR_POS (1U << 3)
+#define IORING_FEAT_CUR_PERSONALITY (1U << 4)
+#define IORING_FEAT_FAST_POLL (1U << 5)
+#define IORING_FEAT_POLL_32BITS (1U << 6)
+#define IORING_FEAT_SQPOLL_NONFIXED (1U << 7)
+#define IORING_FEAT_EXT_ARG (1U << 8)
+#define IORING_FEAT_NATIVE_WORKERS (1U << 9)
+#define IORING_FEAT_RSRC_TAGS (1U << 10)
+#define IORING_FEAT_CQE_SKIP (1U << 11)
+#define IORING_FEAT_LINKED_FILE (1U << 12)
+#define IORING_FEAT_REG_REG_RING (1U << 13)
+#define IORING_FEAT_RECVSEND_BUNDLE (1U << 14)
+#define IORING_FEAT_MIN_TIMEOUT (1U << 15)
+#define IORING_FEAT_RW_ATTR (1U << 16)
+#define IORING_FEAT_NO_IOWAIT (1U << 17)
+
+/* The offsets of mmap(2) choose what the ring's file maps; unsigned, for off_t is 64 bits. */
+#define IORING_OFF_SQ_RING 0ULL
+#define IORING_OFF_CQ_RING 0x8000000ULL
+#define IORING_OFF_SQES 0x10000000ULL
+#define IORING_OFF_PBUF_RING 0x80000000ULL
+#define IORING_OFF_PBUF_SHIFT 16
+#define IORING_OFF_MMAP_MASK 0xf8000000ULL
+
+/* The kernel's answer: where in the mapping each shared word lies. */
+struct io_sqring_offsets {
+    uint32_t head;
+    uint32_t tail;
+    uint32_t ring_mask;
+    uint32_t ring_entries;
+    uint32_t flags;
+    uint32_t dropped;
+    uint32_t array;
+    uint32_t resv1;
+    uint64_t user_addr; /* only with IORING_SETUP_NO_MMAP */
+};
+URING_ASSERT_SIZE(io_sqring_offsets, 40);
+URING_ASSERT_OFFSET(io_sqring_offsets, array, 24);
+URING_ASSERT_OFFSET(io_sqring_offsets, user_addr, 32);
+
+struct io_cqring_offsets {
+    uint32_t head;
+    uint32_t tail;
+    uint32_t ring_mask;
+    uint32_t ring_entries;
+    uint32_t overflow;
+    uint32_t cqes;
+    uint32_t flags; /* 0 before Linux 5.8: there is no such word to read */
+    uint32_t resv1;
+    uint64_t user_addr; /* only with IORING_SETUP_NO_MMAP */
+};
+URING_ASSERT_SIZE(io_cqring_offsets, 40);
+URING_ASSERT_OFFSET(io_cqring_offsets, cqes, 20);
+URING_ASSERT_OFFSET(io_cqring_offsets, user_addr, 32);
+
+struct io_uring_params {
+    uint32_t sq_entries;
+    uint32_t cq_entries;
+    uint32_t flags;
+    uint32_t sq_thread_cpu;
+    uint32_t sq_thread_idle; /* milliseconds */
+    uint32_t features;
+    uint32_t wq_fd;
+    uint32_t resv[3];
+    struct io_sqring_offsets sq_off;
+    struct io_cqring_offsets cq_off;
+};
+URING_ASSERT_SIZE(io_uring_params, 120);
+URING_ASSERT_OFFSET(io_uring_params, features, 20);
+URING_ASSERT_OFFSET(io_uring_params, sq_off, 40);
+URING_ASSERT_OFFSET(io_uring_params, cq_off, 80);
+
+/* ---- The submission queue ------------------------------------------------------------- */
+
+#define IORING_SQ_NEED_WAKEUP (1U << 0)
+#define IORING_SQ_CQ_OVERFLOW (1U << 1)
+#define IORING_SQ_TASKRUN (1U << 2)
+
+#define IOSQE_FIXED_FILE (1U << 0)
+#define IOSQE_IO_DRAIN (1U << 1)
+#define IOSQE_IO_LINK (1U << 2)
+#define IOSQE_IO_HARDLINK (1U << 3)
+#define IOSQE_ASYNC (1U << 4)
+#define IOSQE_BUFFER_SELECT (1U << 5)
+#define IOSQE_CQE_SKIP_SUCCESS (1U << 6)
+
+/* For file_index: let the kernel pick a free slot and say which in the CQE's res. */
+#define IORING_FILE_INDEX_ALLOC (~0U)
+
+/*
+ * The kernel has some twenty names for the word at byte 28 (rw_flags, msg_flags, open_flags,
+ * ...), one per kind of operation. We call it op_flags: the core fills it without knowing
+ * the opcode.
+ */
+struct io_uring_sqe {
+    uint8_t opcode;
+    uint8_t flags;
+    uint16_t ioprio;
+    int32_t fd;
+    union {
+        uint64_t off;
+        uint64_t addr2;
+        struct {
+            uint32_t cmd_op;
+            uint32_t __pad1;
+        };
+    };
+    union {
+        uint64_t addr;
+        uint64_t splice_off_in;
+        struct {
+            uint32_t level;
+            uint32_t optname;
+        };
+    };
+    uint32_t len;
+    uint32_t op_flags;
+    uint64_t user_data;
+    union {
+        uint16_t buf_index;
+        uint16_t buf_group;
+    };
+    uint16_t personality;
+    union {
+        int32_t splice_fd_in;
+        uint32_t file_index;
+        uint32_t zcrx_ifq_idx;
+        uint32_t optlen;
+        struct {
+            uint16_t addr_len;
+            uint16_t __pad3[1];
+        };
+    };
+    union {
+        uint64_t addr3;
+        uint64_t attr_ptr;
+        uint64_t optval;
+    };
+    union {
+        uint64_t __pad2[1];
+        uint64_t attr_type_mask;
+    };
+};
+URING_ASSERT_SIZE(io_uring_sqe, 64);
+URING_ASSERT_OFFSET(io_uring_sqe, flags, 1);
+URING_ASSERT_OFFSET(io_uring_sqe, ioprio, 2);
+URING_ASSERT_OFFSET(io_uring_sqe, fd, 4);
+URING_ASSERT_OFFSET(io_uring_sqe, off, 8);
+URING_ASSERT_OFFSET(io_uring_sqe, cmd_op, 8);
+URING_ASSERT_OFFSET(io_uring_sqe, addr, 16);
+URING_ASSERT_OFFSET(io_uring_sqe, level, 16);
+URING_ASSERT_OFFSET(io_uring_sqe, len, 24);
+URING_ASSERT_OFFSET(io_uring_sqe, op_flags, 28);
+URING_ASSERT_OFFSET(io_uring_sqe, user_data, 32);
+URING_ASSERT_OFFSET(io_uring_sqe, buf_index, 40);
+URING_ASSERT_OFFSET(io_uring_sqe, personality, 42);
+URING_ASSERT_OFFSET(io_uring_sqe, splice_fd_in, 44);
+URING_ASSERT_OFFSET(io_uring_sqe, addr_len, 44);
+URING_ASSERT_OFFSET(io_uring_sqe, addr3, 48);
+URING_ASSERT_OFFSET(io_uring_sqe, __pad2, 56);
+
+/* ---- The completion queue ------------------------------------------------------------- */
+
+#define IORING_CQ_EVENTFD_DISABLED (1U << 0)
+
+#define IORING_CQE_F_BUFFER (1U << 0)
+#define IORING_CQE_F_MORE (1U << 1)
+#define IORING_CQE_F_SOCK_NONEMPTY (1U << 2)
+#define IORING_CQE_F_NOTIF (1U << 3)
+#define IORING_CQE_F_BUF_MORE (1U << 4)
+#define IORING_CQE_F_SKIP (1U << 5)
+#define IORING_CQE_F_32 (1U << 15)
+#define IORING_CQE_BUFFER_SHIFT 16
+
+/* The kernel's version ends in big_cqe[], 16 bytes more on a CQE32 ring; we make no such ring. */
+struct io_uring_cqe {
+    uint64_t user_data;
+    int32_t res;
+    uint32_t flags;
+};
+URING_ASSERT_SIZE(io_uring_cqe, 16);
+URING_ASSERT_OFFSET(io_uring_cqe, res, 8);
+URING_ASSERT_OFFSET(io_uring_cqe, flags, 12);
+
+/* ---- io_uring_enter(2) ---------------------------------------------------------------- */
+
+#define IORING_ENTER_GETEVENTS (1U << 0)
+#define IORING_ENTER_SQ_WAKEUP (1U << 1)
+#define IORING_ENTER_SQ_WAIT (1U << 2)
+#define IORING_ENTER_EXT_ARG (1U << 3)
+#define IORING_ENTER_REGISTERED_RING (1U << 4)
+#define IORING_ENTER_ABS_TIMER (1U << 5)
+#define IORING_ENTER_EXT_ARG_REG (1U << 6)
+#define IORING_ENTER_NO_IOWAIT (1U << 7)
+
+/*
+ * struct __kernel_timespec under a name of our own: <linux/time_types.h>, which some libc
+ * headers pull in, defines it too, and C11 allows no second definition. libc's own struct
+ * timespec will not do, since its fields are 32 bits wide on some 32-bit systems.
+ */
+struct uring_timespec {
+    int64_t tv_sec;
+    int64_t tv_nsec;
+};
+URING_ASSERT_SIZE(uring_timespec, 16);
+URING_ASSERT_OFFSET(uring_timespec, tv_nsec, 8);
+
+struct io_uring_getevents_arg {
+    uint64_t sigmask;
+    uint32_t sigmask_sz;
+    uint32_t min_wait_usec; /* must be 0 without IORING_FEAT_MIN_TIMEOUT */
+    uint64_t ts;            /* address of a struct uring_timespec */
+};
+URING_ASSERT_SIZE(io_uring_getevents_arg, 24);
+URING_ASSERT_OFFSET(io_uring_getevents_arg, sigmask_sz, 8);
+URING_ASSERT_OFFSET(io_uring_getevents_arg, ts, 16);
+
+/* ---- io_uring_register(2) ------------------------------------------------------------- */
+
+#define IORING_REGISTER_BUFFERS 0
+#define IORING_UNREGISTER_BUFFERS 1
+#define IORING_REGISTER_FILES 2
+#define IORING_UNREGISTER_FILES 3
+#define IORING_REGISTER_EVENTFD 4
+#define IORING_UNREGISTER_EVENTFD 5
+#define IORING_REGISTER_EVENTFD_ASYNC 7
+#define IORING_REGISTER_PROBE 8
+#define IORING_REGISTER_RESTRICTIONS 11
+#define IORING_REGISTER_ENABLE_RINGS 12
+#define IORING_REGISTER_FILES2 13
+#define IORING_REGISTER_FILES_UPDATE2 14
+#define IORING_REGISTER_BUFFERS2 15
+#define IORING_REGISTER_BUFFERS_UPDATE 16
+#define IORING_REGISTER_IOWQ_AFF 17
+#define IORING_UNREGISTER_IOWQ_AFF 18
+#define IORING_REGISTER_IOWQ_MAX_WORKERS 19
+#define IORING_REGISTER_RING_FDS 20
+#define IORING_UNREGISTER_RING_FDS 21
+#define IORING_REGISTER_PBUF_RING 22
+#define IORING_UNREGISTER_PBUF_RING 23
+#define IORING_REGISTER_SYNC_CANCEL 24
+#define IORING_REGISTER_FILE_ALLOC_RANGE 25
+#define IORING_REGISTER_PBUF_STATUS 26
+#define IORING_REGISTER_USE_REGISTERED_RING (1U << 31)
+
+/* The indexes of IORING_REGISTER_IOWQ_MAX_WORKERS's two counts. */
+#define IO_WQ_BOUND 0
+#define IO_WQ_UNBOUND 1
+
+#define IORING_RSRC_REGISTER_SPARSE (1U << 0)
+#define IORING_REGISTER_FILES_SKIP (-2)
+
+struct io_uring_rsrc_register {
+    uint32_t nr;
+    uint32_t flags;
+    uint64_t resv2;
+    uint64_t data;
+    uint64_t tags;
+};
+URING_ASSERT_SIZE(io_uring_rsrc_register, 32);
+URING_ASSERT_OFFSET(io_uring_rsrc_register, data, 16);
+URING_ASSERT_OFFSET(io_uring_rsrc_register, tags, 24);
+
+/* IORING_REGISTER_RING_FDS takes this one: offset is the slot, data the ring's fd. */
+struct io_uring_rsrc_update {
+    uint32_t offset;
+    uint32_t resv;
+    uint64_t data;
+};
+URING_ASSERT_SIZE(io_uring_rsrc_update, 16);
+URING_ASSERT_OFFSET(io_uring_rsrc_update, data, 8);
+
+struct io_uring_rsrc_update2 {
+    uint32_t offset;
+    uint32_t resv;
+    uint64_t data;
+    uint64_t tags;
+    uint32_t nr;
+    uint32_t resv2;
+};
+URING_ASSERT_SIZE(io_uring_rsrc_update2, 32);
+URING_ASSERT_OFFSET(io_uring_rsrc_update2, data, 8);
+URING_ASSERT_OFFSET(io_uring_rsrc_update2, nr, 24);
+
+/* The range that IORING_FILE_INDEX_ALLOC picks from. */
+struct io_uring_file_index_range {
+    uint32_t off;
+    uint32_t len;
+    uint64_t resv;
+};
+URING_ASSERT_SIZE(io_uring_file_index_range, 16);
+
+#define IO_URING_OP_SUPPORTED (1U << 0)
+
+struct io_uring_probe_op {
+    uint8_t op;
+    uint8_t resv;
+    uint16_t flags;
+    uint32_t resv2;
+};
+URING_ASSERT_SIZE(io_uring_probe_op, 8);
+URING_ASSERT_OFFSET(io_uring_probe_op, flags, 2);
+
+struct io_uring_probe {
+    uint8_t last_op;
+    uint8_t ops_len;
+    uint16_t resv;
+    uint32_t resv2[3];
+    struct io_uring_probe_op ops[];
+};
+URING_ASSERT_SIZE(io_uring_probe, 16);
+URING_ASSERT_OFFSET(io_uring_probe, ops, 16);
+
+#define IORING_RESTRICTION_REGISTER_OP 0
+#define IORING_RESTRICTION_SQE_OP 1
+#define IORING_RESTRICTION_SQE_FLAGS_ALLOWED 2
+#define IORING_RESTRICTION_SQE_FLAGS_REQUIRED 3
+
+struct io_uring_restriction {
+    uint16_t opcode;
+    union {
+        uint8_t register_op;
+        uint8_t sqe_op;
+        uint8_t sqe_flags;
+    };
+    uint8_t resv;
+    uint32_t resv2[3];
+};
+URING_ASSERT_SIZE(io_uring_restriction, 16);
+URING_ASSERT_OFFSET(io_uring_restriction, sqe_op, 2);
+URING_ASSERT_OFFSET(io_uring_restriction, resv2, 4);
+
+#define IORING_ASYNC_CANCEL_ALL (1U << 0)
+#define IORING_ASYNC_CANCEL_FD (1U << 1)
+#define IORING_ASYNC_CANCEL_ANY (1U << 2)
+#define IORING_ASYNC_CANCEL_FD_FIXED (1U << 3)
+#define IORING_ASYNC_CANCEL_USERDATA (1U << 4)
+#define IORING_ASYNC_CANCEL_OP (1U << 5)
+
+/* No timeout is tv_sec == tv_nsec == -1; zero means "do not wait". */
+struct io_uring_sync_cancel_reg {
+    uint64_t addr; /* the user_data to look for */
+    int32_t fd;
+    uint32_t flags;
+    struct uring_timespec timeout;
+    uint8_t opcode;
+    uint8_t pad[7];
+    uint64_t pad2[3];
+};
+URING_ASSERT_SIZE(io_uring_sync_cancel_reg, 64);
+URING_ASSERT_OFFSET(io_uring_sync_cancel_reg, fd, 8);
+URING_ASSERT_OFFSET(io_uring_sync_cancel_reg, timeout, 16);
+URING_ASSERT_OFFSET(io_uring_sync_cancel_reg, opcode, 32);
+
+/* ---- Provided buffers ----------------------------------------------------------------- */
+
+#define IOU_PBUF_RING_MMAP 1
+#define IOU_PBUF_RING_INC 2
+
+struct io_uring_buf {
+    uint64_t addr;
+    uint32_t len;
+    uint16_t bid;
+    uint16_t resv;
+};
+URING_ASSERT_SIZE(io_uring_buf, 16);
+URING_ASSERT_OFFSET(io_uring_buf, len, 8);
+URING_ASSERT_OFFSET(io_uring_buf, bid, 12);
+URING_ASSERT_OFFSET(io_uring_buf, resv, 14);
+
+/*
+ * The ring's tail lives in the reserved field of its first buffer, so buffer 0 must be filled
+ * field by field: assigning the whole structure would reset the tail. The empty structure is
+ * what lets a flexible array start a union in C11 with GNU extensions, without the warnings
+ * that an array of length zero earns at every access.
+ */
+struct io_uring_buf_ring {
+    union {
+        struct {
+            uint64_t resv1;
+            uint32_t resv2;
+            uint16_t resv3;
+            uint16_t tail;
+        };
+        struct {
+            struct {
+            } __empty;
+            struct io_uring_buf bufs[];
+        };
+    };
+};
+URING_ASSERT_SIZE(io_uring_buf_ring, 16);
+URING_ASSERT_OFFSET(io_uring_buf_ring, tail, 14);
+URING_ASSERT_OFFSET(io_uring_buf_ring, bufs, 0);
+
+struct io_uring_buf_reg {
+    uint64_t ring_addr; /* 0 with IOU_PBUF_RING_MMAP */
+    uint32_t ring_entries;
+    uint16_t bgid;
+    uint16_t flags;
+    uint32_t min_left; /* reserved, so 0, before the kernels that know it */
+    uint32_t resv[5];
+};
+URING_ASSERT_SIZE(io_uring_buf_reg, 40);
+URING_ASSERT_OFFSET(io_uring_buf_reg, ring_entries, 8);
+URING_ASSERT_OFFSET(io_uring_buf_reg, bgid, 12);
+URING_ASSERT_OFFSET(io_uring_buf_reg, flags, 14);
+
+struct io_uring_buf_status {
+    uint32_t buf_group;
+    uint32_t head;
+    uint32_t resv[8];
+};
+URING_ASSERT_SIZE(io_uring_buf_status, 40);
+URING_ASSERT_OFFSET(io_uring_buf_status, head, 4);
+
+/* What a multishot RECVMSG writes at the start of its provided buffer. */
+struct io_uring_recvmsg_out {
+    uint32_t namelen;
+    uint32_t controllen;
+    uint32_t payloadlen;
+    uint32_t flags;
+};
+URING_ASSERT_SIZE(io_uring_recvmsg_out, 16);
+URING_ASSERT_OFFSET(io_uring_recvmsg_out, payloadlen, 8);
+
+#endif /* TRIO_URING_UAPI_H */
