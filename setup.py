@@ -1,0 +1,104 @@
+"""What building needs to run code for; everything else is in pyproject.toml."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from setuptools import setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.errors import PlatformError
+
+KERNEL = "trio_uring/_kernel"
+
+# Debian's names. libc6-dev brings the kernel's headers; cffi itself comes as a wheel.
+DEBIAN_PACKAGES = "gcc libc6-dev python3-dev"
+
+# Python runs this line of `trio_uring.pth` at each start, so it must cost nothing where
+# TRIO_URING is unset: `os` is always imported by then. Where it is set, the one file
+# `_autostart.py` is run without importing the package, which would import Trio.
+PTH = """\
+import os; os.environ.get("TRIO_URING", "").strip().lower() in ("", "0", "off") or exec("\
+from importlib.machinery import PathFinder, SourceFileLoader\\n\
+package = PathFinder.find_spec('trio_uring')\\n\
+if package is not None and package.origin is not None:\\n\
+    file = os.path.join(os.path.dirname(package.origin), '_autostart.py')\\n\
+    scope = {'__name__': 'trio_uring._autostart', '__file__': file}\\n\
+    exec(SourceFileLoader(scope['__name__'], file).get_code(scope['__name__']), scope)\\n\
+    scope['start']()\\n\
+", {"os": os})
+"""
+
+
+class BuildPy(build_py):
+    """Puts `trio_uring.pth` beside the package: Python reads it only from there."""
+
+    def run(self) -> None:
+        """Build, then write the file that starts us where TRIO_URING is set."""
+        super().run()
+        if not self.editable_mode:
+            self._pth.parent.mkdir(parents=True, exist_ok=True)
+            self._pth.write_text(PTH, encoding="utf-8")
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:  # noqa: FBT001, FBT002
+        """List what was built."""
+        return [*super().get_outputs(include_bytecode), str(self._pth)]
+
+    @property
+    def _pth(self) -> Path:
+        return Path(self.build_lib, "trio_uring.pth")
+
+
+class BuildExt(build_ext):
+    """Says in one sentence what the machine lacks, and puts the C files into the sdist."""
+
+    def build_extensions(self) -> None:
+        """Build the C extension, where there is a compiler and Python's headers."""
+        if missing := self._missing():
+            raise PlatformError(
+                f"trio_uring has a C extension, and {missing} to build it is missing: "
+                f"on Debian, run `apt-get install {DEBIAN_PACKAGES}`."
+            )
+        super().build_extensions()
+
+    def get_source_files(self) -> list[str]:
+        """List the files that the extension is built from."""
+        files = (str(path) for suffix in ("h", "c", "txt") for path in Path(KERNEL).glob(f"*.{suffix}"))
+        return [*super().get_source_files(), *sorted(files)]
+
+    def _missing(self) -> str | None:
+        compiler: list[str] = self.compiler.compiler_so
+        includes = [f"-I{path}" for path in self.include_dirs]
+        try:
+            preprocessed = subprocess.run(
+                [*compiler, *includes, "-E", "-x", "c", "-o", os.devnull, "-"],
+                input="#include <Python.h>\n#include <linux/types.h>\n",
+                env={**os.environ, "LC_ALL": "C"},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except FileNotFoundError:
+            return f"the C compiler `{compiler[0]}`"
+        header = re.search(r"fatal error: (\S+): No such file", preprocessed.stderr)
+        return f"the header `{header[1]}`" if header else None
+
+
+def arguments() -> dict[str, Any]:
+    """Return what to build here: the C extension is for Linux only."""
+    if sys.platform != "linux":
+        return {}
+    arguments: dict[str, Any] = {"cffi_modules": [f"{KERNEL}/build.py:ffibuilder"]}
+    # cffi uses the stable ABI, so one wheel serves CPython 3.10 and later, except in debug and
+    # free-threaded builds.
+    free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
+    if not free_threaded and not hasattr(sys, "gettotalrefcount"):
+        arguments["options"] = {"bdist_wheel": {"py_limited_api": "cp310"}}
+    return arguments
+
+
+setup(cmdclass={"build_py": BuildPy, "build_ext": BuildExt}, **arguments())
