@@ -60,15 +60,15 @@ class BuildExt(build_ext):
         """Build the C extension, where there is a compiler and Python's headers."""
         if missing := self._missing():
             raise PlatformError(
-                f"trio_uring has a C extension, and {missing} to build it is missing: "
+                f"trio_uring's C extension cannot be built, because {missing} is missing; "
                 f"on Debian, run `apt-get install {DEBIAN_PACKAGES}`."
             )
         super().build_extensions()
 
     def get_source_files(self) -> list[str]:
         """List the files that the extension is built from."""
-        files = (str(path) for suffix in ("h", "c", "txt") for path in Path(KERNEL).glob(f"*.{suffix}"))
-        return [*super().get_source_files(), *sorted(files)]
+        files = [path for suffix in ("c", "h", "txt") for path in Path(KERNEL).glob(f"*.{suffix}")]
+        return [*super().get_source_files(), *sorted(map(str, files))]
 
     def _missing(self) -> str | None:
         compiler: list[str] = self.compiler.compiler_so

@@ -1,0 +1,347 @@
+"""What is checked, and how.
+
+`nox` runs what CI runs: lint, types, the project's own tests and Trio's test suite, on every
+Python found. `nox -s full` runs the whole matrix, `nox -l` lists the sessions.
+
+Sessions install the wheel, not the checkout, and run elsewhere: the checkout's `trio_uring`
+has no compiled module.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nox
+
+ROOT = Path(__file__).parent.resolve()
+CONFORMANCE = ROOT / "tests" / "conformance"
+sys.path.insert(0, str(CONFORMANCE))  # for the list of other projects' suites
+
+from other_suites import PYTEST, SUITES  # noqa: E402 (found through the line above)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+nox.needs_version = ">=2024.10.9"
+nox.options.sessions = ["lint", "types", "tests", "trio_suite"]
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = True
+
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+GROUPS = {
+    group: nox.project.dependency_groups(PYPROJECT, group) for group in ("test", "lint", "types")
+}
+
+NEWEST_TRIO = next(
+    name for name in PYPROJECT["project"]["dependencies"] if name.startswith("trio>")
+)
+OLDEST_TRIO = "trio==0.32.0"
+
+# Where one Python is enough: the one for which Trio's suite has its full requirements too.
+MAIN_PYTHON = "3.11"
+PYTHONS_MIN = 2
+
+# What Trio's suite needs; and what its tests of exports and documentation need besides, all of
+# which has releases for the main Python.
+TRIO_SUITE = ["pytest", "trustme", "pyopenssl"]
+TRIO_SUITE_OPTIONAL = [
+    *("astor", "async_generator", "black", "coverage", "jedi", "mypy", "pylint"),
+    *("pyright", "pyyaml", "ruff"),
+]
+
+# A shell's background job starts with SIGINT ignored, and every child inherits that: tests of
+# Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _find_pythons() -> list[str]:
+    """Find CPython 3.10 and later: on the path, and where pyenv keeps what is not on it."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    bins = [str(path) for path in sorted(pyenv.glob("versions/3.*/bin"))]
+    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *bins])
+    return [version for minor in range(10, 15) if (version := f"3.{minor}") and _runs(version)]
+
+
+def _runs(version: str) -> bool:
+    # pyenv's shims stand on the path even for a Python that they will not run: a directory
+    # behind them may have it, so look at each.
+    for directory in os.environ["PATH"].split(os.pathsep):
+        python = shutil.which(f"python{version}", path=directory)
+        if python is None:
+            continue
+        ran = subprocess.run([python, "-c", "import venv"], capture_output=True, check=False)
+        if ran.returncode == 0:
+            return True
+    return False
+
+
+PYTHONS = _find_pythons()
+ONE_PYTHON = MAIN_PYTHON if MAIN_PYTHON in PYTHONS or not PYTHONS else PYTHONS[0]
+
+
+# --- The sessions of `nox` ------------------------------------------------------------------
+
+
+@nox.session(python=ONE_PYTHON)
+def lint(session: nox.Session) -> None:
+    """Check style, formatting, spelling, and who imports whom."""
+    session.install(*GROUPS["lint"])
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("codespell")
+    # It reads the checkout: imports are looked at, not run.
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session(python=ONE_PYTHON)
+def types(session: nox.Session) -> None:
+    """Check types with mypy and pyright, and that every public name has one."""
+    install_wheel(session, NEWEST_TRIO, *GROUPS["types"], extras="[anyio]")
+    session.run("mypy")
+    session.run("pyright", "--pythonpath", session_python(session))
+    with elsewhere(session):
+        session.run("pyright", "--verifytypes", "trio_uring", "--ignoreexternal")
+
+
+@nox.session
+@nox.parametrize(
+    "python,trio",
+    [(python, NEWEST_TRIO) for python in PYTHONS] + [(ONE_PYTHON, OLDEST_TRIO)],
+    ids=[f"{python}-newest-trio" for python in PYTHONS] + [f"{ONE_PYTHON}-oldest-trio"],
+)
+def tests(session: nox.Session, trio: str) -> None:
+    """Run the project's own tests."""
+    need_pythons(session)
+    install_wheel(session, trio, *GROUPS["test"], extras="[anyio]")
+    measured = session.python == ONE_PYTHON and trio == NEWEST_TRIO
+    if not measured or session.posargs:
+        run_pytest(session, *(session.posargs or [str(ROOT / "tests")]))
+        return
+    rcfile = f"--rcfile={ROOT / 'pyproject.toml'}"
+    with elsewhere(session):
+        session.run(
+            *("python", "-m", "coverage", "run", rcfile, "-m"),
+            *("pytest", *pytest_options(), str(ROOT / "tests")),
+        )
+        session.run("python", "-m", "coverage", "combine", rcfile, "--quiet")
+        session.run("python", "-m", "coverage", "report", rcfile)
+
+
+@nox.session(python=PYTHONS)
+def trio_suite(session: nox.Session) -> None:
+    """Run Trio's test suite on the ring."""
+    need_pythons(session)
+    compare_trio_suite(session, NEWEST_TRIO, "ring")
+
+
+# --- The rest of the matrix -----------------------------------------------------------------
+
+
+@nox.session(python=PYTHONS)
+def trio_suite_unused(session: nox.Session) -> None:
+    """Run Trio's test suite with trio_uring installed but not used."""
+    compare_trio_suite(session, NEWEST_TRIO, "unused")
+
+
+@nox.session(python=PYTHONS)
+def trio_suite_oldest(session: nox.Session) -> None:
+    """Run the oldest supported Trio's test suite on the ring."""
+    compare_trio_suite(session, OLDEST_TRIO, "ring")
+
+
+@nox.session(python=ONE_PYTHON)
+@nox.parametrize("project", sorted(SUITES), ids=sorted(SUITES))
+def suites(session: nox.Session, project: str) -> None:
+    """Run other projects' test suites on plain Trio and on the ring."""
+    suite = SUITES[project]
+    with tempfile.TemporaryDirectory() as directory:
+        session.run(
+            *("python", "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"),
+            *("--dest", directory, suite.sdist),
+        )
+        [archive] = Path(directory).glob("*.tar.gz")
+        with tarfile.open(archive) as sdist:
+            sdist.extractall(directory)
+        [source] = (path for path in Path(directory).iterdir() if path.is_dir())
+        # Installed from its source, so that its tests and its code are of one version.
+        install_wheel(session, NEWEST_TRIO, PYTEST, *suite.requirements, str(source))
+        session.run("python", str(CONFORMANCE / "other_suites.py"), project, str(source))
+
+
+@nox.session(python=ONE_PYTHON)
+def examples(session: nox.Session) -> None:
+    """Run the examples and the README's code."""
+    install_wheel(session, NEWEST_TRIO, *GROUPS["test"], extras="[anyio]")
+    run_pytest(session, str(ROOT / "tests" / "test_examples.py"))
+
+
+@nox.session(python=ONE_PYTHON)
+def bench(session: nox.Session) -> None:
+    """Measure, and print; nothing passes or fails."""
+    install_wheel(session, NEWEST_TRIO)
+    with elsewhere(session):
+        for benchmark in sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py")):
+            session.run("python", str(benchmark), *session.posargs)
+
+
+@nox.session(python=ONE_PYTHON)
+def asan(session: nox.Session) -> None:
+    """Run the kernel tests with the C core built for AddressSanitizer."""
+    libasan = session.run(
+        "gcc", "-print-file-name=libasan.so", external=True, silent=True, log=False
+    )
+    session.install(NEWEST_TRIO, *GROUPS["test"])
+    with unpacked_sdist(session) as source:
+        session.install(
+            *("--force-reinstall", "--no-deps", "--no-cache-dir", str(source)),
+            env={
+                "CFLAGS": "-O1 -g -fno-omit-frame-pointer -fsanitize=address",
+                "LDFLAGS": "-fsanitize=address",
+            },
+        )
+    session.install("attrs", "cffi", "outcome")
+    run_pytest(
+        session,
+        *(session.posargs or [str(ROOT / "tests" / "kernel")]),
+        env={
+            "LD_PRELOAD": str(libasan).strip(),
+            # Python keeps memory until it exits, which is no leak of ours.
+            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+            # Python's own allocator hides from the sanitizer where one object ends.
+            "PYTHONMALLOC": "malloc",
+        },
+    )
+
+
+@nox.session(python=PYTHONS)
+def build(session: nox.Session) -> None:
+    """Build the sdist and the wheel, install each into an empty environment, and import."""
+    wheel, sdist = built(session)
+    for package in (wheel, sdist):
+        session.install("--force-reinstall", "--no-cache-dir", f"{package}")
+        check_installed(session)
+        with elsewhere(session):
+            session.run("python", "-m", "trio_uring", "--help", silent=True)
+        session.run("python", "-m", "pip", "check")
+        session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "trio-uring")
+
+
+@nox.session(venv_backend="none")
+def full(session: nox.Session) -> None:
+    """Run everything."""
+    for name in (
+        *("lint", "types", "tests", "trio_suite", "trio_suite_unused", "trio_suite_oldest"),
+        *("suites", "examples", "asan", "build", "bench"),
+    ):
+        session.notify(name)
+
+
+# --- How a session gets what it tests -------------------------------------------------------
+
+_built: dict[str, tuple[Path, Path]] = {}
+
+
+def built(session: nox.Session) -> tuple[Path, Path]:
+    """Return the wheel for the session's Python and the sdist, built once for each nox run."""
+    python = str(session.python)
+    if python not in _built:
+        directory = ROOT / ".nox" / "dist" / python
+        shutil.rmtree(directory, ignore_errors=True)
+        session.install("build")
+        # The wheel is built from the sdist, so that a file the sdist lacks is found here.
+        session.run("python", "-m", "build", "--outdir", str(directory), str(ROOT), silent=True)
+        [wheel] = directory.glob("*.whl")
+        [sdist] = directory.glob("*.tar.gz")
+        # Made for the stable ABI, or without C: good for every Python.
+        pythons = PYTHONS if "-abi3-" in wheel.name or "-none-" in wheel.name else [python]
+        _built.update(dict.fromkeys(pythons, (wheel, sdist)))
+    return _built[python]
+
+
+@contextmanager
+def unpacked_sdist(session: nox.Session) -> Iterator[Path]:
+    """Unpack the sdist, to build it in another way."""
+    _, archive = built(session)
+    with tempfile.TemporaryDirectory() as directory:
+        with tarfile.open(archive) as sdist:
+            sdist.extractall(directory)
+        [source] = Path(directory).iterdir()
+        yield source
+
+
+def install_wheel(session: nox.Session, trio: str, *requirements: str, extras: str = "") -> None:
+    """Install *requirements* and our wheel, with *trio* and nothing else deciding its version."""
+    wheel, _ = built(session)
+    session.install(trio, *requirements, f"trio-uring{extras} @ {wheel.as_uri()}")
+    # The version number is the same as that of the wheel a reused environment has.
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    check_installed(session)
+
+
+def check_installed(session: nox.Session) -> None:
+    """Fail if `import trio_uring` would find the checkout."""
+    with elsewhere(session):
+        session.run(
+            *("python", "-c"),
+            "import sys, trio_uring; assert trio_uring.__file__.startswith(sys.prefix)",
+            silent=True,
+        )
+
+
+@contextmanager
+def elsewhere(session: nox.Session) -> Iterator[None]:
+    """Leave the checkout: Python puts the current directory in front of what is installed.
+
+    Not into the session's own directory, whose path is too long for the UNIX sockets of tests.
+    """
+    with tempfile.TemporaryDirectory() as directory, session.chdir(directory):
+        yield
+
+
+def pytest_options() -> list[str]:
+    """Return what makes pytest use the checkout's settings from another directory."""
+    return [f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"]
+
+
+def run_pytest(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
+    """Run pytest on the installed package."""
+    paths = [str(ROOT / path) if (ROOT / path).exists() else path for path in arguments]
+    with elsewhere(session):
+        session.run("python", "-m", "pytest", *pytest_options(), *paths, env=env)
+
+
+def compare_trio_suite(session: nox.Session, trio: str, way: str) -> None:
+    """Run Trio's suite without trio_uring, then with it in one *way*."""
+    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "trio-uring")
+    optional = TRIO_SUITE_OPTIONAL if session.python == MAIN_PYTHON else []
+    session.install(trio, *TRIO_SUITE, *optional)
+    script = str(CONFORMANCE / "trio_suite.py")
+    with tempfile.TemporaryDirectory() as directory:
+        plain = f"{directory}/plain.json"
+        session.run("python", script, "plain", plain, *session.posargs)
+        install_wheel(session, trio)
+        session.run("python", script, way, plain, *session.posargs)
+
+
+def session_python(session: nox.Session) -> str:
+    """Return the path of the session's interpreter."""
+    return str(Path(session.bin, "python"))
+
+
+def need_pythons(session: nox.Session) -> None:
+    """Fail where there is one Python only: one hides what another does differently."""
+    if len(PYTHONS) < PYTHONS_MIN:
+        session.error(
+            f"{PYTHONS_MIN} of CPython 3.10 to 3.14 are needed, found: {PYTHONS}. Put others on "
+            "PATH, or install them with pyenv."
+        )

@@ -1,0 +1,93 @@
+"""Suites of projects built on Trio, run on plain Trio and on the ring, and compared.
+
+    python other_suites.py PROJECT SOURCE
+
+*SOURCE* is the project's unpacked sdist. Plain means that trio_uring is switched off here, not
+that it is absent: `trio_suite.py` shows that its presence changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from suite_runner import differences, report, run_suite
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A project's test suite."""
+
+    sdist: str
+    requirements: list[str]
+    arguments: list[str]
+    passed_min: int  # on plain Trio: fewer means that the suite did not really run
+
+
+SUITES = {
+    "trio-websocket": Suite(
+        sdist="trio-websocket==0.12.2",
+        requirements=["pytest-trio", "trustme"],
+        arguments=["-o", "trio_mode=true", "tests"],
+        passed_min=64,
+    ),
+    "httpcore": Suite(
+        sdist="httpcore==1.0.9",
+        requirements=[
+            "anyio",
+            "h2",
+            "hpack",
+            "pytest-httpbin",
+            "pytest-trio",
+            "socksio",
+            "trustme",
+        ],
+        # Its own settings turn warnings into errors, and its dependencies' newer releases warn.
+        arguments=["-o", "filterwarnings=default", "tests", "-k", "trio"],
+        passed_min=69,
+    ),
+    "pytest-trio": Suite(
+        sdist="pytest-trio==0.8.0",
+        requirements=["hypothesis"],
+        # The one file left out expects messages of an older Hypothesis.
+        arguments=[
+            "pytest_trio/_tests",
+            "--ignore=pytest_trio/_tests/test_hypothesis_interaction.py",
+        ],
+        passed_min=52,
+    ),
+}
+
+# These suites use what pytest 8.4 removed.
+PYTEST = "pytest<8.4"
+
+
+def main() -> int:
+    """Run one project's suite in both ways and compare."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("project", choices=sorted(SUITES))
+    parser.add_argument("source", type=Path)
+    options = parser.parse_args()
+    suite = SUITES[options.project]
+    runs = [
+        run_suite(
+            f"{suite.sdist}, {way}",
+            [*suite.arguments, *arguments],
+            cwd=options.source,
+            environment={"TRIO_URING": environment},
+        )
+        for way, arguments, environment in [("plain", [], "off"), ("ring", ["--trio-uring"], "")]
+    ]
+    plain, ring = runs
+    problems = differences(plain, ring)
+    if len(plain.tests("passed")) < suite.passed_min:
+        problems.append(f"{plain.name}: fewer than {suite.passed_min} passed")
+    if ring.summary is None or not ring.summary.ring_runs or ring.summary.fallback_runs:
+        problems.append(f"{ring.name}: not every run had a ring")
+    return report(plain, ring, problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
