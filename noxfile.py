@@ -323,7 +323,9 @@ def run_pytest(session: nox.Session, *arguments: str, env: dict[str, str] | None
 def compare_trio_suite(session: nox.Session, trio: str, way: str) -> None:
     """Run Trio's suite without trio_uring, then with it in one *way*."""
     session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "trio-uring")
-    optional = TRIO_SUITE_OPTIONAL if session.python == MAIN_PYTHON else []
+    # Of the oldest Trio's tests of its exports, some fail with today's mypy and jedi.
+    complete = session.python == MAIN_PYTHON and trio == NEWEST_TRIO
+    optional = TRIO_SUITE_OPTIONAL if complete else []
     session.install(trio, *TRIO_SUITE, *optional)
     script = str(CONFORMANCE / "trio_suite.py")
     with tempfile.TemporaryDirectory() as directory:
