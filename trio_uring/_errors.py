@@ -1,0 +1,98 @@
+"""Our exceptions, and the only place that turns ``-errno`` into one."""
+
+import errno
+import os
+
+from ._kernel.uapi import OPCODE_SINCE, Opcode
+
+# What the kernel answers for an operation that was cancelled: ECANCELED where the operation
+# was waiting, EINTR where it ran in a kernel worker, and for splices and blocked opens of
+# FIFOs the kernel-internal ERESTART* numbers (512 to 516), which escape to user space.
+# Seen on Linux 6.18. They mean "cancelled" only if a cancel was asked for.
+CANCELLED_RESULTS = frozenset((-errno.ECANCELED, -errno.EINTR, *range(-516, -511)))
+
+_SETUP_HINTS = {
+    errno.ENOSYS: "the kernel is older than 5.11, or built without CONFIG_IO_URING, or a seccomp "
+    "filter hides io_uring (as Docker's default profile does): upgrade the kernel, or run the "
+    "container with a profile that allows io_uring_setup, io_uring_enter and io_uring_register",
+    errno.EPERM: "io_uring is forbidden here: see the sysctl kernel.io_uring_disabled (0 allows "
+    "it), or a seccomp filter (as Docker's default profile) that must allow io_uring_setup, "
+    "io_uring_enter and io_uring_register",
+    errno.EACCES: "a security module (SELinux, AppArmor) forbids io_uring: allow it there",
+    errno.ENOMEM: "the memory lock limit is too low, even for a small ring: raise RLIMIT_MEMLOCK "
+    "(ulimit -l), or ask for fewer entries",
+    errno.EMFILE: "this process has too many open files: raise RLIMIT_NOFILE (ulimit -n)",
+    errno.ENFILE: "the system has too many open files: raise the sysctl fs.file-max",
+    errno.EINVAL: "the kernel refused the ring's parameters: sqpoll's cpu must exist, and be one "
+    "that this process may use",
+}
+
+
+class RingUnavailableError(RuntimeError):
+    """A run required io_uring, and this system does not offer it.
+
+    The message names the cause and the remedy. ``errno`` is the kernel's, or 0 where the
+    kernel was not asked (another operating system, an unknown version of Trio).
+    """
+
+    def __init__(self, reason: str, errno_: int = 0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.errno = errno_
+
+
+class IncompatibleTrioError(RingUnavailableError):
+    """The installed Trio is not one that this package was read and tested against."""
+
+
+class UnsupportedOpcodeError(OSError):
+    """The running kernel does not know an operation's opcode. ``errno`` is ``EOPNOTSUPP``."""
+
+
+class ForkedRingError(RuntimeError):
+    """A forked child used the ring of its parent; it must start a run of its own."""
+
+
+def operation_error(
+    res: int, filename: str | bytes | None = None, filename2: str | bytes | None = None
+) -> OSError:
+    """Return the `OSError` for a CQE's negative *res*, as the standard library would.
+
+    `OSError` itself picks the subclass: ``-ECONNRESET`` gives `ConnectionResetError`.
+    """
+    assert -4096 < res < 0, res
+    if filename is None:
+        return OSError(-res, os.strerror(-res))
+    return OSError(-res, os.strerror(-res), filename, None, filename2)
+
+
+def setup_error(result: int, doing: str) -> RingUnavailableError:
+    """Return the error for a ring that could not be set up, with its likely cause and remedy."""
+    code = -result
+    hint = _SETUP_HINTS.get(code, "see io_uring_setup(2)")
+    name = errno.errorcode.get(code, str(code))
+    return RingUnavailableError(f"{doing} failed with {name} ({os.strerror(code)}): {hint}", code)
+
+
+def ring_error(result: int) -> Exception:
+    """Return the error for a ring that refuses a push, an enter or a registration."""
+    if result == -errno.EOWNERDEAD:
+        return ForkedRingError(
+            "this ring belongs to the parent process: after a fork, start a new run in the child"
+        )
+    if result == -errno.EEXIST:
+        return RuntimeError("this ring belongs to another thread: only its run's thread may use it")
+    return operation_error(result)
+
+
+def unsupported_opcode(opcode: int) -> UnsupportedOpcodeError:
+    """Return the error for an *opcode* that the running kernel does not know."""
+    try:
+        name, since = Opcode(opcode).name, f"came with Linux {OPCODE_SINCE[Opcode(opcode)]}"
+    except ValueError:
+        name, since = str(opcode), "is unknown to this package"
+    kernel = os.uname().release
+    return UnsupportedOpcodeError(
+        errno.EOPNOTSUPP,
+        f"the running kernel ({kernel}) does not support IORING_OP_{name}, which {since}",
+    )

@@ -1,0 +1,24 @@
+"""The border to the kernel: the compiled C core, and who may use it.
+
+``lib`` is for `_ring` and `_buffer_pool`, ``ffi`` for those and `_operations`. On systems
+without io_uring nothing is compiled; the package still imports there, and every run falls
+back to Trio's own I/O before one of these would be touched.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ._ring import CData, ffi, lib
+
+    COMPILED: Final = True
+elif sys.platform == "linux":
+    from ._ring import ffi, lib
+
+    CData = ffi.CData
+    COMPILED: Final = True
+else:
+    CData = ffi = lib = None
+    COMPILED: Final = False
+
+__all__ = ["COMPILED", "CData", "ffi", "lib"]

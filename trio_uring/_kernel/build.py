@@ -1,0 +1,24 @@
+"""cffi's builder: compiles the C core from the two files beside it.
+
+cffi generates the glue when the package is built, so no generated C is kept in the
+repository and none can be out of date.
+"""
+
+from pathlib import Path
+
+import cffi
+
+_HERE = Path(__file__).parent
+
+ffibuilder = cffi.FFI()
+ffibuilder.cdef((_HERE / "ring.cdef.txt").read_text())
+ffibuilder.set_source(
+    "trio_uring._kernel._ring",
+    (_HERE / "ring.csrc.c").read_text(),
+    include_dirs=[str(_HERE)],
+    depends=[str(_HERE / name) for name in ("ring.cdef.txt", "ring.csrc.c", "uapi.h")],
+    extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

@@ -1,0 +1,509 @@
+/*
+ * The ring: what must be C because Python cannot express it (memory ordering, shared memory)
+ * or because it runs once per operation (filling an SQE) or once per loop turn (enter, drain).
+ * Every policy lives in Python. Raw syscalls and our own ABI (uapi.h): no liburing needed.
+ *
+ * Errors are returned as -errno, as the kernel does; nothing here prints, raises or retries
+ * without a bound.
+ *
+ * Memory ordering, as io_uring(7) asks:
+ *
+ *   SQ tail   we write, the kernel reads     store-release, after the SQE is filled
+ *   SQ head   the kernel writes, we read     load-acquire, before we reuse an SQE
+ *   CQ tail   the kernel writes, we read     load-acquire, before we read a CQE
+ *   CQ head   we write, the kernel reads     store-release, after we have copied the CQEs
+ *   SQ flags  the kernel writes, we read     relaxed, but see ring_sq_needs_wakeup
+ */
+#ifndef _GNU_SOURCE /* Python.h may have said so already */
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "uapi.h"
+
+struct ring {
+    int fd;
+    int enter_fd;           /* the registered index of fd, or fd itself */
+    unsigned enter_flags;   /* IORING_ENTER_REGISTERED_RING, or 0 */
+    unsigned setup_flags;
+    unsigned features;
+    int forked;             /* set in a child: its parent owns the ring */
+
+    unsigned *sq_head, *sq_tail, *sq_flags;
+    unsigned sq_mask, sq_entries;
+    unsigned sq_pushed;     /* our copy of *sq_tail; runs ahead of it until ring_publish */
+    struct io_uring_sqe *sqes;
+
+    unsigned *cq_head, *cq_tail;
+    unsigned cq_mask, cq_entries;
+    struct io_uring_cqe *cqes;
+
+    void *rings_map, *sqes_map;
+    size_t rings_size, sqes_size;
+
+    unsigned long long enters, pushed;
+    struct ring *next, **link;  /* every open ring of this process, for fork */
+};
+
+/* ---- Fork ------------------------------------------------------------------------------
+ *
+ * A child that pushed an SQE into memory shared with its parent would have the parent submit
+ * it. So the mappings are not inherited (MADV_DONTFORK), and each ring remembers in ordinary
+ * memory that it is now in a child. pthread_atfork also sees forks that Python does not.
+ */
+static pthread_mutex_t all_rings_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct ring *all_rings;
+static pthread_once_t atfork_once = PTHREAD_ONCE_INIT;
+
+static void before_fork(void) { pthread_mutex_lock(&all_rings_lock); }
+static void after_fork_in_parent(void) { pthread_mutex_unlock(&all_rings_lock); }
+static void after_fork_in_child(void)
+{
+    for (struct ring *ring = all_rings; ring != NULL; ring = ring->next)
+        ring->forked = 1;
+    pthread_mutex_unlock(&all_rings_lock);
+}
+static void watch_forks(void)
+{
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
+
+static void remember_ring(struct ring *ring)
+{
+    pthread_once(&atfork_once, watch_forks);
+    pthread_mutex_lock(&all_rings_lock);
+    ring->next = all_rings;
+    ring->link = &all_rings;
+    if (all_rings != NULL)
+        all_rings->link = &ring->next;
+    all_rings = ring;
+    pthread_mutex_unlock(&all_rings_lock);
+}
+
+static void forget_ring(struct ring *ring)
+{
+    pthread_mutex_lock(&all_rings_lock);
+    *ring->link = ring->next;
+    if (ring->next != NULL)
+        ring->next->link = ring->link;
+    pthread_mutex_unlock(&all_rings_lock);
+}
+
+/* ---- Syscalls -------------------------------------------------------------------------- */
+
+static int sys_setup(unsigned entries, struct io_uring_params *params)
+{
+    int fd = (int)syscall(__NR_io_uring_setup, entries, params);
+    return fd < 0 ? -errno : fd;
+}
+
+static int sys_enter(struct ring *ring, unsigned to_submit, unsigned min_complete,
+                     unsigned flags, const void *argument, size_t size)
+{
+    ring->enters++;
+    int result = (int)syscall(__NR_io_uring_enter, ring->enter_fd, to_submit, min_complete,
+                              flags | ring->enter_flags, argument, size);
+    return result < 0 ? -errno : result;
+}
+
+static int sys_register(int fd, unsigned opcode, void *argument, unsigned count)
+{
+    int result = (int)syscall(__NR_io_uring_register, fd, opcode, argument, count);
+    return result < 0 ? -errno : result;
+}
+
+/* ---- Set up and close ------------------------------------------------------------------ */
+
+static int map_rings(struct ring *ring, struct io_uring_params *params)
+{
+    size_t sq_size = params->sq_off.array + params->sq_entries * sizeof(unsigned);
+    size_t cq_size = params->cq_off.cqes + params->cq_entries * sizeof(struct io_uring_cqe);
+    ring->rings_size = sq_size > cq_size ? sq_size : cq_size;
+    ring->sqes_size = params->sq_entries * sizeof(struct io_uring_sqe);
+
+    ring->rings_map = mmap(NULL, ring->rings_size, PROT_READ | PROT_WRITE,
+                           MAP_SHARED | MAP_POPULATE, ring->fd, IORING_OFF_SQ_RING);
+    if (ring->rings_map == MAP_FAILED)
+        return -errno;
+    ring->sqes_map = mmap(NULL, ring->sqes_size, PROT_READ | PROT_WRITE,
+                          MAP_SHARED | MAP_POPULATE, ring->fd, IORING_OFF_SQES);
+    if (ring->sqes_map == MAP_FAILED)
+        return -errno;
+    if (madvise(ring->rings_map, ring->rings_size, MADV_DONTFORK) < 0 ||
+        madvise(ring->sqes_map, ring->sqes_size, MADV_DONTFORK) < 0)
+        return -errno;
+
+    char *base = ring->rings_map;
+    ring->sq_head = (unsigned *)(base + params->sq_off.head);
+    ring->sq_tail = (unsigned *)(base + params->sq_off.tail);
+    ring->sq_flags = (unsigned *)(base + params->sq_off.flags);
+    ring->sq_mask = *(unsigned *)(base + params->sq_off.ring_mask);
+    ring->sq_entries = params->sq_entries;
+    ring->sqes = ring->sqes_map;
+    ring->cq_head = (unsigned *)(base + params->cq_off.head);
+    ring->cq_tail = (unsigned *)(base + params->cq_off.tail);
+    ring->cq_mask = *(unsigned *)(base + params->cq_off.ring_mask);
+    ring->cq_entries = params->cq_entries;
+    ring->cqes = (struct io_uring_cqe *)(base + params->cq_off.cqes);
+
+    /* SQE i always stands at index i: the indirection of the SQ array is not used. */
+    unsigned *array = (unsigned *)(base + params->sq_off.array);
+    for (unsigned i = 0; i < params->sq_entries; i++)
+        array[i] = i;
+    return 0;
+}
+
+static void unmap_and_close(struct ring *ring)
+{
+    /* In a forked child the addresses were never mapped, and may be somebody else's by now. */
+    if (!ring->forked) {
+        if (ring->rings_map != MAP_FAILED)
+            munmap(ring->rings_map, ring->rings_size);
+        if (ring->sqes_map != MAP_FAILED)
+            munmap(ring->sqes_map, ring->sqes_size);
+    }
+    if (ring->fd >= 0)
+        close(ring->fd);
+    free(ring);
+}
+
+/* Set up one ring exactly as asked; the ladder of weaker flags is in Python. */
+static int ring_open(struct ring **out, unsigned entries, unsigned cq_entries,
+                     unsigned setup_flags, unsigned sq_thread_idle_ms, unsigned sq_thread_cpu)
+{
+    struct io_uring_params params;
+    memset(&params, 0, sizeof params);
+    params.flags = setup_flags;
+    params.cq_entries = cq_entries;
+    params.sq_thread_idle = sq_thread_idle_ms;
+    params.sq_thread_cpu = sq_thread_cpu;
+
+    struct ring *ring = calloc(1, sizeof *ring);
+    if (ring == NULL)
+        return -ENOMEM;
+    ring->rings_map = ring->sqes_map = MAP_FAILED;
+    ring->fd = sys_setup(entries, &params); /* the kernel makes it O_CLOEXEC */
+    if (ring->fd < 0) {
+        int error = ring->fd;
+        free(ring);
+        return error;
+    }
+    ring->enter_fd = ring->fd;
+    ring->setup_flags = params.flags;
+    ring->features = params.features;
+    /* 5.4, 5.5 and 5.11: one map for both rings, no completion ever dropped, timeouts in enter. */
+    unsigned needed = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG;
+    int result = (ring->features & needed) == needed ? map_rings(ring, &params) : -ENOSYS;
+    if (result < 0) {
+        unmap_and_close(ring);
+        return result;
+    }
+    remember_ring(ring);
+    *out = ring;
+    return 0;
+}
+
+/* With the ring's fd registered, enter need not look it up. Linux 5.18. */
+static int ring_register_ring_fd(struct ring *ring)
+{
+    struct io_uring_rsrc_update update = {.offset = -1U, .data = (uint64_t)ring->fd};
+    int result = sys_register(ring->fd, IORING_REGISTER_RING_FDS, &update, 1);
+    if (result != 1)
+        return result < 0 ? result : -EINVAL;
+    ring->enter_fd = (int)update.offset;
+    ring->enter_flags = IORING_ENTER_REGISTERED_RING;
+    return 0;
+}
+
+/* Unmap and close. The caller has drained the ring: closing is no barrier for the kernel's
+ * writes into buffers. A registered ring fd would keep the ring alive, so it goes first; only
+ * the thread that registered it can undo that, and from any other thread we do not try. */
+static void ring_close(struct ring *ring, int owner_thread)
+{
+    if (!ring->forked && owner_thread && ring->enter_flags) {
+        struct io_uring_rsrc_update update = {.offset = (unsigned)ring->enter_fd};
+        sys_register(ring->fd, IORING_UNREGISTER_RING_FDS, &update, 1);
+    }
+    forget_ring(ring);
+    unmap_and_close(ring);
+}
+
+static int ring_register(struct ring *ring, unsigned opcode, void *argument, unsigned count)
+{
+    return ring->forked ? -EOWNERDEAD : sys_register(ring->fd, opcode, argument, count);
+}
+
+static int ring_fd(struct ring *ring) { return ring->fd; }
+static unsigned ring_setup_flags(struct ring *ring) { return ring->setup_flags; }
+static unsigned ring_features(struct ring *ring) { return ring->features; }
+static unsigned ring_sq_entries(struct ring *ring) { return ring->sq_entries; }
+static unsigned ring_cq_entries(struct ring *ring) { return ring->cq_entries; }
+static unsigned long long ring_enters(struct ring *ring) { return ring->enters; }
+
+/* ---- The submission queue -------------------------------------------------------------- */
+
+/* Pushed, and not yet taken by the kernel. */
+static unsigned ring_unsubmitted(struct ring *ring)
+{
+    return ring->forked ? 0 : ring->sq_pushed - __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE);
+}
+
+static unsigned long long ring_submitted(struct ring *ring)
+{
+    return ring->pushed - ring_unsubmitted(ring);
+}
+
+/* Show the kernel what was pushed; returns how many SQEs it has not taken yet. */
+static unsigned ring_publish(struct ring *ring)
+{
+    __atomic_store_n(ring->sq_tail, ring->sq_pushed, __ATOMIC_RELEASE);
+    return ring->sq_pushed - __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE);
+}
+
+/* SQPOLL: must we wake the kernel's thread? It sets NEED_WAKEUP, looks at the tail once more,
+ * and sleeps. We store the tail, and look at NEED_WAKEUP. With only release and acquire, both
+ * could miss the other's store (store buffering), and the SQE would lie there for ever; a full
+ * fence between our store and our load rules that out. */
+static int ring_sq_needs_wakeup(struct ring *ring)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    return (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_NEED_WAKEUP) != 0;
+}
+
+/* Hand all pushed SQEs to the kernel without waiting for completions. */
+static int ring_submit(struct ring *ring, unsigned flags)
+{
+    unsigned to_submit = ring_publish(ring);
+    if (ring->setup_flags & IORING_SETUP_SQPOLL) {
+        if (to_submit && ring_sq_needs_wakeup(ring))
+            flags |= IORING_ENTER_SQ_WAKEUP;
+        if (flags == 0)
+            return 0;
+        to_submit = 0; /* the thread submits */
+    }
+    return sys_enter(ring, to_submit, 0, flags, NULL, 0);
+}
+
+/* Fill one SQE. A full SQ is no error: what is queued is submitted, and under SQPOLL we wait
+ * until the thread took some. -EAGAIN: still no room (the caller reaps and tries again). */
+static int ring_push(struct ring *ring, unsigned opcode, unsigned sqe_flags, unsigned ioprio,
+                     int fd, uint64_t off, void *addr, unsigned len, unsigned op_flags,
+                     unsigned buf_index, int splice_fd_in, uint64_t addr3, uint64_t user_data)
+{
+    if (ring->forked)
+        return -EOWNERDEAD;
+    if (ring_unsubmitted(ring) >= ring->sq_entries) {
+        int sqpoll = (ring->setup_flags & IORING_SETUP_SQPOLL) != 0;
+        int result = ring_submit(ring, sqpoll ? IORING_ENTER_SQ_WAIT : 0);
+        if (ring_unsubmitted(ring) >= ring->sq_entries)
+            return result < 0 && result != -EBUSY && result != -EINTR ? result : -EAGAIN;
+    }
+    struct io_uring_sqe *sqe = &ring->sqes[ring->sq_pushed & ring->sq_mask];
+    memset(sqe, 0, sizeof *sqe);
+    sqe->opcode = (uint8_t)opcode;
+    sqe->flags = (uint8_t)sqe_flags;
+    sqe->ioprio = (uint16_t)ioprio;
+    sqe->fd = fd;
+    sqe->off = off;
+    sqe->addr = (uint64_t)(uintptr_t)addr;
+    sqe->len = len;
+    sqe->op_flags = op_flags;
+    sqe->buf_index = (uint16_t)buf_index;
+    sqe->splice_fd_in = splice_fd_in;
+    sqe->addr3 = addr3;
+    sqe->user_data = user_data;
+    ring->sq_pushed++;
+    ring->pushed++;
+    return 0;
+}
+
+/* Submit, and let cancelled and finished operations let go of their files now, before the
+ * caller closes an fd. The CQEs stay in the CQ. Under SQPOLL the thread may still be about to
+ * look fds up, so wait until it has taken every SQE. */
+static int ring_flush(struct ring *ring)
+{
+    if (ring->forked)
+        return -EOWNERDEAD;
+    int result = ring_submit(ring, IORING_ENTER_GETEVENTS);
+    if (ring->setup_flags & IORING_SETUP_SQPOLL) {
+        while (ring_unsubmitted(ring) != 0 && result >= 0) {
+            if (ring_sq_needs_wakeup(ring))
+                result = sys_enter(ring, 0, 0, IORING_ENTER_SQ_WAKEUP, NULL, 0);
+            sched_yield();
+        }
+    }
+    return result;
+}
+
+/* ---- The completion queue -------------------------------------------------------------- */
+
+static unsigned ring_ready(struct ring *ring)
+{
+    return __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE) - *ring->cq_head;
+}
+
+/* Copy at most room CQEs out and give their places back to the kernel. */
+static unsigned ring_drain(struct ring *ring, struct io_uring_cqe *out, unsigned room)
+{
+    unsigned head = *ring->cq_head;
+    unsigned count = __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE) - head;
+    if (count > room)
+        count = room;
+    for (unsigned i = 0; i < count; i++)
+        out[i] = ring->cqes[(head + i) & ring->cq_mask];
+    __atomic_store_n(ring->cq_head, head + count, __ATOMIC_RELEASE);
+    return count;
+}
+
+static int ring_overflowed(struct ring *ring)
+{
+    return (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
+}
+
+/* One turn of the loop: submit all, wait at most timeout_ns for one completion (0: do not
+ * wait), copy out up to room CQEs. Returns how many; 0 only if the time ran out.
+ *
+ * -EINTR: a signal came, or the kernel cannot tell whether the time ran out, because the same
+ * enter also submitted (its result is then the number of SQEs). Not a timeout: come again.
+ *
+ * Even with timeout 0 and nothing to submit we enter: under DEFER_TASKRUN completions are only
+ * posted inside an enter with GETEVENTS. */
+static int ring_turn(struct ring *ring, int64_t timeout_ns, struct io_uring_cqe *out,
+                     unsigned room)
+{
+    if (ring->forked)
+        return -EOWNERDEAD;
+    unsigned flags = IORING_ENTER_GETEVENTS;
+    unsigned to_submit = ring_publish(ring);
+    if (ring->setup_flags & IORING_SETUP_SQPOLL) {
+        if (to_submit && ring_sq_needs_wakeup(ring))
+            flags |= IORING_ENTER_SQ_WAKEUP;
+        to_submit = 0;
+    }
+    int result;
+    if (timeout_ns > 0 && ring_ready(ring) == 0) {
+        struct uring_timespec timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+        struct io_uring_getevents_arg argument = {
+            .sigmask_sz = _NSIG / 8, .ts = (uint64_t)(uintptr_t)&timeout};
+        result = sys_enter(ring, to_submit, 1, flags | IORING_ENTER_EXT_ARG, &argument,
+                           sizeof argument);
+    } else {
+        timeout_ns = 0;
+        result = sys_enter(ring, to_submit, 0, flags, NULL, 0);
+    }
+    unsigned count = ring_drain(ring, out, room);
+    /* The CQ was full: completions wait in the kernel. Fetch them while there is room; more
+     * than room are fetched by the next turn. */
+    while (count < room && ring_overflowed(ring)) {
+        if (sys_enter(ring, 0, 0, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
+            break;
+        unsigned more = ring_drain(ring, out + count, room - count);
+        if (more == 0)
+            break;
+        count += more;
+    }
+    if (count > 0)
+        return (int)count;
+    if (result == -ETIME)
+        return 0;
+    /* No memory for requests or completions just now: what was pushed stays in the SQ. */
+    if (result == -EAGAIN || result == -EBUSY)
+        return -EINTR;
+    if (result < 0)
+        return result;
+    return timeout_ns > 0 ? -EINTR : 0;
+}
+
+/* ---- Provided buffers ------------------------------------------------------------------ */
+
+struct buffer_ring {
+    struct ring *ring;
+    struct io_uring_buf_ring *entries;
+    size_t entries_size, buffers_size;
+    unsigned count, buffer_size, group;
+    uint16_t tail;
+    char *buffers;
+};
+
+static void buffer_ring_add(struct buffer_ring *pool, unsigned id)
+{
+    struct io_uring_buf *entry = &pool->entries->bufs[pool->tail & (pool->count - 1)];
+    entry->addr = (uint64_t)(uintptr_t)(pool->buffers + (size_t)id * pool->buffer_size);
+    entry->len = pool->buffer_size;
+    entry->bid = (uint16_t)id;
+    pool->tail++;
+    __atomic_store_n(&pool->entries->tail, pool->tail, __ATOMIC_RELEASE);
+}
+
+static void buffer_ring_free(struct buffer_ring *pool)
+{
+    if (pool->entries != MAP_FAILED)
+        munmap(pool->entries, pool->entries_size);
+    if (pool->buffers != MAP_FAILED)
+        munmap(pool->buffers, pool->buffers_size);
+    free(pool);
+}
+
+/* count is a power of two. Pages of buffers that were never used cost no memory. */
+static int buffer_ring_open(struct buffer_ring **out, struct ring *ring, unsigned group,
+                            unsigned count, unsigned buffer_size)
+{
+    if (ring->forked)
+        return -EOWNERDEAD;
+    struct buffer_ring *pool = calloc(1, sizeof *pool);
+    if (pool == NULL)
+        return -ENOMEM;
+    pool->ring = ring;
+    pool->count = count;
+    pool->buffer_size = buffer_size;
+    pool->group = group;
+    pool->entries_size = count * sizeof(struct io_uring_buf);
+    pool->buffers_size = (size_t)count * buffer_size;
+    int flags = MAP_ANONYMOUS | MAP_PRIVATE | MAP_NORESERVE;
+    pool->entries = mmap(NULL, pool->entries_size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    pool->buffers = mmap(NULL, pool->buffers_size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    int result = -ENOMEM;
+    if ((void *)pool->entries != MAP_FAILED && pool->buffers != MAP_FAILED) {
+        struct io_uring_buf_reg registration = {
+            .ring_addr = (uint64_t)(uintptr_t)pool->entries,
+            .ring_entries = count, .bgid = (uint16_t)group};
+        /* The kernel pins the entries; a child's copy-on-write must not split them off. */
+        madvise(pool->entries, pool->entries_size, MADV_DONTFORK);
+        madvise(pool->buffers, pool->buffers_size, MADV_DONTFORK);
+        result = sys_register(ring->fd, IORING_REGISTER_PBUF_RING, &registration, 1);
+    }
+    if (result < 0) {
+        buffer_ring_free(pool);
+        return result;
+    }
+    for (unsigned id = 0; id < count; id++)
+        buffer_ring_add(pool, id);
+    *out = pool;
+    return 0;
+}
+
+static void *buffer_ring_buffers(struct buffer_ring *pool) { return pool->buffers; }
+
+/* Unregister and free. The caller knows that no operation selects from the group any more. */
+static int buffer_ring_close(struct buffer_ring *pool)
+{
+    if (pool->ring->forked) {
+        free(pool); /* its memory was not inherited */
+        return 0;
+    }
+    struct io_uring_buf_reg registration = {.bgid = (uint16_t)pool->group};
+    int result = sys_register(pool->ring->fd, IORING_UNREGISTER_PBUF_RING, &registration, 1);
+    buffer_ring_free(pool);
+    return result;
+}

@@ -1,0 +1,255 @@
+"""`Ring`: one io_uring, from set-up to close. It knows the C core and no task.
+
+All of it but `close` is for the thread that made it: with ``SINGLE_ISSUER`` the kernel
+answers any other thread with ``EEXIST``.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+import threading
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from ._errors import ring_error, setup_error, unsupported_opcode
+from ._kernel import ffi, lib
+from ._kernel.uapi import FeatureFlag, Opcode, RegisterOpcode, SetupFlag
+
+if TYPE_CHECKING:
+    from ._config import RingConfig
+    from ._kernel import CData
+    from ._operations import Operation
+
+Completion = tuple[int, int, int]  # user_data, res, flags
+
+# CQEs copied out in one turn; the rest wait for the next. 16 KiB. Half would do for any
+# program that was measured, and double gains nothing.
+REAP_MAX: Final = 1024
+
+_CQE = struct.Struct("=QiI")
+
+# The flag ladder. Each step gives up what an older kernel does not know (EINVAL), in the
+# order in which the flags came: DEFER_TASKRUN 6.1, SINGLE_ISSUER 6.0, COOP_TASKRUN 5.19,
+# SUBMIT_ALL 5.18. CLAMP and CQSIZE are older than our floor, 5.11.
+_BASE = SetupFlag.CLAMP | SetupFlag.CQSIZE
+_LADDER: Final = (
+    _BASE | SetupFlag.SUBMIT_ALL | SetupFlag.SINGLE_ISSUER | SetupFlag.DEFER_TASKRUN,
+    _BASE | SetupFlag.SUBMIT_ALL | SetupFlag.SINGLE_ISSUER | SetupFlag.COOP_TASKRUN,
+    _BASE | SetupFlag.SUBMIT_ALL | SetupFlag.COOP_TASKRUN,
+    _BASE | SetupFlag.SUBMIT_ALL,
+    _BASE,
+)
+# SQPOLL refuses both *_TASKRUN flags.
+_SQPOLL_LADDER: Final = (
+    _BASE | SetupFlag.SQPOLL | SetupFlag.SUBMIT_ALL | SetupFlag.SINGLE_ISSUER,
+    _BASE | SetupFlag.SQPOLL | SetupFlag.SUBMIT_ALL,
+    _BASE | SetupFlag.SQPOLL,
+)
+_ENTRIES_MIN: Final = 8
+
+_OPCODES_MAX: Final = 256  # an opcode is one byte
+
+
+@attrs.define(eq=False)
+class _Attempts:
+    """Each step down the ladder that set-up had to take, for the statistics."""
+
+    steps: list[str] = attrs.Factory(list)
+
+    def refused(self, what: str, result: int) -> None:
+        self.steps.append(f"{what}: {errno.errorcode.get(-result, -result)}")
+
+
+class Ring:
+    """A ring, set up as well as this kernel and these limits allow.
+
+    Args:
+      config: Sizes and flags asked for.
+      register_fd: Register the ring's own fd, which makes each enter cheaper. Not for a
+        ring whose thread may end before it: the registration keeps the ring alive.
+
+    Raises:
+      RingUnavailableError: no ring can be had; names the cause and the remedy.
+
+    Source: io_uring_setup(2).
+    """
+
+    def __init__(self, config: "RingConfig", *, register_fd: bool = True) -> None:
+        self._thread = threading.get_ident()
+        attempts = _Attempts()
+        self._ring = _open(config, attempts)
+        self.setup_flags = SetupFlag(lib.ring_setup_flags(self._ring))
+        self.features = FeatureFlag(lib.ring_features(self._ring))
+        self.entries = lib.ring_sq_entries(self._ring)
+        self.completion_entries = lib.ring_cq_entries(self._ring)
+        self.closed = False
+        self._cqes = ffi.new("struct io_uring_cqe[]", REAP_MAX)
+        self._cqe_bytes = memoryview(ffi.buffer(self._cqes))
+        try:
+            self.supported = self._probe()
+            self._limit_workers(config, attempts)
+            if register_fd:
+                result = lib.ring_register_ring_fd(self._ring)
+                if result < 0:
+                    attempts.refused("REGISTER_RING_FDS", result)
+        except BaseException:
+            self.close()
+            raise
+        self.refused = tuple(attempts.steps)
+
+    def _probe(self) -> frozenset[int]:
+        size = ffi.sizeof("struct io_uring_probe")
+        size += _OPCODES_MAX * ffi.sizeof("struct io_uring_probe_op")
+        memory = ffi.new("char[]", size)
+        probe = ffi.cast("struct io_uring_probe *", memory)
+        result = lib.ring_register(self._ring, RegisterOpcode.PROBE, probe, _OPCODES_MAX)
+        if result < 0:
+            raise setup_error(result, "asking the kernel for its opcodes (IORING_REGISTER_PROBE)")
+        supported = 1  # IO_URING_OP_SUPPORTED
+        return frozenset(
+            probe.ops[index].op for index in range(probe.ops_len) if probe.ops[index].flags & supported
+        )
+
+    def _limit_workers(self, config: "RingConfig", attempts: _Attempts) -> None:
+        # Without, the kernel would start tens of thousands for operations that can block for
+        # ever. Linux 5.15; older kernels keep their default, and the statistics say so.
+        workers = ffi.new("unsigned int[2]")
+        workers[0] = config.bounded_workers
+        workers[1] = config.unbounded_workers
+        result = lib.ring_register(self._ring, RegisterOpcode.IOWQ_MAX_WORKERS, workers, 2)
+        if result < 0:
+            attempts.refused("IOWQ_MAX_WORKERS", result)
+
+    @property
+    def fd(self) -> int:
+        """The ring's file descriptor."""
+        return lib.ring_fd(self._ring)
+
+    @property
+    def enters(self) -> int:
+        """How many times io_uring_enter(2) was called."""
+        return lib.ring_enters(self._ring)
+
+    @property
+    def submitted(self) -> int:
+        """How many SQEs the kernel has taken."""
+        return lib.ring_submitted(self._ring)
+
+    @property
+    def unsubmitted(self) -> int:
+        """How many SQEs were pushed and not taken yet."""
+        return lib.ring_unsubmitted(self._ring)
+
+    def push(self, operation: "Operation[object]", user_data: int) -> bool:
+        """Put *operation* in the SQ; False if there is no room before CQEs are reaped.
+
+        Raises:
+          UnsupportedOpcodeError: the running kernel does not know the opcode.
+          ForkedRingError: in a child of the process that made the ring.
+        """
+        if operation.opcode not in self.supported:
+            raise unsupported_opcode(operation.opcode)
+        # One C call, because this line runs once per operation: through cffi, filling the
+        # SQE field by field costs more than twice as much (benchmarks/bench_push.py).
+        result = lib.ring_push(
+            self._ring, operation.opcode, operation.sqe_flags, operation.ioprio, operation.fd,
+            operation.off, operation.addr, operation.len, operation.op_flags,
+            operation.buf_index, operation.splice_fd_in, operation.addr3, user_data,
+        )  # fmt: skip
+        if result == -errno.EAGAIN:
+            return False
+        if result < 0:
+            raise ring_error(result)
+        return True
+
+    def flush(self) -> None:
+        """Submit what was pushed, and let cancelled operations let go of their files, now."""
+        result = lib.ring_flush(self._ring)
+        # EBUSY, EAGAIN: the kernel takes no more before completions are reaped. EINTR: a signal.
+        if result < 0 and -result not in (errno.EBUSY, errno.EAGAIN, errno.EINTR):
+            raise ring_error(result)
+
+    def turn(self, timeout: float) -> "list[Completion] | None":
+        """Submit what was pushed, wait, and return the completions.
+
+        Args:
+          timeout: Seconds to wait for one completion; 0 to only look.
+
+        Returns:
+          At most `REAP_MAX` completions; an empty list only if the time ran out; None if a
+          signal or the like ended the wait.
+        """
+        timeout_ns = int(timeout * 1e9) or int(timeout > 0)
+        count = lib.ring_turn(self._ring, timeout_ns, self._cqes, REAP_MAX)
+        if count > 0:
+            return list(_CQE.iter_unpack(self._cqe_bytes[: count * _CQE.size]))
+        if count == 0:
+            return []
+        if count == -errno.EINTR:
+            return None
+        raise ring_error(count)
+
+    def register(self, opcode: int, argument: object, count: int) -> int:
+        """Call io_uring_register(2) with a C argument; returns its result.
+
+        Raises:
+          OSError: the kernel refused.
+        """
+        result = lib.ring_register(self._ring, opcode, argument, count)  # type: ignore[arg-type]
+        if result < 0:
+            raise ring_error(result)
+        return result
+
+    def register_eventfd(self, eventfd: int) -> None:
+        """Have the kernel write to *eventfd* when a completion is there to be fetched."""
+        argument = ffi.new("int[1]")
+        argument[0] = eventfd
+        self.register(RegisterOpcode.EVENTFD, argument, 1)
+
+    def open_buffer_ring(self, group: int, count: int, size: int) -> "CData":
+        """Register *count* buffers of *size* bytes each as *group*; for `BufferPool`."""
+        out = ffi.new("struct buffer_ring *[1]")
+        result = lib.buffer_ring_open(out, self._ring, group, count, size)
+        if result < 0:
+            raise ring_error(result)
+        return out[0]
+
+    def close(self) -> None:
+        """Unmap and close. The caller has drained it: closing does not stop the kernel's writes."""
+        if not self.closed:
+            self.closed = True
+            lib.ring_close(self._ring, int(threading.get_ident() == self._thread))
+
+
+def _open(config: "RingConfig", attempts: _Attempts) -> "CData":
+    """Walk down the ladder: weaker flags on EINVAL, fewer entries on ENOMEM."""
+    ladder = _LADDER if config.sqpoll is None else _SQPOLL_LADDER
+    entries = config.entries
+    while True:
+        for flags in ladder:
+            ring, result = _try_open(config, entries, flags)
+            if ring is not None:
+                return ring
+            attempts.refused(f"{entries} entries, {flags!r}", result)
+            if result != -errno.EINVAL:
+                break
+        if result != -errno.ENOMEM or entries <= _ENTRIES_MIN:
+            raise setup_error(result, "io_uring_setup")
+        entries //= 2
+
+
+def _try_open(
+    config: "RingConfig", entries: int, flags: SetupFlag
+) -> "tuple[CData | None, int]":
+    completion_entries = max(config.completion_entries * entries // config.entries, entries)
+    idle_ms = cpu = 0
+    if config.sqpoll is not None:
+        idle_ms = round(config.sqpoll.idle * 1000)
+        if config.sqpoll.cpu is not None:
+            cpu = config.sqpoll.cpu
+            flags |= SetupFlag.SQ_AFF
+    out = ffi.new("struct ring *[1]")
+    result = lib.ring_open(out, entries, completion_entries, flags, idle_ms, cpu)
+    return (out[0] if result == 0 else None), result
