@@ -1,0 +1,119 @@
+"""``struct msghdr`` and ancillary data, for sendmsg and recvmsg."""
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar
+
+import attrs
+from typing_extensions import Buffer
+
+from trio_uring._kernel import CData, ffi
+
+from ._operation import NO_ADDRESS, pin_readable
+from ._sockaddr import SOCKADDR_SIZE, Address, decode_sockaddr
+
+T = TypeVar("T")
+
+Ancillary = list[tuple[int, int, bytes]]
+
+# struct cmsghdr; the data follows it, and the next header is aligned to size_t.
+_HEADER = struct.Struct("@Nii")
+_ALIGN = struct.calcsize("@N")
+
+
+@attrs.frozen
+class Message(Generic[T]):
+    """What recvmsg received.
+
+    Args:
+      data: The bytes, or their number where the caller gave the buffers.
+      ancillary: ``(level, type, data)`` for each control message.
+      flags: ``msg_flags``, for example `socket.MSG_TRUNC`.
+      address: The sender's, or None for a connected stream.
+    """
+
+    data: T
+    ancillary: Ancillary
+    flags: int
+    address: Address
+
+
+class MessageHeader:
+    """A ``struct msghdr`` and all it points to, kept in place by ``pins``."""
+
+    def __init__(self, vectors: Sequence[tuple[CData, int]], name: CData, name_len: int) -> None:
+        iov = ffi.new("struct iovec[]", len(vectors))
+        for index, (base, size) in enumerate(vectors):
+            iov[index].iov_base = base
+            iov[index].iov_len = size
+        self.header = ffi.new("struct msghdr *")
+        self.header.msg_iov = iov
+        self.header.msg_iovlen = len(vectors)
+        self.header.msg_name = name
+        self.header.msg_namelen = name_len
+        self._name = name
+        self._control = NO_ADDRESS
+        self.pins: list[object] = [self.header, iov]
+
+    def set_control(self, control: CData, size: int) -> None:
+        """Use *control*, of *size* bytes, for ancillary data."""
+        self._control = control
+        self.header.msg_control = control
+        self.header.msg_controllen = size
+        self.pins.append(control)
+
+    def received(self, data: T) -> Message[T]:
+        """Return what the kernel wrote into the header, with *data*."""
+        header = self.header
+        # The kernel says how long the sender's address is, even where it had to truncate it.
+        name_len = min(header.msg_namelen, SOCKADDR_SIZE)
+        name = ffi.buffer(self._name, name_len)[:]
+        control = b""
+        if header.msg_controllen:
+            control = ffi.buffer(self._control, header.msg_controllen)[:]
+        return Message(data, decode_ancillary(control), header.msg_flags, decode_sockaddr(name))
+
+
+def header_to_receive(vectors: Sequence[tuple[CData, int]], ancillary_size: int) -> MessageHeader:
+    """Return a header for recvmsg into *vectors*, with room for address and ancillary data."""
+    name = ffi.new("char[]", SOCKADDR_SIZE)
+    message = MessageHeader(vectors, name, SOCKADDR_SIZE)
+    message.pins.append(name)
+    if ancillary_size:
+        message.set_control(ffi.new("char[]", ancillary_size), ancillary_size)
+    return message
+
+
+def header_to_send(
+    buffers: Iterable[Buffer], ancillary: Iterable[tuple[int, int, Buffer]], address: bytes
+) -> MessageHeader:
+    """Return a header for sendmsg of *buffers*, to *address* unless that is empty."""
+    pins = [ffi.from_buffer("char[]", buffer) for buffer in buffers]
+    name = ffi.new("char[]", address) if address else NO_ADDRESS
+    message = MessageHeader([(pin, len(pin)) for pin in pins], name, len(address))
+    message.pins.extend(pins)
+    if address:
+        message.pins.append(name)
+    control = b"".join(_encode_ancillary(*item) for item in ancillary)
+    if control:
+        message.set_control(ffi.new("char[]", control), len(control))
+    return message
+
+
+def _encode_ancillary(level: int, kind: int, data: Buffer) -> bytes:
+    content = bytes(memoryview(data))
+    padding = b"\0" * (-len(content) % _ALIGN)
+    return _HEADER.pack(_HEADER.size + len(content), level, kind) + content + padding
+
+
+def decode_ancillary(control: bytes) -> Ancillary:
+    """Return each control message of *control* as ``(level, type, data)``."""
+    items: Ancillary = []
+    offset = 0
+    while offset + _HEADER.size <= len(control):
+        size, level, kind = _HEADER.unpack_from(control, offset)
+        if size < _HEADER.size:
+            break
+        items.append((level, kind, control[offset + _HEADER.size : offset + size]))
+        offset += (size + _ALIGN - 1) & -_ALIGN
+    return items

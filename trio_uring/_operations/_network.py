@@ -1,0 +1,274 @@
+"""The operations on sockets, one function each."""
+
+import os
+import socket as stdlib_socket
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from typing_extensions import Buffer
+
+from trio_uring._kernel import ffi
+from trio_uring._kernel.uapi import Opcode, RecvSendFlag, SqeFlag
+
+from ._message import Message, header_to_receive, header_to_send
+from ._operation import (
+    Operation,
+    address_of,
+    count,
+    nothing,
+    pin_readable,
+    pin_writable,
+    size_of,
+)
+from ._sockaddr import SOCKADDR_SIZE
+
+# Plain ints: an IntFlag in an expression costs a microsecond.
+_POLL_FIRST = int(RecvSendFlag.POLL_FIRST)
+_BUFFER_SELECT = int(SqeFlag.BUFFER_SELECT)
+_NO_SIGNAL = int(stdlib_socket.MSG_NOSIGNAL)
+
+
+class ProvidedBuffers(Protocol):
+    """A group of buffers from which the kernel chooses one at completion."""
+
+    @property
+    def group(self) -> int:
+        """The number under which the group is registered."""
+        ...
+
+    def take(self, res: int, flags: int, /) -> bytes:
+        """Copy out what a completion received, and give its buffer back."""
+        ...
+
+
+def recv(fd: int, buffer: Buffer, flags: int = 0) -> Operation[int]:
+    """Receive from a socket into *buffer*, at most its size in bytes.
+
+    Completes with: the number of bytes; 0 at the end of the stream.
+    Fails with: ``ECONNRESET``, ``ENOTCONN``, ``ENOTSOCK``, ...: see recv(2).
+    If cancelled: nothing is lost. With ``MSG_WAITALL`` what came so far is the result.
+    Since: Linux 5.6. Source: io_uring_prep_recv(3), recv(2).
+    """
+    pin = pin_writable(buffer)
+    return Operation(
+        Opcode.RECV, count, fd, pin, size_of(pin), flags, pins=(pin,), exclusive="read"
+    )
+
+
+def recv_select(
+    fd: int, buffers: ProvidedBuffers, size: int, flags: int = 0, *, poll_first: bool = False
+) -> Operation[bytes]:
+    """Receive at most *size* bytes from a socket into a buffer that the kernel chooses.
+
+    Memory is taken only when data is there. *poll_first* spares the first, futile attempt
+    where the socket is known to be empty.
+
+    Completes with: the bytes; empty at the end of the stream.
+    Fails with: as `recv`; ``ENOBUFS`` if the group is empty (the data stays in the socket).
+    If cancelled: nothing is lost.
+    Since: Linux 5.19. Source: io_uring_prep_recv(3), io_uring_setup_buf_ring(3).
+    """
+    return Operation(
+        Opcode.RECV,
+        buffers.take,
+        fd,
+        len=size,
+        op_flags=flags,
+        sqe_flags=_BUFFER_SELECT,
+        ioprio=_POLL_FIRST if poll_first else 0,
+        buf_index=buffers.group,
+        exclusive="read",
+    )
+
+
+def send(fd: int, data: Buffer, flags: int = 0) -> Operation[int]:
+    """Send *data* on a connected socket. ``SIGPIPE`` is never raised.
+
+    With ``MSG_DONTWAIT`` in *flags* it completes at once, with ``EAGAIN`` if the socket's
+    buffer is full. Without, it waits; be warned that a send to a peer that shut down its
+    side, with a full buffer, then occupies a kernel worker until the peer reads or closes.
+
+    Completes with: the number of bytes the kernel took: some, or all.
+    Fails with: ``EPIPE``, ``ECONNRESET``, ``ENOTCONN``, ``EAGAIN``, ...: see send(2).
+    If cancelled: the number of bytes sent so far, if any, is the result.
+    Since: Linux 5.6. Source: io_uring_prep_send(3), send(2).
+    """
+    pin = pin_readable(data)
+    waits = not flags & stdlib_socket.MSG_DONTWAIT
+    return Operation(
+        Opcode.SEND,
+        count,
+        fd,
+        pin,
+        size_of(pin),
+        flags | _NO_SIGNAL,
+        pins=(pin,),
+        cancellable=waits,
+        exclusive="write" if waits else None,
+    )
+
+
+def sendmsg(
+    fd: int,
+    buffers: Iterable[Buffer],
+    ancillary: Iterable[tuple[int, int, Buffer]] = (),
+    flags: int = 0,
+    address: bytes = b"",
+) -> Operation[int]:
+    """Send *buffers* as one message, with *ancillary* data, to *address* (a ``sockaddr``).
+
+    Completes with: the number of bytes sent.
+    Fails with: ``EMSGSIZE``, ``EPIPE``, ``EAGAIN`` (with ``MSG_DONTWAIT``), ...: see sendmsg(2).
+    If cancelled: the number of bytes sent so far, if any, is the result.
+    Since: Linux 5.3. Source: io_uring_prep_sendmsg(3), sendmsg(2).
+    """
+    message = header_to_send(buffers, ancillary, address)
+    waits = not flags & stdlib_socket.MSG_DONTWAIT
+    return Operation(
+        Opcode.SENDMSG,
+        count,
+        fd,
+        message.header,
+        1,
+        flags | _NO_SIGNAL,
+        pins=tuple(message.pins),
+        cancellable=waits,
+        exclusive="write" if waits else None,
+    )
+
+
+def recvmsg(
+    fd: int, buffers: Sequence[Buffer], ancillary_size: int = 0, flags: int = 0
+) -> Operation[Message[int]]:
+    """Receive one message into *buffers*, with at most *ancillary_size* bytes beside it.
+
+    Completes with: the number of bytes, ancillary data, ``msg_flags``, the sender's address.
+    Fails with: ``ECONNREFUSED``, ``ENOTCONN``, ...: see recvmsg(2).
+    If cancelled: nothing is lost.
+    Since: Linux 5.3. Source: io_uring_prep_recvmsg(3), recvmsg(2).
+    """
+    pins = [pin_writable(buffer) for buffer in buffers]
+    message = header_to_receive([(pin, len(pin)) for pin in pins], ancillary_size)
+    return Operation(
+        Opcode.RECVMSG,
+        lambda res, _flags: message.received(res),
+        fd,
+        message.header,
+        1,
+        flags,
+        pins=(*message.pins, *pins),
+        exclusive="read",
+    )
+
+
+def recvmsg_select(
+    fd: int, buffers: ProvidedBuffers, size: int, ancillary_size: int = 0, flags: int = 0
+) -> Operation[Message[bytes]]:
+    """Receive one message of at most *size* bytes into a buffer that the kernel chooses.
+
+    Completes with: the bytes, ancillary data, ``msg_flags``, the sender's address.
+    Fails with: as `recvmsg`; ``ENOBUFS`` if the group is empty (the message stays queued).
+    If cancelled: nothing is lost.
+    Since: Linux 5.19. Source: io_uring_prep_recvmsg(3), io_uring_setup_buf_ring(3).
+    """
+    message = header_to_receive([(ffi.NULL, size)], ancillary_size)
+    return Operation(
+        Opcode.RECVMSG,
+        lambda res, cqe_flags: message.received(buffers.take(res, cqe_flags)),
+        fd,
+        message.header,
+        1,
+        flags,
+        sqe_flags=_BUFFER_SELECT,
+        buf_index=buffers.group,
+        pins=tuple(message.pins),
+        exclusive="read",
+    )
+
+
+def accept(fd: int, flags: int = stdlib_socket.SOCK_CLOEXEC) -> Operation[tuple[int, bytes]]:
+    """Accept one connection on a listening socket.
+
+    Completes with: the new fd, which the caller owns, and the peer's ``sockaddr``.
+    Fails with: ``EMFILE``, ``ENFILE``, ``EINVAL``, ``ECONNABORTED``, ...: see accept(2).
+    If cancelled: a connection that was accepted first is the result; none is lost.
+    Since: Linux 5.5. Source: io_uring_prep_accept(3), accept(2).
+    """
+    name = ffi.new("char[]", SOCKADDR_SIZE)
+    name_len = ffi.new("socklen_t[1]")
+    name_len[0] = SOCKADDR_SIZE
+
+    def decode(res: int, _flags: int) -> tuple[int, bytes]:
+        size = min(int(name_len[0]), SOCKADDR_SIZE)
+        return res, ffi.buffer(name, size)[:]
+
+    return Operation(
+        Opcode.ACCEPT,
+        decode,
+        fd,
+        name,
+        op_flags=flags,
+        off=address_of(name_len),
+        pins=(name, name_len),
+        exclusive="read",
+        discard=os.close,
+    )
+
+
+def connect(fd: int, address: bytes) -> Operation[None]:
+    """Connect a socket to *address*, a ``struct sockaddr``.
+
+    Completes with: nothing, when the connection stands.
+    Fails with: ``ECONNREFUSED``, ``ETIMEDOUT``, ``ENETUNREACH``, ...: see connect(2).
+    If cancelled: the attempt may go on (``SYN_SENT``): the socket is only good for closing.
+    Since: Linux 5.5. Source: io_uring_prep_connect(3), connect(2).
+    """
+    return Operation(
+        Opcode.CONNECT, nothing, fd, address, off=len(address), pins=(address,), exclusive="write"
+    )
+
+
+def socket(family: int, type: int, protocol: int = 0) -> Operation[int]:
+    """Create a socket. *type* may contain ``SOCK_NONBLOCK`` and ``SOCK_CLOEXEC``.
+
+    Completes with: the new fd, which the caller owns.
+    Fails with: ``EAFNOSUPPORT``, ``EMFILE``, ...: see socket(2).
+    If cancelled: a socket that was made first is the result.
+    Since: Linux 5.19. Source: io_uring_prep_socket(3), socket(2).
+    """
+    return Operation(Opcode.SOCKET, count, family, off=type, len=protocol, cancellable=False, discard=os.close)
+
+
+def bind(fd: int, address: bytes) -> Operation[None]:
+    """Give a socket the local *address*, a ``struct sockaddr``.
+
+    Completes with: nothing.
+    Fails with: ``EADDRINUSE``, ``EACCES``, ...: see bind(2).
+    If cancelled: it may have happened.
+    Since: Linux 6.11. Source: io_uring_prep_bind(3), bind(2).
+    """
+    return Operation(
+        Opcode.BIND, nothing, fd, address, off=len(address), pins=(address,), cancellable=False
+    )
+
+
+def listen(fd: int, backlog: int) -> Operation[None]:
+    """Let a socket accept connections, at most *backlog* of them waiting.
+
+    Completes with: nothing.
+    Fails with: ``EADDRINUSE``, ``EOPNOTSUPP``, ...: see listen(2).
+    If cancelled: it may have happened.
+    Since: Linux 6.11. Source: io_uring_prep_listen(3), listen(2).
+    """
+    return Operation(Opcode.LISTEN, nothing, fd, len=backlog, cancellable=False)
+
+
+def shutdown(fd: int, how: int) -> Operation[None]:
+    """Shut down reading (`socket.SHUT_RD`), writing, or both.
+
+    Completes with: nothing.
+    Fails with: ``ENOTCONN``, ``ENOTSOCK``: see shutdown(2).
+    If cancelled: it may have happened.
+    Since: Linux 5.11. Source: io_uring_prep_shutdown(3), shutdown(2).
+    """
+    return Operation(Opcode.SHUTDOWN, nothing, fd, len=how, cancellable=False)

@@ -1,0 +1,121 @@
+"""`Operation`: one io_uring operation, described; it becomes one SQE.
+
+An operation owns what the kernel may touch while it is in flight: its *pins* keep buffers,
+addresses and paths in place until the last CQE. `Operation` decides nothing and knows no
+opcode; the functions in the files beside this one do.
+"""
+
+from collections.abc import Callable
+from typing import Final, Generic, Literal, TypeVar
+
+import attrs
+from typing_extensions import Buffer
+
+from trio_uring._kernel import CData, ffi
+
+T = TypeVar("T")
+
+# What stands in an SQE's addr: nothing, memory held by a pin, or an immutable bytes object,
+# which is its own pin.
+NO_ADDRESS: CData = None if ffi is None else ffi.NULL
+
+# The most that the kernel moves in one read, write, send or receive (MAX_RW_COUNT, read(2)).
+IO_MAX: Final = 0x7FFFF000
+
+Exclusive = Literal["read", "write"]
+
+
+@attrs.define(eq=False)
+class Operation(Generic[T]):
+    """One operation: the fields of its SQE, and how to read its result.
+
+    The fields *opcode* to *addr3* are those of ``struct io_uring_sqe``. To be performed once.
+
+    Args:
+      decode: Turns ``res`` (0 or more) and ``flags`` of the CQE into the result.
+      pins: What keeps the memory in *addr* (and behind it) in place.
+      cancellable: Whether cancelling asks the kernel to stop it. False for what ends by
+        itself: reads and writes of regular files, and what never waits.
+      exclusive: ``"read"`` or ``"write"`` if only one task at a time may wait so on *fd*; a
+        second one gets `trio.BusyResourceError`.
+      bounded: Whether it counts against ``RingConfig.max_file_operations``.
+      on_more: For multishot operations: called with ``res`` and ``flags`` of each CQE that is
+        not the last.
+      discard: What to do with a result that comes when no task is there to take it: close an
+        fd.
+      filename: For the `OSError`, as the standard library gives it.
+      filename2: The second file of a rename or link.
+    """
+
+    opcode: int
+    decode: Callable[[int, int], T]
+    fd: int = -1
+    addr: CData | bytes = NO_ADDRESS
+    len: int = 0
+    op_flags: int = 0
+    off: int = 0
+    sqe_flags: int = 0
+    ioprio: int = 0
+    buf_index: int = 0
+    splice_fd_in: int = 0
+    addr3: int = 0
+    pins: tuple[object, ...] = ()
+    cancellable: bool = True
+    exclusive: Exclusive | None = None
+    bounded: bool = False
+    on_more: Callable[[int, int], None] | None = None
+    discard: Callable[[int], object] | None = None
+    filename: str | bytes | None = None
+    filename2: str | bytes | None = None
+
+    def release(self) -> None:
+        """Let go of the pinned buffers, so that their owner may resize or release them."""
+        for pin in self.pins:
+            if isinstance(pin, CData):
+                ffi.release(pin)
+        self.pins = ()
+
+
+def pin_readable(buffer: Buffer) -> CData | bytes:
+    """Return *buffer*'s memory for the kernel to read; holds its export.
+
+    Raises:
+      TypeError: not a buffer.
+      BufferError, ValueError: not contiguous.
+    """
+    return buffer if type(buffer) is bytes else ffi.from_buffer("char[]", buffer)
+
+
+def pin_writable(buffer: Buffer) -> CData:
+    """Return *buffer*'s memory for the kernel to write; holds its export.
+
+    While it is held a `bytearray` cannot be resized: that raises `BufferError`.
+
+    Raises:
+      TypeError, BufferError: not a buffer, read-only, or not contiguous.
+    """
+    return ffi.from_buffer("char[]", buffer, True)
+
+
+def size_of(pin: CData | bytes) -> int:
+    """Return the size of pinned memory in bytes, at most `IO_MAX`."""
+    return min(len(pin), IO_MAX)
+
+
+def address_of(memory: CData) -> int:
+    """Return the address of *memory*, for the SQE fields that are plain numbers."""
+    return int(ffi.cast("uintptr_t", memory))
+
+
+def as_address(number: int) -> CData:
+    """Return *number* for the SQE's addr, where an operation uses that for a number."""
+    return ffi.cast("void *", number)
+
+
+def nothing(_res: int, _flags: int) -> None:
+    """Decode a result that carries nothing."""
+
+
+def count(res: int, _flags: int) -> int:
+    """Decode a result that is a number: of bytes, mostly."""
+    return res

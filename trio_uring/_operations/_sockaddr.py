@@ -1,0 +1,67 @@
+"""Socket addresses between Python's tuples and the kernel's ``struct sockaddr``."""
+
+import os
+import socket
+import struct
+
+SOCKADDR_SIZE = 128  # sizeof(struct sockaddr_storage): the kernel never writes more
+
+_FAMILY = struct.Struct("=H")
+_INET = struct.Struct("=H2s4s8x")
+_INET6 = struct.Struct("=H2s4s16sI")
+_UNIX_PATH_MAX = 108
+
+Address = tuple[object, ...] | str | bytes | None
+
+
+def encode_sockaddr(family: int, address: object) -> bytes | None:
+    """Return *address*, resolved, as a ``struct sockaddr`` of *family*.
+
+    None for everything that is not plain: another family, a name instead of a number, a port
+    out of range. The caller lets the standard library handle it, which knows every family
+    and raises its own exceptions.
+    """
+    try:
+        if family == socket.AF_INET and isinstance(address, tuple):
+            host, port = address
+            return _INET.pack(family, port.to_bytes(2, "big"), socket.inet_pton(family, host))
+        if family == socket.AF_INET6 and isinstance(address, tuple):
+            host, port, flow, scope = (*address, 0, 0)[:4]
+            return _INET6.pack(
+                family,
+                port.to_bytes(2, "big"),
+                flow.to_bytes(4, "big"),
+                socket.inet_pton(family, host),
+                scope,
+            )
+        if family == socket.AF_UNIX and isinstance(address, str | bytes):
+            return _encode_unix(address)
+    except (AttributeError, OSError, OverflowError, TypeError, ValueError, struct.error):
+        return None
+    return None
+
+
+def _encode_unix(address: str | bytes) -> bytes | None:
+    path = os.fsencode(address)
+    abstract = path[:1] == b"\0"
+    if not path or len(path) + (not abstract) > _UNIX_PATH_MAX:
+        return None
+    return _FAMILY.pack(socket.AF_UNIX) + path + (b"" if abstract else b"\0")
+
+
+def decode_sockaddr(raw: bytes) -> Address:
+    """Return the kernel's ``struct sockaddr`` as `socket.socket` gives it; None if empty."""
+    if not raw:
+        return None
+    (family,) = _FAMILY.unpack_from(raw)
+    if family == socket.AF_INET:
+        _, port, host = _INET.unpack_from(raw)
+        return socket.inet_ntop(family, host), int.from_bytes(port, "big")
+    if family == socket.AF_INET6:
+        _, port, flow, host, scope = _INET6.unpack_from(raw)
+        flow = int.from_bytes(flow, "big")
+        return socket.inet_ntop(family, host), int.from_bytes(port, "big"), flow, scope
+    if family == socket.AF_UNIX:
+        path = raw[_FAMILY.size :]
+        return path if path[:1] == b"\0" else os.fsdecode(path.partition(b"\0")[0])
+    return family, raw[_FAMILY.size :]

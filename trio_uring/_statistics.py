@@ -1,0 +1,74 @@
+"""`RingStatistics`: what a run's ring is, and what it has done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from enum import IntFlag
+
+
+@attrs.frozen(eq=False)
+class RingStatistics:
+    """`trio.lowlevel.RunStatistics.io_statistics` of a run on io_uring.
+
+    Args:
+      tasks_waiting_read: Tasks that wait to receive, accept, or for an fd to be readable.
+      tasks_waiting_write: Tasks that wait to connect, or for an fd to be writable.
+      setup_flags: Names of the ``IORING_SETUP_*`` flags in use.
+      features: Names of the ``IORING_FEAT_*`` that the kernel reports.
+      refused: What was asked of the kernel and refused, and so is not in use.
+      entries: Places in the submission queue.
+      in_flight: Operations submitted, or about to be, that have not completed.
+      submitted: SQEs taken by the kernel; includes cancels and the watch on epoll.
+      enters: Calls of io_uring_enter(2).
+      cancelled: Operations that ended because their task was cancelled.
+      completed: Completed operations by opcode: ``{"RECV": 3, ...}``.
+      waiting_for_limit: Tasks in line because of ``RingConfig.max_file_operations``.
+    """
+
+    tasks_waiting_read: int
+    tasks_waiting_write: int
+    setup_flags: tuple[str, ...]
+    features: tuple[str, ...]
+    refused: tuple[str, ...]
+    entries: int
+    in_flight: int
+    submitted: int
+    enters: int
+    cancelled: int
+    completed: Mapping[str, int]
+    waiting_for_limit: int
+    backend: str = "io_uring"
+
+
+def flag_names(flags: IntFlag) -> tuple[str, ...]:
+    """Return the names of the members in *flags*; bits without a name are left out."""
+    return tuple(member.name for member in type(flags) if member in flags and member.name)
+
+
+@attrs.define(eq=False)
+class Totals:
+    """What all runs of this process have done, added up when each ends.
+
+    Args:
+      ring_runs: Runs that had a ring.
+      fallback_runs: Runs that wanted one and got none.
+      completed: Completed operations by opcode.
+    """
+
+    ring_runs: int = 0
+    fallback_runs: int = 0
+    completed: Counter[str] = attrs.Factory(Counter)
+
+    def add(self, statistics: RingStatistics) -> None:
+        """Add those of a run that ends."""
+        self.ring_runs += 1
+        self.completed.update(statistics.completed)
+
+
+totals = Totals()

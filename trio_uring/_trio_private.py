@@ -1,0 +1,130 @@
+"""The only file that names Trio's private side: the seams at which this package sets in.
+
+Read against Trio 0.32 to 0.35. `check_trio` compares what is installed with what was read,
+so that a Trio that moved one of these is refused by name instead of failing mysteriously.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import TYPE_CHECKING, Final
+
+import trio
+import trio._core._run as _run
+import trio._socket as _socket
+import trio._threads as _threads
+from trio._core._io_epoll import EpollIOManager as EpollIOManager
+from trio._core._io_epoll import _EpollStatistics as EpollStatistics
+from trio._core._run import GLOBAL_RUN_CONTEXT as GLOBAL_RUN_CONTEXT
+from trio._socket import _SocketType as TrioSocket
+from trio._unix_pipes import FdStream as FdStream
+
+from ._errors import IncompatibleTrioError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OLDEST_TRIO: Final = (0, 32)
+NEWEST_TRIO: Final = (0, 35)
+OVERRIDE: Final = "TRIO_URING_ANY_TRIO"
+
+_IO_MANAGER_MEMBERS: Final = (
+    "statistics",
+    "close",
+    "force_wakeup",
+    "get_events",
+    "process_events",
+    "wait_readable",
+    "wait_writable",
+    "notify_closing",
+)
+
+# Trio's own, as they were when this module was imported.
+TrioIOManager = _run.TheIOManager
+trio_socket_type = _socket._SocketType
+
+
+def check_trio() -> None:
+    """Raise `IncompatibleTrioError` if the installed Trio is not one we know."""
+    version = trio.__version__
+    release = tuple(int(part) for part in version.split(".")[:2])
+    known = f"{_dotted(OLDEST_TRIO)} to {_dotted(NEWEST_TRIO)}"
+    if not OLDEST_TRIO <= release <= NEWEST_TRIO and not os.environ.get(OVERRIDE):
+        raise IncompatibleTrioError(
+            f"Trio {version} is installed, and trio_uring was tested with Trio {known}: install "
+            f"one of these, or set {OVERRIDE}=1 to try it all the same"
+        )
+    missing = _missing_seams()
+    if missing:
+        raise IncompatibleTrioError(
+            f"Trio {version} is installed, and trio_uring, written for Trio {known}, does not "
+            f"find {', '.join(missing)} in it: install one of these versions"
+        )
+
+
+def _dotted(release: tuple[int, int]) -> str:
+    return ".".join(map(str, release))
+
+
+def _missing_seams() -> list[str]:
+    missing = [name for name in _IO_MANAGER_MEMBERS if not hasattr(TrioIOManager, name)]
+    if "TheIOManager()" not in inspect.getsource(_run.setup_runner):
+        missing.append("TheIOManager in setup_runner")
+    for owner, name in (
+        (EpollIOManager, "_epoll"),
+        (EpollIOManager, "_registered"),
+        (trio_socket_type, "_resolve_address_nocp"),
+        (FdStream, "receive_some"),
+        (FdStream, "send_all"),
+    ):
+        if not hasattr(owner, name) and name not in getattr(owner, "__slots__", ()):
+            missing.append(f"{owner.__name__}.{name}")
+    return missing
+
+
+def current_io_manager() -> object:
+    """Return the I/O manager of the run that this thread is inside.
+
+    Raises:
+      RuntimeError: outside a run, in Trio's own words.
+    """
+    try:
+        return GLOBAL_RUN_CONTEXT.runner.io_manager
+    except AttributeError:
+        raise RuntimeError("must be called from async context") from None
+
+
+def current_run_is_guest() -> bool:
+    """Whether this thread's run is a guest of another event loop."""
+    return GLOBAL_RUN_CONTEXT.runner.is_guest
+
+
+def set_io_manager(io_manager: type) -> None:
+    """Let every later run construct *io_manager*; a class, since Trio's tests patch it."""
+    _run.TheIOManager = io_manager  # type: ignore[assignment, misc]
+
+
+def set_socket_type(socket_type: type[TrioSocket]) -> None:
+    """Let every way to make a socket give a *socket_type*."""
+    _socket._SocketType = socket_type  # type: ignore[misc]
+
+
+def set_fd_stream_methods(receive_some: "Callable[..., object]", send_all: "Callable[..., object]") -> None:
+    """Replace the two method bodies of `trio.lowlevel.FdStream`, which is final."""
+    FdStream.receive_some = receive_some  # type: ignore[assignment, method-assign]
+    FdStream.send_all = send_all  # type: ignore[assignment, method-assign]
+
+
+def count_thread_hops() -> Callable[[], int]:
+    """Count the calls that Trio hands to worker threads from now on; returns how to ask."""
+    hops = 0
+    start_thread_soon = _threads.start_thread_soon
+
+    def counting(*args: object, **kwargs: object) -> object:
+        nonlocal hops
+        hops += 1
+        return start_thread_soon(*args, **kwargs)  # type: ignore[arg-type]
+
+    _threads.start_thread_soon = counting  # type: ignore[assignment]
+    return lambda: hops
