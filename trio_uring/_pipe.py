@@ -1,0 +1,75 @@
+"""Reads and writes of `trio.lowlevel.FdStream`: pipes, and the streams of child processes.
+
+These two stand in for the method bodies of Trio's class, which is final. Trio keeps the fd
+non-blocking. Linux then waits by itself for pipes (since 6.4, or thereabouts), and says
+EAGAIN for terminals and the like: there we wait until the fd is ready, as Trio does.
+"""
+
+import errno
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from . import _operations as operations
+from ._io_manager import RECEIVE_BUFFER_SIZE, current_ring
+from ._trio_private import FdStream
+
+_trio_receive_some: Final[Callable[..., Awaitable[bytes]]] = FdStream.receive_some
+_trio_send_all: Final[Callable[..., Awaitable[None]]] = FdStream.send_all
+
+
+async def receive_some(self: FdStream, max_bytes: int | None = None) -> bytes:
+    """Receive at least one and at most *max_bytes* bytes; see `trio.abc.ReceiveStream`."""
+    manager = current_ring("sockets")
+    wanted = RECEIVE_BUFFER_SIZE if max_bytes is None else max_bytes
+    buffers = manager.buffers if manager is not None else None
+    if manager is None or buffers is None or type(wanted) is not int or wanted < 1:
+        return await _trio_receive_some(self, max_bytes)
+    with self._receive_conflict_detector:
+        fd = self._fd_holder.fd
+        if self._fd_holder.closed:
+            await trio.lowlevel.checkpoint()
+            raise trio.ClosedResourceError("file was already closed")
+        while True:
+            try:
+                return await manager.perform(
+                    operations.read_select(fd, buffers, min(wanted, RECEIVE_BUFFER_SIZE))
+                )
+            except OSError as exc:
+                if exc.errno == errno.EAGAIN:
+                    await manager.wait_readable(fd)
+                elif exc.errno != errno.ENOBUFS:
+                    raise _stream_error(exc) from exc
+
+
+async def send_all(self: FdStream, data: bytes | bytearray | memoryview) -> None:
+    """Send all of *data*; see `trio.abc.SendStream`."""
+    manager = current_ring("sockets")
+    if manager is None:
+        await _trio_send_all(self, data)
+        return
+    with self._send_conflict_detector:
+        if self._fd_holder.closed:
+            raise trio.ClosedResourceError("file was already closed")
+        fd = self._fd_holder.fd
+        with memoryview(data) as view:
+            sent, length = 0, len(data)
+            if not length:
+                await trio.lowlevel.checkpoint()
+            while sent < length:
+                with view[sent:] as remaining:
+                    try:
+                        sent += await manager.perform(
+                            operations.write(fd, remaining, offset=-1, cancellable=True)
+                        )
+                    except BlockingIOError:
+                        await manager.wait_writable(fd)
+                    except OSError as exc:
+                        raise _stream_error(exc) from exc
+
+
+def _stream_error(exc: OSError) -> trio.ClosedResourceError | trio.BrokenResourceError:
+    if exc.errno == errno.EBADF:
+        return trio.ClosedResourceError("file was already closed")
+    return trio.BrokenResourceError()
