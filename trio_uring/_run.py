@@ -1,0 +1,310 @@
+"""Which Trio runs get a ring, and how: `run`, `start_guest_run`, `install`.
+
+One class stands in for Trio's I/O manager, for every run of the process; asked to construct
+itself, at the start of a run, it decides: a ring, or Trio's own epoll. Who asked for a ring
+is, in this order:
+
+1. ``TRIO_URING=off`` in the environment: nobody gets one.
+2. `run` or `start_guest_run` of this package: that run.
+3. `install`: every run since, in every thread.
+
+Whether a ring can be had is found out there and then, with a ring that is thrown away.
+Without one the run goes on Trio's epoll, says why in its statistics, and warns once; unless
+``RingConfig(require=True)`` or ``TRIO_URING=require`` makes that an error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import attrs
+import trio
+
+from . import _pipe
+from ._config import RingConfig
+from ._errors import RingUnavailableError, setup_error, unsupported_opcode
+from ._io_manager import LAYERS, UringIOManager
+from ._kernel import COMPILED
+from ._kernel.uapi import Opcode
+from ._operations import nop
+from ._readiness import FallbackIOManager
+from ._ring import Ring
+from ._socket import UringSocket
+from ._statistics import totals
+from ._trio_private import (
+    TrioIOManager,
+    check_trio,
+    set_fd_stream_methods,
+    set_io_manager,
+    set_socket_type,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    import outcome
+    from trio.abc import Clock, Instrument
+
+    from ._io_manager import Layer
+
+T = TypeVar("T")
+
+# Without these there is no run on a ring. The others are asked for when they are used.
+_REQUIRED_OPCODES: Final = (Opcode.NOP, Opcode.POLL_ADD, Opcode.ASYNC_CANCEL)
+
+
+class _Asked(threading.local):
+    """What `run` of this thread asked for, on its way to the I/O manager it constructs.
+
+    Not a context variable: a plain ``trio.run`` in a worker thread, which runs in a copy of
+    its parent's context, must not inherit it.
+    """
+
+    config: RingConfig | None = None
+
+
+_asked: Final = _Asked()
+_installed: RingConfig | None = None
+_seams_set: bool = False
+_warned: Final[set[str]] = set()
+
+
+def run(
+    async_fn: Callable[..., Awaitable[T]],
+    *args: Any,
+    clock: Clock | None = None,
+    instruments: Sequence[Instrument] = (),
+    restrict_keyboard_interrupt_to_checkpoints: bool = False,
+    strict_exception_groups: bool = True,
+    ring: RingConfig | None = None,
+) -> T:
+    """Run a Trio program on io_uring: `trio.run`, with the same arguments and one more.
+
+    Args:
+      async_fn: As for `trio.run`, and so are the others.
+      *args: Positional arguments for *async_fn*.
+      clock: See `trio.run`.
+      instruments: See `trio.run`.
+      restrict_keyboard_interrupt_to_checkpoints: See `trio.run`.
+      strict_exception_groups: See `trio.run`.
+      ring: How to set up the ring; None for the defaults.
+
+    Returns:
+      What *async_fn* returns.
+
+    Raises:
+      RingUnavailableError: io_uring is missing here, and was required. Otherwise the run
+        falls back to Trio's own I/O, with one warning, and the reason in
+        ``trio.lowlevel.current_statistics().io_statistics``.
+    """
+    with _asking(ring):
+        return trio.run(
+            async_fn,
+            *args,
+            clock=clock,
+            instruments=instruments,
+            restrict_keyboard_interrupt_to_checkpoints=restrict_keyboard_interrupt_to_checkpoints,
+            strict_exception_groups=strict_exception_groups,
+        )
+
+
+def start_guest_run(
+    async_fn: Callable[..., Awaitable[T]],
+    *args: Any,
+    run_sync_soon_threadsafe: Callable[[Callable[[], object]], object],
+    done_callback: Callable[[outcome.Outcome[T]], object],
+    run_sync_soon_not_threadsafe: Callable[[Callable[[], object]], object] | None = None,
+    host_uses_signal_set_wakeup_fd: bool = False,
+    clock: Clock | None = None,
+    instruments: Sequence[Instrument] = (),
+    restrict_keyboard_interrupt_to_checkpoints: bool = False,
+    strict_exception_groups: bool = True,
+    ring: RingConfig | None = None,
+) -> None:
+    """Start a guest run on io_uring: `trio.lowlevel.start_guest_run`, and one more argument.
+
+    The ring belongs to the thread that calls this, which must be the host loop's.
+
+    Args:
+      async_fn: As for `trio.lowlevel.start_guest_run`, and so are the others.
+      *args: Positional arguments for *async_fn*.
+      run_sync_soon_threadsafe: See `trio.lowlevel.start_guest_run`.
+      done_callback: See `trio.lowlevel.start_guest_run`.
+      run_sync_soon_not_threadsafe: See `trio.lowlevel.start_guest_run`.
+      host_uses_signal_set_wakeup_fd: See `trio.lowlevel.start_guest_run`.
+      clock: See `trio.run`.
+      instruments: See `trio.run`.
+      restrict_keyboard_interrupt_to_checkpoints: See `trio.run`.
+      strict_exception_groups: See `trio.run`.
+      ring: How to set up the ring; None for the defaults.
+
+    Raises:
+      RingUnavailableError: as for `run`.
+    """
+    with _asking(ring):
+        trio.lowlevel.start_guest_run(
+            async_fn,
+            *args,
+            run_sync_soon_threadsafe=run_sync_soon_threadsafe,
+            done_callback=done_callback,
+            run_sync_soon_not_threadsafe=run_sync_soon_not_threadsafe,
+            host_uses_signal_set_wakeup_fd=host_uses_signal_set_wakeup_fd,
+            clock=clock,
+            instruments=instruments,
+            restrict_keyboard_interrupt_to_checkpoints=restrict_keyboard_interrupt_to_checkpoints,
+            strict_exception_groups=strict_exception_groups,
+        )
+
+
+def install(ring: RingConfig | None = None) -> None:
+    """Give every later Trio run of this process a ring, in every thread, until `uninstall`.
+
+    For programs that call ``trio.run`` themselves, pytest-trio, and the like. Runs that have
+    begun are not changed. With ``TRIO_URING=off`` in the environment it has no effect.
+
+    Args:
+      ring: How to set up the rings; None for the defaults.
+
+    Raises:
+      TypeError: *ring* is no `RingConfig`.
+      RingUnavailableError: only where ``require`` is set: Trio is an unknown version.
+    """
+    global _installed
+    config = _checked(ring)
+    try:
+        _set_seams()
+    except RingUnavailableError as exc:
+        if _required(config):
+            raise
+        _warn(exc.reason)
+        return
+    _installed = config
+
+
+def uninstall() -> None:
+    """Undo `install`: later runs are Trio's own, unless started by `run`."""
+    global _installed
+    _installed = None
+
+
+@contextmanager
+def _asking(ring: RingConfig | None) -> Iterator[None]:
+    config = _checked(ring)
+    try:
+        _set_seams()
+    except RingUnavailableError as exc:
+        if _required(config):
+            raise
+        _warn(exc.reason)
+    _asked.config = config
+    try:
+        yield
+    finally:
+        _asked.config = None
+
+
+def _checked(ring: RingConfig | None) -> RingConfig:
+    if ring is None:
+        return RingConfig()
+    if not isinstance(ring, RingConfig):
+        raise TypeError(f"ring must be a RingConfig, not {type(ring).__name__}")
+    return ring
+
+
+def _environment() -> str:
+    return os.environ.get("TRIO_URING", "").strip().lower()
+
+
+def _required(config: RingConfig) -> bool:
+    return (config.require or _environment() == "require") and _environment() not in _OFF
+
+
+_OFF: Final = ("off", "0")
+
+
+def _disabled_layers() -> frozenset[Layer]:
+    """Return the layers named in ``TRIO_URING_DISABLE``, such as ``files,sockets``."""
+    names = {name.strip() for name in os.environ.get("TRIO_URING_DISABLE", "").split(",")} - {""}
+    if unknown := names - set(LAYERS):
+        raise ValueError(
+            f"TRIO_URING_DISABLE names {', '.join(sorted(unknown))}: it takes a list, separated "
+            f"by commas, of {' and '.join(LAYERS)}"
+        )
+    return frozenset(layer for layer in LAYERS if layer in names)
+
+
+def _set_seams() -> None:
+    """Put our classes where Trio looks for its own; once, and for good.
+
+    Each asks the current run, so that a run without a ring sees Trio's own behaviour.
+    """
+    global _seams_set
+    if not _seams_set:
+        if not COMPILED:
+            raise RingUnavailableError(f"io_uring is a Linux interface, and this is {sys.platform}")
+        check_trio()
+        set_io_manager(RunIOManager)
+        set_socket_type(UringSocket)
+        set_fd_stream_methods(_pipe.receive_some, _pipe.send_all)
+        _seams_set = True
+
+
+class RunIOManager(UringIOManager):
+    """What Trio constructs at the start of each run: a ring's manager, or Trio's own."""
+
+    def __new__(cls) -> RunIOManager:
+        """Decide; what is not a `RunIOManager` is Trio's, and Python does not initialise it."""
+        config, _asked.config = _asked.config or _installed, None
+        if config is None or _environment() in _OFF:
+            return TrioIOManager()  # type: ignore[return-value]
+        try:
+            probe(config)
+        except RingUnavailableError as exc:
+            if _required(config):
+                raise
+            _warn(exc.reason)
+            totals.fallback_runs += 1
+            return FallbackIOManager.because(exc.reason)  # type: ignore[return-value]
+        manager = super().__new__(cls)
+        manager.config = config
+        return manager
+
+    def __init__(self) -> None:
+        super().__init__(self.config, _disabled_layers())
+
+
+def probe(config: RingConfig) -> Ring:
+    """Set a ring up, send one NOP there and back, and close it; returns the closed ring.
+
+    Raises:
+      RingUnavailableError: names the cause and the remedy.
+    """
+    ring = Ring(config, register_fd=False)
+    try:
+        for opcode in _REQUIRED_OPCODES:
+            if opcode not in ring.supported:
+                raise RingUnavailableError(str(unsupported_opcode(opcode).strerror))
+        try:
+            ring.push(nop(), 0)
+            completions = ring.turn(1.0)
+        except OSError as exc:
+            raise setup_error(-(exc.errno or 0), "io_uring_enter") from exc
+        if completions != [(0, 0, 0)]:
+            raise RingUnavailableError(f"a NOP came back as {completions}: io_uring is broken here")
+    finally:
+        ring.close()
+    return ring
+
+
+def _warn(reason: str) -> None:
+    """Warn once for each reason, in the name of the caller's caller's run."""
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(
+            f"trio_uring falls back to Trio's epoll: {reason}", RuntimeWarning, stacklevel=4
+        )
