@@ -5,13 +5,16 @@ get a ring, `RingConfig` and `SQPoll` how it is set up. `trio_uring.lowlevel` ha
 operations themselves.
 """
 
-from ._config import RingConfig as RingConfig
-from ._config import SQPoll as SQPoll
-from ._errors import ForkedRingError as ForkedRingError
-from ._errors import IncompatibleTrioError as IncompatibleTrioError
-from ._errors import RingUnavailableError as RingUnavailableError
-from ._errors import UnsupportedOpcodeError as UnsupportedOpcodeError
-from ._run import install as install
-from ._run import run as run
-from ._run import start_guest_run as start_guest_run
-from ._run import uninstall as uninstall
+from ._config import RingConfig as RingConfig, SQPoll as SQPoll
+from ._errors import (
+    ForkedRingError as ForkedRingError,
+    IncompatibleTrioError as IncompatibleTrioError,
+    RingUnavailableError as RingUnavailableError,
+    UnsupportedOpcodeError as UnsupportedOpcodeError,
+)
+from ._run import (
+    install as install,
+    run as run,
+    start_guest_run as start_guest_run,
+    uninstall as uninstall,
+)

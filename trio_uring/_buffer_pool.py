@@ -30,7 +30,7 @@ class BufferPool:
     Source: io_uring_register(2), io_uring_setup_buf_ring(3).
     """
 
-    def __init__(self, ring: "Ring", *, group: int, count: int, size: int) -> None:
+    def __init__(self, ring: Ring, *, group: int, count: int, size: int) -> None:
         self.group = group
         self.size = size
         self._pool = ring.open_buffer_ring(group, count, size)

@@ -3,9 +3,14 @@
 import attrs
 
 
-def _check(name: str, value: object, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+def _check_type(name: str, value: object, *types: type) -> None:
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        expected = " or ".join(type_.__name__ for type_ in types)
+        raise TypeError(f"{name} must be {expected}, not {type(value).__name__}")
+
+
+def _check(name: str, value: int, low: int, high: int) -> None:
+    _check_type(name, value, int)
     if not low <= value <= high:
         raise ValueError(f"{name} must be between {low} and {high}, not {value}")
 
@@ -29,8 +34,7 @@ class SQPoll:
     cpu: int | None = None
 
     def __attrs_post_init__(self) -> None:
-        if not isinstance(self.idle, int | float) or isinstance(self.idle, bool):
-            raise TypeError(f"idle must be seconds, not {type(self.idle).__name__}")
+        _check_type("idle", self.idle, int, float)
         if not 0.001 <= self.idle <= 3600:
             raise ValueError(f"idle must be between 0.001 and 3600 seconds, not {self.idle}")
         if self.cpu is not None:
@@ -86,7 +90,6 @@ class RingConfig:
         _check("receive_buffers", self.receive_buffers, 1, 32768)
         if self.receive_buffers & (self.receive_buffers - 1):
             raise ValueError(f"receive_buffers must be a power of two, not {self.receive_buffers}")
-        if self.sqpoll is not None and not isinstance(self.sqpoll, SQPoll):
-            raise TypeError(f"sqpoll must be an SQPoll, not {type(self.sqpoll).__name__}")
-        if not isinstance(self.require, bool):
-            raise TypeError(f"require must be a bool, not {type(self.require).__name__}")
+        if self.sqpoll is not None:
+            _check_type("sqpoll", self.sqpoll, SQPoll)
+        _check_type("require", self.require, bool)

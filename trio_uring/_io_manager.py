@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
@@ -19,7 +18,6 @@ import trio
 from trio.lowlevel import Abort, ParkingLot, RaiseCancelT, Task
 
 from ._buffer_pool import BufferPool
-from ._config import RingConfig
 from ._errors import CANCELLED_RESULTS, ForkedRingError, operation_error
 from ._kernel.uapi import CqeFlag, Opcode
 from ._operations import Operation, async_cancel
@@ -29,7 +27,11 @@ from ._statistics import RingStatistics, flag_names, totals
 from ._trio_private import current_io_manager, current_run_is_guest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from trio._file_io import _HasFileNo
+
+    from ._config import RingConfig
 
 T = TypeVar("T")
 
@@ -48,7 +50,7 @@ _WATCH: Final = 1
 _FIRST: Final = 2
 
 # "Not a timeout", where there is no completion to report: a signal, or the guest's worker.
-_WOKEN: Final[Sequence[Completion]] = ((_CANCEL, 0, 0),)
+_WOKEN: Final = ((_CANCEL, 0, 0),)
 
 # The buffers that sockets and pipes receive into, see BufferPool. 64 KiB is what Trio's
 # streams ask for.
@@ -99,7 +101,7 @@ class FifoLimit:
             self.free += 1
 
 
-def current_ring(layer: Layer) -> "UringIOManager | None":
+def current_ring(layer: Layer) -> UringIOManager | None:
     """Return the current run's manager, if that run has a ring and uses it for *layer*.
 
     Raises:
@@ -228,7 +230,7 @@ class UringIOManager:
         while not self.ring.push(operation, user_data):
             self._backlog += self.ring.turn(0) or ()
 
-    def _abort_for(self, entry: InFlight) -> "trio.lowlevel._AbortFn":
+    def _abort_for(self, entry: InFlight) -> Callable[[RaiseCancelT], Abort]:
         def abort(raise_cancel: RaiseCancelT) -> Abort:
             # We can only ask. Until the CQE arrives the kernel may still write to the
             # buffer, so the task stays parked and the buffer stays pinned. If the operation
@@ -273,7 +275,7 @@ class UringIOManager:
         except (OSError, ForkedRingError):
             return
 
-    def notify_closing(self, fd: "int | _HasFileNo") -> None:
+    def notify_closing(self, fd: int | _HasFileNo) -> None:
         """Wake every task that waits for *fd* with `trio.ClosedResourceError`; see Trio's docs.
 
         An operation in flight holds its file open: until it ends, the peer sees no FIN and the
@@ -374,15 +376,15 @@ class UringIOManager:
         """Make `get_events` return; may be called from any thread and from signal handlers."""
         self._readiness.force_wakeup()
 
-    async def wait_readable(self, fd: "int | _HasFileNo") -> None:
+    async def wait_readable(self, fd: int | _HasFileNo) -> None:
         """Block until *fd* is readable; see Trio's docs."""
         await self._wait_ready(fd, "read")
 
-    async def wait_writable(self, fd: "int | _HasFileNo") -> None:
+    async def wait_writable(self, fd: int | _HasFileNo) -> None:
         """Block until *fd* is writable; see Trio's docs."""
         await self._wait_ready(fd, "write")
 
-    async def _wait_ready(self, fd: "int | _HasFileNo", exclusive: str) -> None:
+    async def _wait_ready(self, fd: int | _HasFileNo, exclusive: str) -> None:
         if not isinstance(fd, int):
             fd = fd.fileno()
         if fd in self._waiting:

@@ -1,19 +1,23 @@
 """Reads and writes of `trio.lowlevel.FdStream`: pipes, and the streams of child processes.
 
 These two stand in for the method bodies of Trio's class, which is final. Trio keeps the fd
-non-blocking. Linux then waits by itself for pipes (since 6.4, or thereabouts), and says
+non-blocking; Linux then waits by itself for pipes (since 6.4, or thereabouts), and says
 EAGAIN for terminals and the like: there we wait until the fd is ready, as Trio does.
 """
 
+from __future__ import annotations
+
 import errno
-from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from . import _operations as operations
 from ._io_manager import RECEIVE_BUFFER_SIZE, current_ring
 from ._trio_private import FdStream
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 _trio_receive_some: Final[Callable[..., Awaitable[bytes]]] = FdStream.receive_some
 _trio_send_all: Final[Callable[..., Awaitable[None]]] = FdStream.send_all
@@ -34,7 +38,9 @@ async def receive_some(self: FdStream, max_bytes: int | None = None) -> bytes:
         while True:
             try:
                 return await manager.perform(
-                    operations.read_select(fd, buffers, min(wanted, RECEIVE_BUFFER_SIZE))
+                    operations.read_select(
+                        fd, buffers, min(wanted, RECEIVE_BUFFER_SIZE), -1, cancellable=True
+                    )
                 )
             except OSError as exc:
                 if exc.errno == errno.EAGAIN:
@@ -61,7 +67,7 @@ async def send_all(self: FdStream, data: bytes | bytearray | memoryview) -> None
                 with view[sent:] as remaining:
                     try:
                         sent += await manager.perform(
-                            operations.write(fd, remaining, offset=-1, cancellable=True)
+                            operations.write(fd, remaining, -1, cancellable=True)
                         )
                     except BlockingIOError:
                         await manager.wait_writable(fd)

@@ -22,15 +22,11 @@ from __future__ import annotations
 
 import os
 import select
-from typing import TYPE_CHECKING
 
 import attrs
 
 from ._operations import Operation, poll_add
-from ._trio_private import EpollIOManager, EpollStatistics
-
-if TYPE_CHECKING:
-    from trio._file_io import _HasFileNo
+from ._trio_private import EpollIOManager
 
 
 class Readiness(EpollIOManager):
@@ -83,7 +79,7 @@ class FallbackIOManager(EpollIOManager):
 
     def statistics(self) -> FallbackStatistics:  # type: ignore[override]
         """Return Trio's statistics, and the reason."""
-        plain: EpollStatistics = super().statistics()
+        plain = super().statistics()
         return FallbackStatistics(
             plain.tasks_waiting_read, plain.tasks_waiting_write, self.fallback_reason
         )

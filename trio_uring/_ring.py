@@ -15,7 +15,8 @@ import attrs
 
 from ._errors import ring_error, setup_error, unsupported_opcode
 from ._kernel import ffi, lib
-from ._kernel.uapi import FeatureFlag, Opcode, RegisterOpcode, SetupFlag
+from ._kernel.uapi import FeatureFlag, RegisterOpcode, SetupFlag
+from ._statistics import flag_names
 
 if TYPE_CHECKING:
     from ._config import RingConfig
@@ -50,6 +51,7 @@ _SQPOLL_LADDER: Final = (
 _ENTRIES_MIN: Final = 8
 
 _OPCODES_MAX: Final = 256  # an opcode is one byte
+_OP_SUPPORTED: Final = 1  # IO_URING_OP_SUPPORTED, in struct io_uring_probe_op
 
 
 @attrs.define(eq=False)
@@ -76,7 +78,7 @@ class Ring:
     Source: io_uring_setup(2).
     """
 
-    def __init__(self, config: "RingConfig", *, register_fd: bool = True) -> None:
+    def __init__(self, config: RingConfig, *, register_fd: bool = True) -> None:
         self._thread = threading.get_ident()
         attempts = _Attempts()
         self._ring = _open(config, attempts)
@@ -109,10 +111,12 @@ class Ring:
             raise setup_error(result, "asking the kernel for its opcodes (IORING_REGISTER_PROBE)")
         supported = 1  # IO_URING_OP_SUPPORTED
         return frozenset(
-            probe.ops[index].op for index in range(probe.ops_len) if probe.ops[index].flags & supported
+            probe.ops[index].op
+            for index in range(probe.ops_len)
+            if probe.ops[index].flags & supported
         )
 
-    def _limit_workers(self, config: "RingConfig", attempts: _Attempts) -> None:
+    def _limit_workers(self, config: RingConfig, attempts: _Attempts) -> None:
         # Without, the kernel would start tens of thousands for operations that can block for
         # ever. Linux 5.15; older kernels keep their default, and the statistics say so.
         workers = ffi.new("unsigned int[2]")
@@ -142,7 +146,7 @@ class Ring:
         """How many SQEs were pushed and not taken yet."""
         return lib.ring_unsubmitted(self._ring)
 
-    def push(self, operation: "Operation[object]", user_data: int) -> bool:
+    def push(self, operation: Operation[object], user_data: int) -> bool:
         """Put *operation* in the SQ; False if there is no room before CQEs are reaped.
 
         Raises:
@@ -171,7 +175,7 @@ class Ring:
         if result < 0 and -result not in (errno.EBUSY, errno.EAGAIN, errno.EINTR):
             raise ring_error(result)
 
-    def turn(self, timeout: float) -> "list[Completion] | None":
+    def turn(self, timeout: float) -> list[Completion] | None:
         """Submit what was pushed, wait, and return the completions.
 
         Args:
@@ -208,7 +212,7 @@ class Ring:
         argument[0] = eventfd
         self.register(RegisterOpcode.EVENTFD, argument, 1)
 
-    def open_buffer_ring(self, group: int, count: int, size: int) -> "CData":
+    def open_buffer_ring(self, group: int, count: int, size: int) -> CData:
         """Register *count* buffers of *size* bytes each as *group*; for `BufferPool`."""
         out = ffi.new("struct buffer_ring *[1]")
         result = lib.buffer_ring_open(out, self._ring, group, count, size)
@@ -223,26 +227,24 @@ class Ring:
             lib.ring_close(self._ring, int(threading.get_ident() == self._thread))
 
 
-def _open(config: "RingConfig", attempts: _Attempts) -> "CData":
+def _open(config: RingConfig, attempts: _Attempts) -> CData:
     """Walk down the ladder: weaker flags on EINVAL, fewer entries on ENOMEM."""
     ladder = _LADDER if config.sqpoll is None else _SQPOLL_LADDER
-    entries = config.entries
+    entries, step = config.entries, 0
     while True:
-        for flags in ladder:
-            ring, result = _try_open(config, entries, flags)
-            if ring is not None:
-                return ring
-            attempts.refused(f"{entries} entries, {flags!r}", result)
-            if result != -errno.EINVAL:
-                break
-        if result != -errno.ENOMEM or entries <= _ENTRIES_MIN:
+        ring, result = _try_open(config, entries, ladder[step])
+        if ring is not None:
+            return ring
+        attempts.refused(f"{entries} entries, {'|'.join(flag_names(ladder[step]))}", result)
+        if result == -errno.EINVAL and step + 1 < len(ladder):
+            step += 1
+        elif result == -errno.ENOMEM and entries > _ENTRIES_MIN:
+            entries //= 2
+        else:
             raise setup_error(result, "io_uring_setup")
-        entries //= 2
 
 
-def _try_open(
-    config: "RingConfig", entries: int, flags: SetupFlag
-) -> "tuple[CData | None, int]":
+def _try_open(config: RingConfig, entries: int, flags: SetupFlag) -> tuple[CData | None, int]:
     completion_entries = max(config.completion_entries * entries // config.entries, entries)
     idle_ms = cpu = 0
     if config.sqpoll is not None:

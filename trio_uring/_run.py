@@ -20,9 +20,8 @@ import sys
 import threading
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-import attrs
 import trio
 
 from . import _pipe
@@ -49,8 +48,11 @@ if TYPE_CHECKING:
 
     import outcome
     from trio.abc import Clock, Instrument
+    from typing_extensions import Self, TypeVarTuple, Unpack
 
     from ._io_manager import Layer
+
+    PosArgT = TypeVarTuple("PosArgT")
 
 T = TypeVar("T")
 
@@ -75,8 +77,8 @@ _warned: Final[set[str]] = set()
 
 
 def run(
-    async_fn: Callable[..., Awaitable[T]],
-    *args: Any,
+    async_fn: Callable[[Unpack[PosArgT]], Awaitable[T]],
+    *args: Unpack[PosArgT],
     clock: Clock | None = None,
     instruments: Sequence[Instrument] = (),
     restrict_keyboard_interrupt_to_checkpoints: bool = False,
@@ -114,8 +116,8 @@ def run(
 
 
 def start_guest_run(
-    async_fn: Callable[..., Awaitable[T]],
-    *args: Any,
+    async_fn: Callable[[Unpack[PosArgT]], Awaitable[T]],
+    *args: Unpack[PosArgT],
     run_sync_soon_threadsafe: Callable[[Callable[[], object]], object],
     done_callback: Callable[[outcome.Outcome[T]], object],
     run_sync_soon_not_threadsafe: Callable[[Callable[[], object]], object] | None = None,
@@ -257,7 +259,7 @@ def _set_seams() -> None:
 class RunIOManager(UringIOManager):
     """What Trio constructs at the start of each run: a ring's manager, or Trio's own."""
 
-    def __new__(cls) -> RunIOManager:
+    def __new__(cls) -> Self:
         """Decide; what is not a `RunIOManager` is Trio's, and Python does not initialise it."""
         config, _asked.config = _asked.config or _installed, None
         if config is None or _environment() in _OFF:

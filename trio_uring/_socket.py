@@ -12,7 +12,7 @@ what is in flight before the fd goes.
 import errno
 import os
 import socket as stdlib_socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import trio
@@ -75,9 +75,7 @@ class UringSocket(TrioSocket):
             buffers = manager.buffers
             while buffers is not None:
                 try:
-                    return await manager.perform(
-                        operations.recv_select(fd, buffers, buflen, flags)
-                    )
+                    return await manager.perform(operations.recv_select(fd, buffers, buflen, flags))
                 except OSError as exc:
                     # More receives completed at once than there are buffers: try again, the
                     # data is still in the socket.
@@ -204,7 +202,7 @@ class UringSocket(TrioSocket):
                     pass
         return await super().send(bytes, flags)
 
-    async def sendto(self, *args: Any) -> int:
+    async def sendto(self, *args: object) -> int:
         """Like :meth:`socket.socket.sendto`, but async."""
         manager = current_ring("sockets")
         if manager is not None and len(args) in (2, 3) and self._sock.fileno() >= 0:
@@ -224,7 +222,7 @@ class UringSocket(TrioSocket):
         buffers: Iterable[Buffer],
         ancdata: Iterable[tuple[int, int, Buffer]] = (),
         flags: int = 0,
-        address: Any = None,
+        address: object = None,
         /,
     ) -> int:
         """Like :meth:`socket.socket.sendmsg`, but async."""
@@ -280,7 +278,7 @@ class UringSocket(TrioSocket):
             raise
         return trio.socket.from_stdlib_socket(sock), operations.decode_sockaddr(raw)
 
-    async def connect(self, address: Any) -> None:
+    async def connect(self, address: object) -> None:
         """Like :meth:`socket.socket.connect`, but async.
 
         If cancelled, the socket is closed: the attempt cannot be taken back.
@@ -305,5 +303,5 @@ class UringSocket(TrioSocket):
 
 
 def _materialised(items: Iterable[Any]) -> Iterable[Any]:
-    """Return *items* as something that can be read twice; what is not iterable, as it is."""
-    return list(items) if isinstance(items, Iterable) and not isinstance(items, Sequence) else items
+    """Return *items* as something that can be read twice; what is no iterator, as it is."""
+    return list(items) if isinstance(items, Iterator) else items

@@ -14,16 +14,29 @@ import trio
 import trio._core._run as _run
 import trio._socket as _socket
 import trio._threads as _threads
-from trio._core._io_epoll import EpollIOManager as EpollIOManager
-from trio._core._io_epoll import _EpollStatistics as EpollStatistics
-from trio._core._run import GLOBAL_RUN_CONTEXT as GLOBAL_RUN_CONTEXT
+from trio._core._io_epoll import EpollIOManager
+from trio._core._run import GLOBAL_RUN_CONTEXT
 from trio._socket import _SocketType as TrioSocket
-from trio._unix_pipes import FdStream as FdStream
+from trio._unix_pipes import FdStream
 
 from ._errors import IncompatibleTrioError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+__all__ = [
+    "EpollIOManager",
+    "FdStream",
+    "TrioIOManager",
+    "TrioSocket",
+    "check_trio",
+    "count_thread_hops",
+    "current_io_manager",
+    "current_run_is_guest",
+    "set_fd_stream_methods",
+    "set_io_manager",
+    "set_socket_type",
+]
 
 OLDEST_TRIO: Final = (0, 32)
 NEWEST_TRIO: Final = (0, 35)
@@ -40,9 +53,8 @@ _IO_MANAGER_MEMBERS: Final = (
     "notify_closing",
 )
 
-# Trio's own, as they were when this module was imported.
-TrioIOManager = _run.TheIOManager
-trio_socket_type = _socket._SocketType
+# Trio's own, as it was when this module was imported.
+TrioIOManager = _run.TheIOManager  # type: ignore[attr-defined]  # imported for its platform
 
 
 def check_trio() -> None:
@@ -74,7 +86,7 @@ def _missing_seams() -> list[str]:
     for owner, name in (
         (EpollIOManager, "_epoll"),
         (EpollIOManager, "_registered"),
-        (trio_socket_type, "_resolve_address_nocp"),
+        (TrioSocket, "_resolve_address_nocp"),
         (FdStream, "receive_some"),
         (FdStream, "send_all"),
     ):
@@ -102,7 +114,7 @@ def current_run_is_guest() -> bool:
 
 def set_io_manager(io_manager: type) -> None:
     """Let every later run construct *io_manager*; a class, since Trio's tests patch it."""
-    _run.TheIOManager = io_manager  # type: ignore[assignment, misc]
+    _run.TheIOManager = io_manager  # type: ignore[attr-defined]  # imported for its platform
 
 
 def set_socket_type(socket_type: type[TrioSocket]) -> None:
@@ -110,7 +122,9 @@ def set_socket_type(socket_type: type[TrioSocket]) -> None:
     _socket._SocketType = socket_type  # type: ignore[misc]
 
 
-def set_fd_stream_methods(receive_some: "Callable[..., object]", send_all: "Callable[..., object]") -> None:
+def set_fd_stream_methods(
+    receive_some: Callable[..., object], send_all: Callable[..., object]
+) -> None:
     """Replace the two method bodies of `trio.lowlevel.FdStream`, which is final."""
     FdStream.receive_some = receive_some  # type: ignore[assignment, method-assign]
     FdStream.send_all = send_all  # type: ignore[assignment, method-assign]
@@ -119,12 +133,12 @@ def set_fd_stream_methods(receive_some: "Callable[..., object]", send_all: "Call
 def count_thread_hops() -> Callable[[], int]:
     """Count the calls that Trio hands to worker threads from now on; returns how to ask."""
     hops = 0
-    start_thread_soon = _threads.start_thread_soon
+    original = vars(_threads)["start_thread_soon"]
 
     def counting(*args: object, **kwargs: object) -> object:
         nonlocal hops
         hops += 1
-        return start_thread_soon(*args, **kwargs)  # type: ignore[arg-type]
+        return original(*args, **kwargs)
 
-    _threads.start_thread_soon = counting  # type: ignore[assignment]
+    vars(_threads)["start_thread_soon"] = counting
     return lambda: hops

@@ -7,8 +7,8 @@ from typing import TypeVar
 from . import _operations as operations
 from ._io_manager import UringIOManager
 from ._operations import Operation as Operation
-from ._statistics import RingStatistics as RingStatistics
 from ._readiness import FallbackStatistics as FallbackStatistics
+from ._statistics import RingStatistics as RingStatistics
 from ._trio_private import current_io_manager
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing_extensions import Buffer
 
 from trio_uring._kernel import CData, ffi
 
-from ._operation import NO_ADDRESS, pin_readable
+from ._operation import NO_ADDRESS
 from ._sockaddr import SOCKADDR_SIZE, Address, decode_sockaddr
 
 T = TypeVar("T")

@@ -137,6 +137,51 @@ def sendmsg(
     )
 
 
+def send_zc(fd: int, data: Buffer, flags: int = 0) -> Operation[int]:
+    """Send *data* on a connected socket without copying it into the kernel.
+
+    It takes until the network is done with *data*, which for TCP means that the peer has
+    acknowledged it: worth it for large buffers, and never on loopback, which copies anyway.
+
+    Completes with: the number of bytes the kernel took: some, or all.
+    Fails with: as `send`; ``ENOMEM`` if ``RLIMIT_MEMLOCK`` is too low; ``EOPNOTSUPP``.
+    If cancelled: the number of bytes sent so far, if any, is the result.
+    Since: Linux 6.0. Source: io_uring_prep_send_zc(3), send(2).
+    """
+    pin = pin_readable(data)
+    waits = not flags & stdlib_socket.MSG_DONTWAIT
+    return Operation(
+        Opcode.SEND_ZC,
+        count,
+        fd,
+        pin,
+        size_of(pin),
+        flags | _NO_SIGNAL,
+        pins=(pin,),
+        cancellable=waits,
+        exclusive="write" if waits else None,
+    )
+
+
+def sendmsg_zc(
+    fd: int,
+    buffers: Iterable[Buffer],
+    ancillary: Iterable[tuple[int, int, Buffer]] = (),
+    flags: int = 0,
+    address: bytes = b"",
+) -> Operation[int]:
+    """Send *buffers* as one message without copying them; the rest as `sendmsg` and `send_zc`.
+
+    Completes with: the number of bytes sent, once the network is done with *buffers*.
+    Fails with: as `sendmsg`; ``ENOMEM`` if ``RLIMIT_MEMLOCK`` is too low; ``EOPNOTSUPP``.
+    If cancelled: the number of bytes sent so far, if any, is the result.
+    Since: Linux 6.1. Source: io_uring_prep_sendmsg_zc(3), sendmsg(2).
+    """
+    operation = sendmsg(fd, buffers, ancillary, flags, address)
+    operation.opcode = Opcode.SENDMSG_ZC
+    return operation
+
+
 def recvmsg(
     fd: int, buffers: Sequence[Buffer], ancillary_size: int = 0, flags: int = 0
 ) -> Operation[Message[int]]:
@@ -236,7 +281,9 @@ def socket(family: int, type: int, protocol: int = 0) -> Operation[int]:
     If cancelled: a socket that was made first is the result.
     Since: Linux 5.19. Source: io_uring_prep_socket(3), socket(2).
     """
-    return Operation(Opcode.SOCKET, count, family, off=type, len=protocol, cancellable=False, discard=os.close)
+    return Operation(
+        Opcode.SOCKET, count, family, off=type, len=protocol, cancellable=False, discard=os.close
+    )
 
 
 def bind(fd: int, address: bytes) -> Operation[None]:

@@ -11,13 +11,13 @@ from typing import Final, Generic, Literal, TypeVar
 import attrs
 from typing_extensions import Buffer
 
-from trio_uring._kernel import CData, ffi
+from trio_uring._kernel import COMPILED, CData, ffi
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 # What stands in an SQE's addr: nothing, memory held by a pin, or an immutable bytes object,
 # which is its own pin.
-NO_ADDRESS: CData = None if ffi is None else ffi.NULL
+NO_ADDRESS: Final[CData] = ffi.NULL if COMPILED else None
 
 # The most that the kernel moves in one read, write, send or receive (MAX_RW_COUNT, read(2)).
 IO_MAX: Final = 0x7FFFF000
@@ -26,7 +26,7 @@ Exclusive = Literal["read", "write"]
 
 
 @attrs.define(eq=False)
-class Operation(Generic[T]):
+class Operation(Generic[T_co]):
     """One operation: the fields of its SQE, and how to read its result.
 
     The fields *opcode* to *addr3* are those of ``struct io_uring_sqe``. To be performed once.
@@ -45,10 +45,13 @@ class Operation(Generic[T]):
         fd.
       filename: For the `OSError`, as the standard library gives it.
       filename2: The second file of a rename or link.
+      expires: Whether ``ETIME`` is what it completes with, and no error.
+      on_fd: Whether *fd* is a file descriptor, whose closing ends the operation. False where
+        the kernel takes another number in its place.
     """
 
     opcode: int
-    decode: Callable[[int, int], T]
+    decode: Callable[[int, int], T_co]
     fd: int = -1
     addr: CData | bytes = NO_ADDRESS
     len: int = 0
@@ -67,6 +70,8 @@ class Operation(Generic[T]):
     discard: Callable[[int], object] | None = None
     filename: str | bytes | None = None
     filename2: str | bytes | None = None
+    expires: bool = False
+    on_fd: bool = True
 
     def release(self) -> None:
         """Let go of the pinned buffers, so that their owner may resize or release them."""
@@ -94,7 +99,7 @@ def pin_writable(buffer: Buffer) -> CData:
     Raises:
       TypeError, BufferError: not a buffer, read-only, or not contiguous.
     """
-    return ffi.from_buffer("char[]", buffer, True)
+    return ffi.from_buffer("char[]", buffer, require_writable=True)
 
 
 def size_of(pin: CData | bytes) -> int:
