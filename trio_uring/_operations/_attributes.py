@@ -1,0 +1,190 @@
+"""The operations on a file's attributes: its status, and the extended ones."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING, Final
+
+from trio_uring._kernel import ffi
+from trio_uring._kernel.uapi import Opcode
+
+from ._operation import Operation, address_of, nothing, pin_writable
+from ._paths import AT_FDCWD, StrOrBytesPath, encode_path, pin_path
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+# From fcntl.h.
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_AT_NO_AUTOMOUNT: Final = 0x800
+_AT_EMPTY_PATH: Final = 0x1000
+
+# struct statx of linux/stat.h, the same on every architecture. Its 256 bytes leave room for
+# fields to come; of those that are there, these are what stat(2) knows.
+_STATX_SIZE: Final = 256
+_STATX_BASIC_STATS: Final = 0x7FF
+_STATX = struct.Struct(
+    "=4x I 8x III H 2x QQQ 8x"  # blksize; nlink, uid, gid; mode; ino, size, blocks
+    " qI 4x 16x qI 4x qI 4x"  # atime, (birth,) ctime, mtime: seconds and nanoseconds
+    " II II"  # rdev, dev: major and minor
+)
+
+# The largest value of an extended attribute (XATTR_SIZE_MAX of linux/limits.h).
+_XATTR_SIZE_MAX: Final = 65536
+
+
+def statx(
+    path: StrOrBytesPath | int, *, dir_fd: int = AT_FDCWD, follow_symlinks: bool = True
+) -> Operation[os.stat_result]:
+    """Ask for a file's status, by path or, like `os.fstat`, by fd.
+
+    Completes with: what `os.stat` returns.
+    Fails with: ``ENOENT``, ``EACCES``, ``ELOOP``, ``ENOTDIR``, ``EBADF``: see statx(2).
+    If cancelled: it still completes.
+    Since: Linux 5.6. Source: io_uring_prep_statx(3), statx(2).
+    """
+    # A stat(2) never mounts what is only to be mounted on use.
+    flags = _AT_NO_AUTOMOUNT
+    name: str | bytes | None = None
+    if isinstance(path, int):
+        dir_fd = path
+        encoded = b""
+        flags |= _AT_EMPTY_PATH
+    else:
+        name = os.fspath(path)
+        encoded = encode_path(name)
+        flags |= 0 if follow_symlinks else _AT_SYMLINK_NOFOLLOW
+    status = bytearray(_STATX_SIZE)
+    pin = pin_writable(status)
+    return Operation(
+        Opcode.STATX,
+        lambda _res, _flags: _stat_result(status),
+        dir_fd,
+        encoded,
+        _STATX_BASIC_STATS,
+        flags,
+        address_of(pin),
+        pins=(pin,),
+        cancellable=False,
+        bounded=True,
+        filename=name,
+    )
+
+
+def getxattr(path: StrOrBytesPath, name: StrOrBytesPath) -> Operation[bytes]:
+    """Read the extended attribute *name*, such as ``user.mime_type``, of the file at *path*.
+
+    Completes with: its value.
+    Fails with: ``ENODATA`` if there is none, ``EOPNOTSUPP``, ``ENOENT``, ...: see getxattr(2).
+    If cancelled: it still completes.
+    Since: Linux 5.19. Source: io_uring_prep_getxattr(3), getxattr(2).
+    """
+    file_name = os.fspath(path)
+    file_pin = pin_path(file_name)
+    operation = _get_attribute(Opcode.GETXATTR, 0, name)
+    operation.addr3 = address_of(file_pin)
+    operation.pins += (file_pin,)
+    operation.filename = file_name
+    return operation
+
+
+def fgetxattr(fd: int, name: StrOrBytesPath) -> Operation[bytes]:
+    """Read the extended attribute *name* of an open file.
+
+    Completes with: its value.
+    Fails with: as `getxattr`; ``EBADF``.
+    If cancelled: it still completes.
+    Since: Linux 5.19. Source: io_uring_prep_fgetxattr(3), fgetxattr(2).
+    """
+    return _get_attribute(Opcode.FGETXATTR, fd, name)
+
+
+def setxattr(
+    path: StrOrBytesPath, name: StrOrBytesPath, value: Buffer, flags: int = 0
+) -> Operation[None]:
+    """Set the extended attribute *name* of the file at *path* to *value*.
+
+    *flags*: `os.XATTR_CREATE`: not if there is one; `os.XATTR_REPLACE`: only if there is.
+
+    Completes with: nothing.
+    Fails with: ``EEXIST``, ``ENODATA``, ``EOPNOTSUPP``, ``ENOSPC``, ...: see setxattr(2).
+    If cancelled: it still completes.
+    Since: Linux 5.19. Source: io_uring_prep_setxattr(3), setxattr(2).
+    """
+    file_name = os.fspath(path)
+    file_pin = pin_path(file_name)
+    operation = _set_attribute(Opcode.SETXATTR, 0, name, value, flags)
+    operation.addr3 = address_of(file_pin)
+    operation.pins += (file_pin,)
+    operation.filename = file_name
+    return operation
+
+
+def fsetxattr(fd: int, name: StrOrBytesPath, value: Buffer, flags: int = 0) -> Operation[None]:
+    """Set the extended attribute *name* of an open file to *value*; *flags* as for `setxattr`.
+
+    Completes with: nothing.
+    Fails with: as `setxattr`; ``EBADF``.
+    If cancelled: it still completes.
+    Since: Linux 5.19. Source: io_uring_prep_fsetxattr(3), fsetxattr(2).
+    """
+    return _set_attribute(Opcode.FSETXATTR, fd, name, value, flags)
+
+
+def _get_attribute(opcode: int, fd: int, name: StrOrBytesPath) -> Operation[bytes]:
+    value = bytearray(_XATTR_SIZE_MAX)
+    pin = pin_writable(value)
+    return Operation(
+        opcode,
+        lambda res, _flags: bytes(memoryview(value)[:res]),
+        fd,
+        encode_path(os.fspath(name)),
+        len(value),
+        off=address_of(pin),
+        pins=(pin,),
+        cancellable=False,
+        bounded=True,
+    )
+
+
+def _set_attribute(
+    opcode: int, fd: int, name: StrOrBytesPath, value: Buffer, flags: int
+) -> Operation[None]:
+    pin = ffi.from_buffer("char[]", value)
+    return Operation(
+        opcode,
+        nothing,
+        fd,
+        encode_path(os.fspath(name)),
+        len(pin),
+        flags,
+        address_of(pin),
+        pins=(pin,),
+        cancellable=False,
+        bounded=True,
+    )
+
+
+def _stat_result(status: bytearray) -> os.stat_result:
+    (
+        block_size, links, uid, gid, mode, inode, size, blocks,
+        atime, atime_ns, ctime, ctime_ns, mtime, mtime_ns,
+        rdev_major, rdev_minor, dev_major, dev_minor,
+    ) = _STATX.unpack_from(status)  # fmt: skip
+    device = os.makedev(dev_major, dev_minor)
+    return os.stat_result(
+        (mode, inode, device, links, uid, gid, size, atime, mtime, ctime),
+        {
+            # The floats are computed as os.stat computes them: they are equal to the last bit.
+            "st_atime": atime + 1e-9 * atime_ns,
+            "st_mtime": mtime + 1e-9 * mtime_ns,
+            "st_ctime": ctime + 1e-9 * ctime_ns,
+            "st_atime_ns": atime * 10**9 + atime_ns,
+            "st_mtime_ns": mtime * 10**9 + mtime_ns,
+            "st_ctime_ns": ctime * 10**9 + ctime_ns,
+            "st_blksize": block_size,
+            "st_blocks": blocks,
+            "st_rdev": os.makedev(rdev_major, rdev_minor),
+        },
+    )
