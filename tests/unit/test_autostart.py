@@ -1,7 +1,7 @@
 """TRIO_URING in the environment: what happens when a Python starts, and imports Trio.
 
-Each test starts a Python with `trio_uring.pth` as it was installed, and two small packages in
-the place of Trio and trio_uring, which print what is done to them.
+Each test starts a Python with `trio_uring.pth` as it was installed. The program then finds two
+small packages in the place of Trio and trio_uring, which print what is done to them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from textwrap import dedent
 
 import pytest
 
-import trio_uring._autostart
-
 PTH = Path(sysconfig.get_path("purelib"), "trio_uring.pth")
+AUTOSTART = Path(sysconfig.get_path("purelib"), "trio_uring", "_autostart.py")
 
 TRIO = """
 print("trio begins")
@@ -52,15 +51,17 @@ class Program:
         path.parent.mkdir(exist_ok=True)
         path.write_text(dedent(code))
 
-    def start(self, code: str, setting: str | None = "1") -> subprocess.CompletedProcess[str]:
+    def start(
+        self, code: str, setting: str | None = "1", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name != "TRIO_URING"}
-        environment["PYTHONPATH"] = str(self.directory)
+        environment.update(variables)
         if setting is not None:
             environment["TRIO_URING"] = setting
         return subprocess.run(
             [sys.executable, "-c", dedent(code)],
             env=environment,
-            cwd=self.directory,
+            cwd=self.directory,  # Python looks for modules there, but only after its start
             capture_output=True,
             text=True,
             check=False,
@@ -82,8 +83,6 @@ def program(tmp_path: Path) -> Program:
     program.write("trio_uring/__init__.py", TRIO_URING)
     program.write("trio_uring_helper.py", "")
     program.write("unrelated.py", "")
-    autostart = Path(trio_uring._autostart.__file__).read_text()
-    program.write("trio_uring/_autostart.py", autostart)
     return program
 
 
@@ -126,14 +125,14 @@ def test_trio_uring_that_imports_trio_late(program: Program) -> None:
 
 
 def test_trio_is_there_already(program: Program) -> None:
-    code = """
-        import trio
-        from trio_uring._autostart import start
-        import os
+    code = f"""
+        import os, trio
         os.environ["TRIO_URING"] = "1"
-        start()
+        exec(open({str(PTH)!r}).read())
     """
-    assert program(code, "off") == [*TRIO_FIRST]
+    # The line finds the package in front, as it would find the installed one.
+    (program.directory / "trio_uring" / "_autostart.py").symlink_to(AUTOSTART)
+    assert program(code, "off") == TRIO_FIRST
 
 
 def test_what_is_imported_looks_as_ever(program: Program) -> None:
@@ -183,6 +182,8 @@ def test_a_finder_before_ours_with_one_loader_for_all(program: Program, first: s
 
         sys.meta_path.insert(0, One())
         import unrelated  # any import puts ours in front again
+        importlib.util.find_spec("{first}")
+        import trio_uring_helper  # by the same loader, before the one that is watched
         import {first}
         assert type({first}.__loader__) is One
         assert not vars({first}.__loader__)
@@ -269,7 +270,7 @@ def test_an_odd_loader_is_a_warning(program: Program) -> None:
 
 def test_a_broken_installation_does_not_keep_python_from_starting(program: Program) -> None:
     program.write("trio_uring/_autostart.py", "raise ValueError('wrong')")
-    result = program.start("print('started')")
+    result = program.start("print('started')", PYTHONPATH=str(program.directory))
     assert (result.returncode, result.stdout) == (0, "started\n")
     assert "ValueError: wrong" in result.stderr
 
@@ -277,7 +278,7 @@ def test_a_broken_installation_does_not_keep_python_from_starting(program: Progr
 def test_a_package_that_is_gone_is_no_error(program: Program) -> None:
     code = f"""
         import sys
-        sys.path = [p for p in sys.path if p == sys.path[0] and not p]
+        sys.path.clear()
         exec(open({str(PTH)!r}).read())
         print("done")
     """
