@@ -52,7 +52,7 @@ class Run:
     """One finished run of a suite."""
 
     name: str
-    outcomes: dict[str, str]  # test: "passed", "skipped" (or xfailed), "failed"
+    outcomes: dict[str, str]  # test: "passed", "skipped", "xfailed" or "failed"
     exit_code: int
     summary: Summary | None
 
@@ -63,7 +63,7 @@ class Run:
     def __str__(self) -> str:
         counts = Counter(self.outcomes.values())
         return f"{self.name}: " + ", ".join(
-            f"{counts[outcome]} {outcome}" for outcome in ("passed", "skipped", "failed")
+            f"{counts[outcome]} {outcome}" for outcome in ("passed", "skipped", "xfailed", "failed")
         )
 
 
@@ -95,7 +95,8 @@ def differences(plain: Run, other: Run, *, deselected: frozenset[str] = frozense
         problems.append(f"{other.name}: pytest ended with {other.exit_code}")
     excused = {test for test in plain.outcomes if _name(test) in deselected}
     # What plain Trio does not pass here either is the machine's doing, not ours.
-    worse = plain.tests("passed") - other.tests("passed") - excused
+    # A test that may fail (xfail, not strict) is good for either outcome at any time.
+    worse = plain.tests("passed") - other.tests("passed") - other.tests("xfailed") - excused
     problems += [f"{test}: {other.outcomes.get(test, 'did not run')}" for test in sorted(worse)]
     new = other.tests("failed") - plain.tests("failed") - plain.tests("passed")
     problems += [f"{test}: failed, and did not run on {plain.name}" for test in sorted(new)]
@@ -152,11 +153,13 @@ def _outcomes(report: Path) -> dict[str, str]:
     outcomes: dict[str, str] = {}
     for case in ET.parse(report).iter("testcase"):
         test = f"{case.get('classname')}::{case.get('name')}"
-        children = {child.tag for child in case}
-        if children & {"failure", "error"}:
+        skipped = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
             outcome = "failed"
+        elif skipped is not None:
+            outcome = "xfailed" if skipped.get("type") == "pytest.xfail" else "skipped"
         else:
-            outcome = "skipped" if "skipped" in children else "passed"
+            outcome = "passed"
         # A test whose teardown fails has two entries; the worse one counts.
         if outcomes.get(test) != "failed":
             outcomes[test] = outcome
