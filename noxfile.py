@@ -200,7 +200,7 @@ def asan(session: nox.Session) -> None:
     libasan = session.run(
         "gcc", "-print-file-name=libasan.so", external=True, silent=True, log=False
     )
-    session.install(NEWEST_TRIO, *GROUPS["test"])
+    install_wheel(session, NEWEST_TRIO, *GROUPS["test"], extras="[anyio]")
     with unpacked_sdist(session) as source:
         session.install(
             *("--force-reinstall", "--no-deps", "--no-cache-dir", str(source)),
@@ -209,7 +209,6 @@ def asan(session: nox.Session) -> None:
                 "LDFLAGS": "-fsanitize=address",
             },
         )
-    session.install("attrs", "cffi", "outcome")
     run_pytest(
         session,
         *(session.posargs or [str(ROOT / "tests" / "kernel")]),
