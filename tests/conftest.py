@@ -1,0 +1,131 @@
+"""Async tests run on a ring; where the kernel gives none they are skipped, but in CI they fail."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from ledgers import Rounds, open_fds
+
+import trio_uring
+from trio_uring import RingConfig, RingUnavailableError
+from trio_uring._kernel import COMPILED
+from trio_uring._run import probe
+from trio_uring.lowlevel import on_ring
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator, Iterator
+
+KERNEL_TESTS = Path(__file__).parent / "kernel"
+
+_reports = pytest.StashKey[list[str]]()
+_passed = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_reports] = []
+    config.addinivalue_line(
+        "markers", "ring(**options): the RingConfig of an async test, where the default will not do"
+    )
+
+
+# --- Which tests need a ring ----------------------------------------------------------------
+
+
+@cache
+def _why_no_ring() -> str:
+    if not COMPILED:
+        return "io_uring is a Linux interface"
+    try:
+        probe(RingConfig())
+    except RingUnavailableError as exc:
+        return exc.reason
+    return ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a ring where there is none; a CI without one would prove nothing."""
+    needs_ring = KERNEL_TESTS in item.path.parents or _is_async(item)
+    if needs_ring and (reason := _why_no_ring()):
+        if os.environ.get("CI"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+# --- Async tests ----------------------------------------------------------------------------
+
+
+def _is_async(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an async test on a ring, with the clock among its fixtures, if there is one."""
+    if not _is_async(pyfuncitem):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    fixtures = {name: pyfuncitem.funcargs[name] for name in names}
+    clocks = [value for value in fixtures.values() if isinstance(value, trio.abc.Clock)]
+    marker = pyfuncitem.get_closest_marker("ring")
+    options = marker.kwargs if marker is not None else {}
+    trio_uring.run(
+        _checking_the_ring,
+        partial(pyfuncitem.obj, **fixtures),
+        clock=clocks[0] if clocks else None,
+        ring=RingConfig(require=True, **options),
+    )
+    return True
+
+
+async def _checking_the_ring(test: Callable[[], Awaitable[None]]) -> None:
+    assert on_ring()  # TRIO_URING=off in the environment would win
+    await test()
+
+
+# --- Fixtures -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fd_ledger() -> Iterator[None]:
+    """Fail if the test leaves an fd open that was not open before, or closes one that was."""
+    before = open_fds()
+    yield
+    after = open_fds()
+    appeared = {fd: name for fd, name in after.items() if before.get(fd) != name}
+    vanished = {fd: name for fd, name in before.items() if after.get(fd) != name}
+    assert (appeared, vanished) == ({}, {})
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> Iterator[Rounds]:
+    """Count how the rounds of a race end; fail unless each of the three endings occurred."""
+    counted = Rounds()
+    yield counted
+    if request.node.stash.get(_passed, default=False):
+        request.config.stash[_reports].append(f"{request.node.nodeid}: {counted}")
+        counted.check()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember whether a test passed: a race that was broken off proves nothing."""
+    report = yield
+    if call.when == "call":
+        item.stash[_passed] = report.passed
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the races came to."""
+    if reports := terminalreporter.config.stash[_reports]:
+        terminalreporter.section("races")
+        for line in reports:
+            terminalreporter.write_line(line)

@@ -1,0 +1,83 @@
+"""What went in must have come out: counts of rounds, bytes and file descriptors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+
+class Rounds:
+    """How the rounds of a race ended.
+
+    *cancelled*: the operation did nothing. *completed*: it had its result before anyone asked
+    to cancel it. *late*: the cancel was asked for, and the result came first all the same.
+    """
+
+    ENDINGS = ("cancelled", "completed", "late")
+
+    def __init__(self) -> None:
+        self._endings: Counter[str] = Counter()
+
+    def add(self, ending: str) -> None:
+        """Count one round."""
+        assert ending in self.ENDINGS, ending
+        self._endings[ending] += 1
+
+    def check(self) -> None:
+        """Fail if an ending never occurred: then that race was not tried."""
+        assert all(self._endings[ending] for ending in self.ENDINGS), str(self)
+
+    def __getitem__(self, ending: str) -> int:
+        return self._endings[ending]
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{self._endings[ending]} {ending}" for ending in self.ENDINGS)
+        return f"{self._endings.total()} rounds, {counts}"
+
+
+def open_fds() -> dict[int, str]:
+    """Return the open fds of this process, each with what it refers to."""
+    fds: dict[int, str] = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the directory itself, while it was read
+            fds[int(entry.name)] = str(entry.readlink())
+    return fds
+
+
+class ByteLedger:
+    """A stream of numbered bytes: every one must arrive, once, and in order."""
+
+    def __init__(self) -> None:
+        self._sent = 0
+        self._received = 0
+
+    def take(self, size: int) -> bytes:
+        """Return the next *size* bytes to send."""
+        data = _numbered(self._sent, size)
+        self._sent += size
+        return data
+
+    def take_back(self, size: int) -> None:
+        """Note that the last *size* bytes taken were not sent."""
+        self._sent -= size
+
+    def received(self, data: bytes | bytearray | memoryview) -> None:
+        """Check bytes that arrived."""
+        assert bytes(data) == _numbered(self._received, len(data))
+        self._received += len(data)
+
+    @property
+    def missing(self) -> int:
+        """How many bytes were sent and have not arrived."""
+        return self._sent - self._received
+
+
+# 251 is prime, so that no buffer size hides a shift.
+_PATTERN = bytes(range(251))
+
+
+def _numbered(start: int, size: int) -> bytes:
+    first = start % len(_PATTERN)
+    repeats = (first + size) // len(_PATTERN) + 1
+    return (_PATTERN * repeats)[first : first + size]

@@ -1,0 +1,139 @@
+"""Races between an operation and its cancel, with the order of events forced.
+
+Under ``DEFER_TASKRUN`` the kernel works for us only inside our own calls of io_uring_enter, so
+most orders can be forced: between two turns of the loop nothing moves but what the test does.
+"""
+
+from __future__ import annotations
+
+import itertools
+from enum import Enum
+from types import coroutine
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_uring._io_manager import UringIOManager
+from trio_uring._trio_private import current_io_manager
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+
+    from ledgers import Rounds
+
+T = TypeVar("T")
+
+
+class Order(Enum):
+    """What happens in which order. *Ready*: what the operation waits for is there."""
+
+    NEVER_READY = "the operation waits; it is cancelled"
+    ONE_ENTER = "one enter submits the operation and its cancel; it is not ready"
+    ONE_ENTER_READY = "it is ready; one enter submits the operation and its cancel"
+    READY_UNNOTICED = "the operation waits; it is ready and cancelled before the next enter"
+    READY_UNSEEN = "the operation waits; it is ready; the kernel completes it; it is cancelled"
+    READY_SEEN = "the operation waits; it is ready; its task is woken; it is cancelled"
+    NO_CANCEL = "the operation waits; it is ready; it is not cancelled"
+
+
+ORDERS: Final = tuple(Order)
+
+_DIRECTLY = (Order.ONE_ENTER, Order.ONE_ENTER_READY)
+
+
+def current_manager() -> UringIOManager:
+    """Return the manager of the run that the test is in."""
+    manager = current_io_manager()
+    assert isinstance(manager, UringIOManager)
+    return manager
+
+
+class Outcome(Generic[T]):
+    """How one round ended: with a value, with an exception of the operation, or cancelled."""
+
+    def __init__(self) -> None:
+        self.ending = ""
+        self.values: list[T] = []
+
+    @property
+    def value(self) -> T:
+        """The result. A cancelled round has none."""
+        return self.values[0]
+
+    def __bool__(self) -> bool:
+        return bool(self.values)
+
+
+async def race(
+    rounds: Rounds,
+    order: Order,
+    operation: Callable[[], Coroutine[Any, Any, T]],
+    make_ready: Callable[[], object],
+) -> Outcome[T]:
+    """Perform *operation*, cancel it in *order* relative to *make_ready*, and count the ending."""
+    outcome: Outcome[T] = Outcome()
+    scope = trio.CancelScope()
+
+    async def perform() -> None:
+        with scope:
+            result = await _driven(
+                operation(),
+                parked=scope.cancel if order in _DIRECTLY else _nothing,
+                woken=scope.cancel if order is Order.READY_SEEN else _nothing,
+            )
+            outcome.values.append(result)
+            outcome.ending = "late" if scope.cancel_called else "completed"
+        if scope.cancelled_caught:
+            outcome.ending = "cancelled"
+
+    if order is Order.ONE_ENTER_READY:
+        make_ready()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(perform)
+        if order not in _DIRECTLY:
+            await wait_all_tasks_blocked()
+            if order is not Order.NEVER_READY:
+                make_ready()
+            if order is Order.READY_UNSEEN:
+                current_manager().ring.flush()
+            if order not in (Order.READY_SEEN, Order.NO_CANCEL):
+                scope.cancel()
+    rounds.add(outcome.ending)
+    return outcome
+
+
+def every_order(count: int, *, but: tuple[Order, ...] = ()) -> list[Order]:
+    """Return *count* orders, each as often as the others."""
+    orders = itertools.cycle(order for order in ORDERS if order not in but)
+    return list(itertools.islice(orders, count))
+
+
+@coroutine
+def _driven(
+    steps: Coroutine[Any, Any, T], *, parked: Callable[[], object], woken: Callable[[], object]
+) -> Generator[Any, Any, T]:
+    """Run *steps*; call *parked* before Trio learns that it first parks, *woken* at each wake.
+
+    A scope that is cancelled before Trio learns of the park has Trio abort at once, which is
+    how the cancel comes into the same enter as the operation.
+    """
+    try:
+        trap = steps.send(None)
+        parked()
+        while True:
+            try:
+                value = yield trap
+            except BaseException as exc:  # noqa: BLE001 (what Trio throws in belongs to them)
+                woken()
+                trap = steps.throw(exc)
+            else:
+                woken()
+                trap = steps.send(value)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+
+
+def _nothing() -> None:
+    pass
