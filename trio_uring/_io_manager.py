@@ -7,6 +7,7 @@ task. What still goes through epoll, and why, stands in `_readiness.py`.
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections import deque
@@ -18,16 +19,21 @@ import trio
 from trio.lowlevel import Abort, ParkingLot, RaiseCancelT, Task
 
 from ._buffer_pool import BufferPool
-from ._errors import CANCELLED_RESULTS, ForkedRingError, operation_error
+from ._errors import CANCELLED_RESULTS, ForkedRingError, operation_error, unsupported_opcode
 from ._kernel.uapi import CqeFlag, Opcode
-from ._operations import Operation, async_cancel
+from ._operations import Exclusive, Operation, async_cancel
 from ._readiness import GuestWakeup, Readiness
 from ._ring import Completion, Ring
 from ._statistics import RingStatistics, flag_names, totals
-from ._trio_private import current_io_manager, current_run_is_guest
+from ._trio_private import (
+    current_io_manager,
+    current_reschedule,
+    current_run_is_guest,
+    is_cancelled,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from trio._file_io import _HasFileNo
 
@@ -68,6 +74,7 @@ _leaked: Final[list[object]] = []
 class InFlight:
     """An operation between its push and its last CQE, and the task that waits for it."""
 
+    manager: UringIOManager
     operation: Operation[object]
     user_data: int
     task: Task | None  # None once it is done
@@ -77,6 +84,26 @@ class InFlight:
     # Which of the two came first says what the task gets, should the kernel obey.
     raise_cancel: RaiseCancelT | None = None
     closing: bool = False
+
+    def abort(self, raise_cancel: RaiseCancelT) -> Abort:
+        """Ask the kernel to stop the operation, for Trio.
+
+        We can only ask. Until the CQE arrives the kernel may still write to the buffer, so the
+        task stays parked and the buffer stays pinned. If the operation was faster than our
+        request, its result wins: no data is lost.
+        """
+        if not self.closing:
+            self.raise_cancel = raise_cancel
+        if self.operation.cancellable:
+            self.manager.request_cancel(self)
+        return Abort.FAILED
+
+    def unwrap(self) -> None:
+        """Stand for ``outcome.Value(None)`` in reschedule.
+
+        A completion wakes its task with this entry itself: making a `Value` and unwrapping it
+        would be a tenth of the time that an operation takes (benchmarks/bench_echo.py).
+        """
 
 
 @attrs.define(eq=False)
@@ -135,7 +162,7 @@ class UringIOManager:
         self._file_limit = FifoLimit(config.max_file_operations)
         self._cancels: deque[int] = deque()
         self._backlog: list[Completion] = []
-        self._completed: dict[int, int] = {}
+        self._completed = [0] * 256  # by opcode, which is one byte
         self._cancelled = 0
         self._pool: BufferPool | None = None
         self._pool_refused: str = ""
@@ -143,12 +170,9 @@ class UringIOManager:
     @property
     def ring(self) -> Ring:
         """The ring, opened if need be."""
-        if self._ring is None:
-            self._open()
-            assert self._ring is not None
-        return self._ring
+        return self._ring or self._open()
 
-    def _open(self) -> None:
+    def _open(self) -> Ring:
         self._thread = threading.get_ident()
         guest = current_run_is_guest()
         self._ring = ring = Ring(self.config, register_fd=not guest)
@@ -156,6 +180,7 @@ class UringIOManager:
             self._guest = GuestWakeup()
             ring.register_eventfd(self._guest.eventfd)
         self._watch()
+        return ring
 
     @property
     def buffers(self) -> BufferPool | None:
@@ -186,86 +211,99 @@ class UringIOManager:
           trio.Cancelled: the kernel confirmed the cancellation.
         """
         entry: InFlight | None = None
+        task = trio.lowlevel.current_task()
         try:
-            await trio.lowlevel.checkpoint_if_cancelled()
+            if is_cancelled(task):
+                await trio.lowlevel.checkpoint_if_cancelled()
             if operation.bounded:
                 await self._file_limit.acquire()
-            entry = self._start(operation)
-            await trio.lowlevel.wait_task_rescheduled(self._abort_for(entry))
-            return self._result(operation, entry)
+            entry = self._start(operation, task)
+            await trio.lowlevel.wait_task_rescheduled(entry.abort)
+            if entry.res >= 0:
+                return operation.decode(entry.res, entry.flags)
+            return self._failed(operation, entry)
         finally:
             # Not while the kernel may still touch the buffers: a crashing run ends up here too.
-            if entry is None or entry.task is None:
+            if operation.pins and (entry is None or entry.task is None):
                 operation.release()
 
-    def _start(self, operation: Operation[T]) -> InFlight:
+    def _start(self, operation: Operation[T], task: Task) -> InFlight:
+        user_data = self._next_user_data
+        self._next_user_data = user_data + 1
+        entry = InFlight(self, operation, user_data, task)
         try:
-            if operation.exclusive is not None:
-                self._check_exclusive(operation.fd, operation.exclusive)
-            user_data = self._next_user_data
-            self._next_user_data += 1
-            self._push(operation, user_data)
+            if operation.cancellable:
+                self._enlist(entry)
+            while not self.ring.push(operation, user_data):
+                # Not even submitting made room: completions must be taken out first.
+                self._backlog += self.ring.turn(0) or ()
         except BaseException:
+            self._strike(entry)
             if operation.bounded:
                 self._file_limit.release()
             raise
-        entry = InFlight(operation, user_data, trio.lowlevel.current_task())
         self._in_flight[user_data] = entry
-        if operation.cancellable and operation.fd >= 0:
-            self._waiting.setdefault(operation.fd, []).append(entry)
         return entry
 
-    def _check_exclusive(self, fd: int, exclusive: str) -> None:
+    def _enlist(self, entry: InFlight) -> None:
+        """Add to what must be cancelled before the fd can be closed."""
+        operation = entry.operation
+        fd = operation.fd
+        if fd < 0 or not operation.on_fd:
+            return
         waiting = self._waiting.get(fd)
-        busy = waiting is not None and any(e.operation.exclusive == exclusive for e in waiting)
-        if exclusive == "read":
-            busy = busy or self._readiness.is_reading(fd)
+        if operation.exclusive is not None and (waiting or fd in self._readiness.waits):
+            self._check_exclusive(fd, operation.exclusive)
+        if waiting is None:
+            self._waiting[fd] = [entry]
         else:
-            busy = busy or self._readiness.is_writing(fd)
-        if busy:
+            waiting.append(entry)
+
+    def _strike(self, entry: InFlight) -> None:
+        """Take off again. After notify_closing() the list may be gone, or be a new file's."""
+        fd = entry.operation.fd
+        waiting = self._waiting.get(fd)
+        if waiting is not None and entry in waiting:
+            waiting.remove(entry)
+            if not waiting:
+                del self._waiting[fd]
+
+    def _check_exclusive(self, fd: int, exclusive: Exclusive) -> None:
+        waiting = self._waiting.get(fd, ())
+        if self._readiness.is_busy(fd, exclusive) or any(
+            entry.operation.exclusive == exclusive for entry in waiting
+        ):
             raise trio.BusyResourceError("another task is already reading / writing this fd")
 
-    def _push(self, operation: Operation[T], user_data: int) -> None:
-        """Push; if even submitting made no room, reap into the backlog and push again."""
-        while not self.ring.push(operation, user_data):
-            self._backlog += self.ring.turn(0) or ()
-
-    def _abort_for(self, entry: InFlight) -> Callable[[RaiseCancelT], Abort]:
-        def abort(raise_cancel: RaiseCancelT) -> Abort:
-            # We can only ask. Until the CQE arrives the kernel may still write to the
-            # buffer, so the task stays parked and the buffer stays pinned. If the operation
-            # was faster than our request, its result wins: no data is lost.
-            if not entry.closing:
-                entry.raise_cancel = raise_cancel
-            if entry.operation.cancellable:
-                self._request_cancel(entry)
-                if self._guest is not None and self._ring is not None:
-                    # The host may have called cancel() while the worker sleeps.
-                    self._ring.flush()
-            return Abort.FAILED
-
-        return abort
-
-    def _result(self, operation: Operation[T], entry: InFlight) -> T:
+    def _failed(self, operation: Operation[T], entry: InFlight) -> T:
+        """Raise what a negative result means."""
         res = entry.res
-        if res >= 0:
-            return operation.decode(res, entry.flags)
         if res in CANCELLED_RESULTS:
             if entry.closing:
                 raise trio.ClosedResourceError("another task closed this fd")
             if entry.raise_cancel is not None:
                 self._cancelled += 1
                 entry.raise_cancel()
+        if res == -errno.ETIME and operation.expires:
+            return operation.decode(0, entry.flags)
+        if res == -errno.EINVAL and operation.opcode not in self.ring.supported:
+            raise unsupported_opcode(operation.opcode)
         raise operation_error(res, operation.filename, operation.filename2)
 
     # ---- Cancellation ----------------------------------------------------------------------
 
-    def _request_cancel(self, entry: InFlight) -> None:
+    def request_cancel(self, entry: InFlight) -> None:
         """Ask the kernel to stop an operation. Never raises: Trio's abort must not."""
-        if not entry.cancel_asked and self._ring is not None and not self._ring.closed:
-            entry.cancel_asked = True
-            self._cancels.append(entry.user_data)
-            self._push_cancels(self._ring)
+        ring = self._ring
+        if entry.cancel_asked or ring is None or ring.closed:
+            return
+        entry.cancel_asked = True
+        self._cancels.append(entry.user_data)
+        self._push_cancels(ring)
+        if self._guest is not None:
+            # The host may have called cancel() while the worker thread sleeps.
+            with suppress(OSError, ForkedRingError):
+                ring.flush()
 
     def _push_cancels(self, ring: Ring) -> None:
         # With no room, or in a forked child, they stay in line for the next turn.
@@ -289,7 +327,7 @@ class UringIOManager:
             entries = self._waiting.pop(fd, ())
             for entry in entries:
                 entry.closing = entry.raise_cancel is None
-                self._request_cancel(entry)
+                self.request_cancel(entry)
             if entries or ring.unsubmitted:
                 with suppress(ForkedRingError):  # a child may close what it inherited
                     self._submit_now(ring)
@@ -325,47 +363,33 @@ class UringIOManager:
 
     def process_events(self, events: Sequence[Completion]) -> None:
         """Wake the tasks whose operations completed."""
+        in_flight = self._in_flight
+        reschedule = current_reschedule()
         for user_data, res, flags in events:
             if user_data < _FIRST:
                 if user_data == _WATCH:
                     self._watching = False
                     self._readiness.harvest()
                 continue
-            entry = self._in_flight[user_data]
-            if flags & _F_MORE:
-                self._more(entry, res, flags)
+            entry = in_flight[user_data]
+            operation = entry.operation
+            if flags & _F_MORE and operation.on_more is not None:
+                operation.on_more(res, flags)
                 continue
-            del self._in_flight[user_data]
-            if not flags & _F_NOTIF:  # a notification ends an operation, and says no more
+            # A zero-copy send has two: its result, and the end of its use of the buffer.
+            if not flags & _F_NOTIF:
                 entry.res = res
                 entry.flags = flags
-            task = self._finish(entry)
-            trio.lowlevel.reschedule(task)
-
-    def _more(self, entry: InFlight, res: int, flags: int) -> None:
-        if entry.operation.on_more is not None:
-            entry.operation.on_more(res, flags)
-        else:  # zero-copy send: the result comes first, the end of the buffer's use later
-            entry.res = res
-            entry.flags = flags
-
-    def _finish(self, entry: InFlight) -> Task:
-        operation = entry.operation
-        opcode = operation.opcode
-        self._completed[opcode] = self._completed.get(opcode, 0) + 1
-        if operation.bounded:
-            self._file_limit.release()
-        if operation.cancellable and operation.fd >= 0:
-            waiting = self._waiting.get(operation.fd)
-            # After notify_closing() the list is gone, and may be that of a new file.
-            if waiting is not None and entry in waiting:
-                waiting.remove(entry)
-                if not waiting:
-                    del self._waiting[operation.fd]
-        task = entry.task
-        assert task is not None
-        entry.task = None
-        return task
+            if flags & _F_MORE:
+                continue
+            del in_flight[user_data]
+            self._completed[operation.opcode] += 1
+            if operation.bounded:
+                self._file_limit.release()
+            if operation.cancellable:
+                self._strike(entry)
+            task, entry.task = entry.task, None
+            reschedule(task, entry)
 
     def _watch(self) -> None:
         """Have the ring watch the epoll fd; called again after each completion of that."""
@@ -378,21 +402,19 @@ class UringIOManager:
 
     async def wait_readable(self, fd: int | _HasFileNo) -> None:
         """Block until *fd* is readable; see Trio's docs."""
-        await self._wait_ready(fd, "read")
+        self._check_ready(fd, "read")
+        await self._readiness.wait_readable(fd)
 
     async def wait_writable(self, fd: int | _HasFileNo) -> None:
         """Block until *fd* is writable; see Trio's docs."""
-        await self._wait_ready(fd, "write")
+        self._check_ready(fd, "write")
+        await self._readiness.wait_writable(fd)
 
-    async def _wait_ready(self, fd: int | _HasFileNo, exclusive: str) -> None:
+    def _check_ready(self, fd: int | _HasFileNo, exclusive: Exclusive) -> None:
         if not isinstance(fd, int):
             fd = fd.fileno()
         if fd in self._waiting:
             self._check_exclusive(fd, exclusive)
-        if exclusive == "read":
-            await self._readiness.wait_readable(fd)
-        else:
-            await self._readiness.wait_writable(fd)
 
     def statistics(self) -> RingStatistics:
         """Return what the ring is, and what it has done so far."""
@@ -411,7 +433,7 @@ class UringIOManager:
             submitted=ring.submitted if ring is not None else 0,
             enters=ring.enters if ring is not None else 0,
             cancelled=self._cancelled,
-            completed={Opcode(opcode).name: n for opcode, n in self._completed.items()},
+            completed={opcode.name: n for opcode in Opcode if (n := self._completed[opcode])},
             waiting_for_limit=self._file_limit.line.statistics().tasks_waiting,
         )
 
@@ -443,7 +465,7 @@ class UringIOManager:
         munmap(2) have returned (seen on Linux 6.18 with O_DIRECT reads).
         """
         for entry in self._in_flight.values():
-            self._request_cancel(entry)
+            self.request_cancel(entry)
         if self._watching:
             self._cancels.append(_WATCH)
         deadline = time.monotonic() + _DRAIN_SECONDS

@@ -22,11 +22,17 @@ from __future__ import annotations
 
 import os
 import select
+from typing import TYPE_CHECKING
 
 import attrs
 
 from ._operations import Operation, poll_add
 from ._trio_private import EpollIOManager
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from ._operations import Exclusive
 
 
 class Readiness(EpollIOManager):
@@ -40,13 +46,17 @@ class Readiness(EpollIOManager):
         """Reschedule every task whose fd is ready."""
         self.process_events(self.get_events(0))
 
-    def is_reading(self, fd: int) -> bool:
-        """Whether a task is waiting for *fd* to be readable."""
-        return fd in self._registered and self._registered[fd].read_task is not None
+    @property
+    def waits(self) -> Container[int]:
+        """The fds that tasks wait for."""
+        return self._registered
 
-    def is_writing(self, fd: int) -> bool:
-        """Whether a task is waiting for *fd* to be writable."""
-        return fd in self._registered and self._registered[fd].write_task is not None
+    def is_busy(self, fd: int, exclusive: Exclusive) -> bool:
+        """Whether a task waits for *fd* to be readable, or writable."""
+        if fd not in self._registered:
+            return False
+        waiters = self._registered[fd]
+        return (waiters.read_task if exclusive == "read" else waiters.write_task) is not None
 
 
 @attrs.frozen(eq=False)

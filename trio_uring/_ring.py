@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from ._errors import ring_error, setup_error, unsupported_opcode
+from ._errors import ring_error, setup_error
 from ._kernel import ffi, lib
 from ._kernel.uapi import FeatureFlag, RegisterOpcode, SetupFlag
 from ._statistics import flag_names
@@ -150,23 +150,16 @@ class Ring:
         """Put *operation* in the SQ; False if there is no room before CQEs are reaped.
 
         Raises:
-          UnsupportedOpcodeError: the running kernel does not know the opcode.
           ForkedRingError: in a child of the process that made the ring.
         """
-        if operation.opcode not in self.supported:
-            raise unsupported_opcode(operation.opcode)
         # One C call, because this line runs once per operation: through cffi, filling the
         # SQE field by field costs more than twice as much (benchmarks/bench_push.py).
-        result = lib.ring_push(
-            self._ring, operation.opcode, operation.sqe_flags, operation.ioprio, operation.fd,
-            operation.off, operation.addr, operation.len, operation.op_flags,
-            operation.buf_index, operation.splice_fd_in, operation.addr3, user_data,
-        )  # fmt: skip
+        result = lib.ring_push(self._ring, user_data, *operation.sqe)
+        if result == 0:
+            return True
         if result == -errno.EAGAIN:
             return False
-        if result < 0:
-            raise ring_error(result)
-        return True
+        raise ring_error(result)
 
     def flush(self) -> None:
         """Submit what was pushed, and let cancelled operations let go of their files, now."""

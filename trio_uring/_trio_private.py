@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 import trio._core._run as _run
@@ -24,6 +24,15 @@ from ._errors import IncompatibleTrioError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from trio.lowlevel import Task
+
+    class Unwrappable(Protocol):
+        """What reschedule takes: the trap that the task waits in calls its ``unwrap``."""
+
+        def unwrap(self) -> object:
+            """Return or raise what the trap shall."""
+
+
 __all__ = [
     "EpollIOManager",
     "FdStream",
@@ -32,7 +41,9 @@ __all__ = [
     "check_trio",
     "count_thread_hops",
     "current_io_manager",
+    "current_reschedule",
     "current_run_is_guest",
+    "is_cancelled",
     "set_fd_stream_methods",
     "set_io_manager",
     "set_socket_type",
@@ -112,14 +123,26 @@ def current_run_is_guest() -> bool:
     return GLOBAL_RUN_CONTEXT.runner.is_guest
 
 
+def current_reschedule() -> Callable[[Task | None, Unwrappable], None]:
+    """Return the current run's ``reschedule``, without the public function's look-up per call."""
+    return GLOBAL_RUN_CONTEXT.runner.reschedule  # type: ignore[return-value]  # an Outcome, it says
+
+
+def is_cancelled(task: Task) -> bool:
+    """Whether the next checkpoint of *task*, which is the current one, will raise."""
+    return task._cancel_status.effectively_cancelled or (
+        task is task._runner.main_task and task._runner.ki_pending
+    )
+
+
 def set_io_manager(io_manager: type) -> None:
     """Let every later run construct *io_manager*; a class, since Trio's tests patch it."""
-    _run.TheIOManager = io_manager  # type: ignore[attr-defined]  # imported for its platform
+    vars(_run)["TheIOManager"] = io_manager
 
 
 def set_socket_type(socket_type: type[TrioSocket]) -> None:
     """Let every way to make a socket give a *socket_type*."""
-    _socket._SocketType = socket_type  # type: ignore[misc]
+    vars(_socket)["_SocketType"] = socket_type
 
 
 def set_fd_stream_methods(

@@ -307,9 +307,9 @@ NO_FUNCTION = {
     ("operation", "fields"), SQES, ids=[Opcode(operation.opcode).name for operation, _ in SQES]
 )
 def test_sqe(operation: Operation[object], fields: dict[str, object]) -> None:
-    sqe = {name: getattr(operation, name) for name in SQE_FIELDS}
-    if isinstance(operation.addr, CData):
-        sqe["addr"] = int(ffi.cast("uintptr_t", operation.addr))
+    sqe: dict[str, object] = dict(zip(SQE_FIELDS, operation.sqe, strict=True))
+    if isinstance(sqe["addr"], CData):
+        sqe["addr"] = int(ffi.cast("uintptr_t", sqe["addr"]))
     differ = {name: value for name, value in sqe.items() if value != 0 or name == "opcode"}
     assert differ == fields
 

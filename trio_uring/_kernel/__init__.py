@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from ._ring import CData, ffi, lib
 
+    NULL = ffi.NULL
     COMPILED: Final = True
 elif sys.platform == "linux":
     from ._ring import ffi, lib
 
     CData = ffi.CData
+    NULL = ffi.NULL
     COMPILED: Final = True
 else:
-    CData = ffi = lib = None
+    CData = NULL = ffi = lib = None
     COMPILED: Final = False
 
-__all__ = ["COMPILED", "CData", "ffi", "lib"]
+__all__ = ["COMPILED", "NULL", "CData", "ffi", "lib"]

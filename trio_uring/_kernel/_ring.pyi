@@ -43,7 +43,7 @@ class _FFI:
     def new(self, cdecl: str, init: int | bytes | None = None, /) -> CData: ...
     def cast(self, cdecl: str, source: CData | int, /) -> CData: ...
     def from_buffer(
-        self, cdecl: Literal["char[]"], buffer: Buffer, require_writable: bool = False, /
+        self, cdecl: Literal["char[]"], buffer: Buffer, /, require_writable: bool = False
     ) -> CData: ...
     def buffer(self, cdata: CData, size: int = -1, /) -> MiniBuffer: ...
     def release(self, cdata: CData, /) -> None: ...
@@ -74,6 +74,7 @@ class _Lib:
     def ring_push(
         self,
         ring: CData,
+        user_data: int,
         opcode: int,
         sqe_flags: int,
         ioprio: int,
@@ -85,7 +86,6 @@ class _Lib:
         buf_index: int,
         splice_fd_in: int,
         addr3: int,
-        user_data: int,
         /,
     ) -> int: ...
     def ring_flush(self, ring: CData, /) -> int: ...

@@ -297,9 +297,9 @@ static int ring_submit(struct ring *ring, unsigned flags)
 
 /* Fill one SQE. A full SQ is no error: what is queued is submitted, and under SQPOLL we wait
  * until the thread took some. -EAGAIN: still no room (the caller reaps and tries again). */
-static int ring_push(struct ring *ring, unsigned opcode, unsigned sqe_flags, unsigned ioprio,
-                     int fd, uint64_t off, void *addr, unsigned len, unsigned op_flags,
-                     unsigned buf_index, int splice_fd_in, uint64_t addr3, uint64_t user_data)
+static int ring_push(struct ring *ring, uint64_t user_data, unsigned opcode, unsigned sqe_flags,
+                     unsigned ioprio, int fd, uint64_t off, void *addr, unsigned len,
+                     unsigned op_flags, unsigned buf_index, int splice_fd_in, uint64_t addr3)
 {
     if (ring->forked)
         return -EOWNERDEAD;

@@ -56,7 +56,7 @@ from ._network import (
     shutdown as shutdown,
     socket as socket,
 )
-from ._operation import Operation as Operation
+from ._operation import Exclusive as Exclusive, Operation as Operation
 from ._paths import (
     linkat as linkat,
     mkdirat as mkdirat,

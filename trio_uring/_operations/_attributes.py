@@ -80,13 +80,7 @@ def getxattr(path: StrOrBytesPath, name: StrOrBytesPath) -> Operation[bytes]:
     If cancelled: it still completes.
     Since: Linux 5.19. Source: io_uring_prep_getxattr(3), getxattr(2).
     """
-    file_name = os.fspath(path)
-    file_pin = pin_path(file_name)
-    operation = _get_attribute(Opcode.GETXATTR, 0, name)
-    operation.addr3 = address_of(file_pin)
-    operation.pins += (file_pin,)
-    operation.filename = file_name
-    return operation
+    return _get_attribute(Opcode.GETXATTR, 0, name, os.fspath(path))
 
 
 def fgetxattr(fd: int, name: StrOrBytesPath) -> Operation[bytes]:
@@ -112,13 +106,7 @@ def setxattr(
     If cancelled: it still completes.
     Since: Linux 5.19. Source: io_uring_prep_setxattr(3), setxattr(2).
     """
-    file_name = os.fspath(path)
-    file_pin = pin_path(file_name)
-    operation = _set_attribute(Opcode.SETXATTR, 0, name, value, flags)
-    operation.addr3 = address_of(file_pin)
-    operation.pins += (file_pin,)
-    operation.filename = file_name
-    return operation
+    return _set_attribute(Opcode.SETXATTR, 0, name, value, flags, os.fspath(path))
 
 
 def fsetxattr(fd: int, name: StrOrBytesPath, value: Buffer, flags: int = 0) -> Operation[None]:
@@ -132,9 +120,12 @@ def fsetxattr(fd: int, name: StrOrBytesPath, value: Buffer, flags: int = 0) -> O
     return _set_attribute(Opcode.FSETXATTR, fd, name, value, flags)
 
 
-def _get_attribute(opcode: int, fd: int, name: StrOrBytesPath) -> Operation[bytes]:
+def _get_attribute(
+    opcode: int, fd: int, name: StrOrBytesPath, path: str | bytes | None = None
+) -> Operation[bytes]:
     value = bytearray(_XATTR_SIZE_MAX)
     pin = pin_writable(value)
+    file_pins = () if path is None else (pin_path(path),)
     return Operation(
         opcode,
         lambda res, _flags: bytes(memoryview(value)[:res]),
@@ -142,16 +133,24 @@ def _get_attribute(opcode: int, fd: int, name: StrOrBytesPath) -> Operation[byte
         encode_path(os.fspath(name)),
         len(value),
         off=address_of(pin),
-        pins=(pin,),
+        addr3=address_of(*file_pins) if file_pins else 0,
+        pins=(pin, *file_pins),
         cancellable=False,
         bounded=True,
+        filename=path,
     )
 
 
 def _set_attribute(
-    opcode: int, fd: int, name: StrOrBytesPath, value: Buffer, flags: int
+    opcode: int,
+    fd: int,
+    name: StrOrBytesPath,
+    value: Buffer,
+    flags: int,
+    path: str | bytes | None = None,
 ) -> Operation[None]:
     pin = ffi.from_buffer("char[]", value)
+    file_pins = () if path is None else (pin_path(path),)
     return Operation(
         opcode,
         nothing,
@@ -160,9 +159,11 @@ def _set_attribute(
         len(pin),
         flags,
         address_of(pin),
-        pins=(pin,),
+        addr3=address_of(*file_pins) if file_pins else 0,
+        pins=(pin, *file_pins),
         cancellable=False,
         bounded=True,
+        filename=path,
     )
 
 

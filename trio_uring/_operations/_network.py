@@ -10,7 +10,7 @@ from typing_extensions import Buffer
 from trio_uring._kernel import ffi
 from trio_uring._kernel.uapi import Opcode, RecvSendFlag, SqeFlag
 
-from ._message import Message, header_to_receive, header_to_send
+from ._message import Message, MessageHeader, header_to_receive, header_to_send
 from ._operation import (
     Operation,
     address_of,
@@ -26,6 +26,7 @@ from ._sockaddr import SOCKADDR_SIZE
 _POLL_FIRST = int(RecvSendFlag.POLL_FIRST)
 _BUFFER_SELECT = int(SqeFlag.BUFFER_SELECT)
 _NO_SIGNAL = int(stdlib_socket.MSG_NOSIGNAL)
+_DONT_WAIT = int(stdlib_socket.MSG_DONTWAIT)
 
 
 class ProvidedBuffers(Protocol):
@@ -94,7 +95,7 @@ def send(fd: int, data: Buffer, flags: int = 0) -> Operation[int]:
     Since: Linux 5.6. Source: io_uring_prep_send(3), send(2).
     """
     pin = pin_readable(data)
-    waits = not flags & stdlib_socket.MSG_DONTWAIT
+    waits = not flags & _DONT_WAIT
     return Operation(
         Opcode.SEND,
         count,
@@ -102,7 +103,7 @@ def send(fd: int, data: Buffer, flags: int = 0) -> Operation[int]:
         pin,
         size_of(pin),
         flags | _NO_SIGNAL,
-        pins=(pin,),
+        pins=() if pin is data else (pin,),
         cancellable=waits,
         exclusive="write" if waits else None,
     )
@@ -122,19 +123,7 @@ def sendmsg(
     If cancelled: the number of bytes sent so far, if any, is the result.
     Since: Linux 5.3. Source: io_uring_prep_sendmsg(3), sendmsg(2).
     """
-    message = header_to_send(buffers, ancillary, address)
-    waits = not flags & stdlib_socket.MSG_DONTWAIT
-    return Operation(
-        Opcode.SENDMSG,
-        count,
-        fd,
-        message.header,
-        1,
-        flags | _NO_SIGNAL,
-        pins=tuple(message.pins),
-        cancellable=waits,
-        exclusive="write" if waits else None,
-    )
+    return _sendmsg(Opcode.SENDMSG, fd, header_to_send(buffers, ancillary, address), flags)
 
 
 def send_zc(fd: int, data: Buffer, flags: int = 0) -> Operation[int]:
@@ -149,7 +138,7 @@ def send_zc(fd: int, data: Buffer, flags: int = 0) -> Operation[int]:
     Since: Linux 6.0. Source: io_uring_prep_send_zc(3), send(2).
     """
     pin = pin_readable(data)
-    waits = not flags & stdlib_socket.MSG_DONTWAIT
+    waits = not flags & _DONT_WAIT
     return Operation(
         Opcode.SEND_ZC,
         count,
@@ -177,9 +166,22 @@ def sendmsg_zc(
     If cancelled: the number of bytes sent so far, if any, is the result.
     Since: Linux 6.1. Source: io_uring_prep_sendmsg_zc(3), sendmsg(2).
     """
-    operation = sendmsg(fd, buffers, ancillary, flags, address)
-    operation.opcode = Opcode.SENDMSG_ZC
-    return operation
+    return _sendmsg(Opcode.SENDMSG_ZC, fd, header_to_send(buffers, ancillary, address), flags)
+
+
+def _sendmsg(opcode: int, fd: int, message: MessageHeader, flags: int) -> Operation[int]:
+    waits = not flags & _DONT_WAIT
+    return Operation(
+        opcode,
+        count,
+        fd,
+        message.header,
+        1,
+        flags | _NO_SIGNAL,
+        pins=tuple(message.pins),
+        cancellable=waits,
+        exclusive="write" if waits else None,
+    )
 
 
 def recvmsg(

@@ -8,16 +8,15 @@ opcode; the functions in the files beside this one do.
 from collections.abc import Callable
 from typing import Final, Generic, Literal, TypeVar
 
-import attrs
 from typing_extensions import Buffer
 
-from trio_uring._kernel import COMPILED, CData, ffi
+from trio_uring._kernel import NULL, CData, ffi
 
 T_co = TypeVar("T_co", covariant=True)
 
 # What stands in an SQE's addr: nothing, memory held by a pin, or an immutable bytes object,
 # which is its own pin.
-NO_ADDRESS: Final[CData] = ffi.NULL if COMPILED else None
+NO_ADDRESS: Final = NULL
 
 # The most that the kernel moves in one read, write, send or receive (MAX_RW_COUNT, read(2)).
 IO_MAX: Final = 0x7FFFF000
@@ -25,14 +24,39 @@ IO_MAX: Final = 0x7FFFF000
 Exclusive = Literal["read", "write"]
 
 
-@attrs.define(eq=False)
+# The fields of an SQE, in the order in which the core takes them.
+SQE_FIELDS: Final = (
+    "opcode",
+    "sqe_flags",
+    "ioprio",
+    "fd",
+    "off",
+    "addr",
+    "len",
+    "op_flags",
+    "buf_index",
+    "splice_fd_in",
+    "addr3",
+)
+Sqe = tuple[int, int, int, int, int, "CData | bytes", int, int, int, int, int]
+
+
 class Operation(Generic[T_co]):
     """One operation: the fields of its SQE, and how to read its result.
 
-    The fields *opcode* to *addr3* are those of ``struct io_uring_sqe``. To be performed once.
-
     Args:
+      opcode: As in ``struct io_uring_sqe``, and so are the others down to *addr3*.
       decode: Turns ``res`` (0 or more) and ``flags`` of the CQE into the result.
+      fd: What the operation acts on.
+      addr: Memory that a pin holds, or an immutable bytes object, which is its own pin.
+      len: Bytes, mostly.
+      op_flags: The flags of this kind of operation.
+      off: An offset in bytes, or what else stands in its place.
+      sqe_flags: ``IOSQE_*``.
+      ioprio: More flags of this kind of operation.
+      buf_index: A registered buffer, or a group of provided ones.
+      splice_fd_in: And what else stands in its place.
+      addr3: A second address.
       pins: What keeps the memory in *addr* (and behind it) in place.
       cancellable: Whether cancelling asks the kernel to stop it. False for what ends by
         itself: reads and writes of regular files, and what never waits.
@@ -50,28 +74,67 @@ class Operation(Generic[T_co]):
         the kernel takes another number in its place.
     """
 
-    opcode: int
-    decode: Callable[[int, int], T_co]
-    fd: int = -1
-    addr: CData | bytes = NO_ADDRESS
-    len: int = 0
-    op_flags: int = 0
-    off: int = 0
-    sqe_flags: int = 0
-    ioprio: int = 0
-    buf_index: int = 0
-    splice_fd_in: int = 0
-    addr3: int = 0
-    pins: tuple[object, ...] = ()
-    cancellable: bool = True
-    exclusive: Exclusive | None = None
-    bounded: bool = False
-    on_more: Callable[[int, int], None] | None = None
-    discard: Callable[[int], object] | None = None
-    filename: str | bytes | None = None
-    filename2: str | bytes | None = None
-    expires: bool = False
-    on_fd: bool = True
+    # Made once per operation, so written out: attrs cannot make the one tuple that the core
+    # takes as it is, and reading eleven attributes for each push costs as much as the push.
+    __slots__ = (
+        "bounded",
+        "cancellable",
+        "decode",
+        "discard",
+        "exclusive",
+        "expires",
+        "fd",
+        "filename",
+        "filename2",
+        "on_fd",
+        "on_more",
+        "opcode",
+        "pins",
+        "sqe",
+    )
+
+    def __init__(
+        self,
+        opcode: int,
+        decode: Callable[[int, int], T_co],
+        fd: int = -1,
+        addr: CData | bytes = NO_ADDRESS,
+        len: int = 0,
+        op_flags: int = 0,
+        off: int = 0,
+        sqe_flags: int = 0,
+        ioprio: int = 0,
+        buf_index: int = 0,
+        splice_fd_in: int = 0,
+        addr3: int = 0,
+        *,
+        pins: tuple[object, ...] = (),
+        cancellable: bool = True,
+        exclusive: Exclusive | None = None,
+        bounded: bool = False,
+        on_more: Callable[[int, int], None] | None = None,
+        discard: Callable[[int], object] | None = None,
+        filename: str | bytes | None = None,
+        filename2: str | bytes | None = None,
+        expires: bool = False,
+        on_fd: bool = True,
+    ) -> None:
+        self.sqe: Sqe = (
+            opcode, sqe_flags, ioprio, fd, off, addr, len, op_flags, buf_index, splice_fd_in, addr3
+        )  # fmt: skip
+        self.opcode = opcode
+        self.decode = decode
+        self.fd = fd
+        self.pins = pins
+        self.cancellable = cancellable
+        self.exclusive: Exclusive | None = exclusive
+        self.bounded = bounded
+        self.on_more = on_more
+        self.discard = discard
+        self.filename = filename
+        self.filename2 = filename2
+        self.expires = expires
+        self.on_fd = on_fd
 
     def release(self) -> None:
         """Let go of the pinned buffers, so that their owner may resize or release them."""
