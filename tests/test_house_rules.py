@@ -161,7 +161,11 @@ BORDERS = [
         (*RING, "_io_manager.py"),
     ),
     # The ring passes it on; operations on other operations name the one they mean.
-    Border("user_data", identifiers("user_data"), ("_io_manager.py", "_ring.py", "_operations")),
+    Border(
+        "user_data",
+        identifiers("user_data"),
+        ("_io_manager.py", "_in_flight.py", "_ring.py", "_operations"),
+    ),
     Border("-errno", negative_errno, ("_errors.py", "_ring.py", "_io_manager.py")),
     Border("Trio's private side", private_of_trio, ("_trio_private.py",)),
 ]

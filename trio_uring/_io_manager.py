@@ -14,12 +14,12 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-import attrs
 import trio
-from trio.lowlevel import Abort, ParkingLot, RaiseCancelT, Task
+from trio.lowlevel import Abort
 
 from ._buffer_pool import BufferPool
 from ._errors import CANCELLED_RESULTS, ForkedRingError, operation_error, unsupported_opcode
+from ._in_flight import FifoLimit, InFlight
 from ._kernel.uapi import CqeFlag, Opcode
 from ._operations import Exclusive, Operation, async_cancel
 from ._readiness import GuestWakeup, Readiness
@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from trio._file_io import _HasFileNo
+    from trio.lowlevel import RaiseCancelT, Task
 
     from ._config import RingConfig
+    from ._in_flight import Companion
 
 T = TypeVar("T")
 
@@ -70,62 +72,8 @@ _DRAIN_SECONDS: Final = 2.0
 _leaked: Final[list[object]] = []
 
 
-@attrs.define(eq=False)
-class InFlight:
-    """An operation between its push and its last CQE, and the task that waits for it."""
-
-    manager: UringIOManager
-    operation: Operation[object]
-    user_data: int
-    task: Task | None  # None once it is done
-    res: int = 0
-    flags: int = 0
-    cancel_asked: bool = False
-    # Which of the two came first says what the task gets, should the kernel obey.
-    raise_cancel: RaiseCancelT | None = None
-    closing: bool = False
-
-    def abort(self, raise_cancel: RaiseCancelT) -> Abort:
-        """Ask the kernel to stop the operation, for Trio.
-
-        We can only ask. Until the CQE arrives the kernel may still write to the buffer, so the
-        task stays parked and the buffer stays pinned. If the operation was faster than our
-        request, its result wins: no data is lost.
-        """
-        if not self.closing:
-            self.raise_cancel = raise_cancel
-        if self.operation.cancellable:
-            self.manager.request_cancel(self)
-        return Abort.FAILED
-
-    def unwrap(self) -> None:
-        """Stand for ``outcome.Value(None)`` in reschedule.
-
-        A completion wakes its task with this entry itself: making a `Value` and unwrapping it
-        would be a tenth of the time that an operation takes (benchmarks/bench_echo.py).
-        """
-
-
-@attrs.define(eq=False)
-class FifoLimit:
-    """At most so many at once; the others wait in line."""
-
-    free: int
-    line: ParkingLot = attrs.Factory(ParkingLot)
-
-    async def acquire(self) -> None:
-        """Take a place. If cancelled while in line, none was taken."""
-        if self.free:
-            self.free -= 1
-        else:
-            await self.line.park()  # release() hands its place over
-
-    def release(self) -> None:
-        """Give the place to the first in line, if there is one."""
-        if self.line:
-            self.line.unpark()
-        else:
-            self.free += 1
+def _not_midway(_raise_cancel: RaiseCancelT) -> Abort:
+    return Abort.FAILED
 
 
 def current_ring(layer: Layer) -> UringIOManager | None:
@@ -166,6 +114,7 @@ class UringIOManager:
         self._cancelled = 0
         self._pool: BufferPool | None = None
         self._pool_refused: str = ""
+        self.companion: Companion | None = None
 
     @property
     def ring(self) -> Ring:
@@ -224,6 +173,28 @@ class UringIOManager:
             return self._failed(operation, entry)
         finally:
             # Not while the kernel may still touch the buffers: a crashing run ends up here too.
+            if operation.pins and (entry is None or entry.task is None):
+                operation.release()
+
+    @trio.lowlevel.enable_ki_protection
+    async def perform_midway(self, operation: Operation[T]) -> T:
+        """Perform *operation* in the middle of a call that must not end there.
+
+        Like `perform`, but no cancellation is looked at, before or meanwhile, and what a signal
+        interrupted is begun again, as :pep:`475` has it for the standard library's calls.
+        """
+        entry: InFlight | None = None
+        task = trio.lowlevel.current_task()
+        try:
+            while entry is None or entry.res == -errno.EINTR:
+                if operation.bounded:
+                    await self._file_limit.acquire_shielded()
+                entry = self._start(operation, task)
+                await trio.lowlevel.wait_task_rescheduled(_not_midway)
+            if entry.res >= 0:
+                return operation.decode(entry.res, entry.flags)
+            return self._failed(operation, entry)
+        finally:
             if operation.pins and (entry is None or entry.task is None):
                 operation.release()
 
@@ -419,15 +390,18 @@ class UringIOManager:
     def statistics(self) -> RingStatistics:
         """Return what the ring is, and what it has done so far."""
         ring = self._ring
+        companion = self.companion
         readiness = self._readiness.statistics()
         waits = [e.operation.exclusive for entries in self._waiting.values() for e in entries]
-        refused = ring.refused if ring is not None else ()
+        refused = (*(ring.refused if ring is not None else ()), self._pool_refused)
+        if companion is not None:
+            refused += companion.refused()
         return RingStatistics(
             tasks_waiting_read=readiness.tasks_waiting_read + waits.count("read"),
             tasks_waiting_write=readiness.tasks_waiting_write + waits.count("write"),
             setup_flags=flag_names(ring.setup_flags) if ring is not None else (),
             features=flag_names(ring.features) if ring is not None else (),
-            refused=(*refused, self._pool_refused) if self._pool_refused else refused,
+            refused=tuple(filter(None, refused)),
             entries=ring.entries if ring is not None else 0,
             in_flight=len(self._in_flight),
             submitted=ring.submitted if ring is not None else 0,
@@ -435,6 +409,7 @@ class UringIOManager:
             cancelled=self._cancelled,
             completed={opcode.name: n for opcode in Opcode if (n := self._completed[opcode])},
             waiting_for_limit=self._file_limit.line.statistics().tasks_waiting,
+            routes=companion.routes() if companion is not None else {},
         )
 
     # ---- Closing ---------------------------------------------------------------------------
@@ -447,13 +422,16 @@ class UringIOManager:
         """
         ring = self._ring
         totals.add(self.statistics())
+        drained = ring is None
         if ring is not None and not ring.closed:
-            if threading.get_ident() == self._thread and self._drain(ring):
-                if self._pool is not None:
-                    self._pool.close()
-            else:
+            drained = threading.get_ident() == self._thread and self._drain(ring)
+            if not drained:
                 _leaked.append((list(self._in_flight.values()), self._pool))
+            elif self._pool is not None:
+                self._pool.close()
             ring.close()
+        if self.companion is not None:
+            self.companion.close(drained=drained)
         if self._guest is not None:
             self._guest.close()
         self._readiness.close()

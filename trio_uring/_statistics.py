@@ -29,6 +29,8 @@ class RingStatistics:
       cancelled: Operations that ended because their task was cancelled.
       completed: Completed operations by opcode: ``{"RECV": 3, ...}``.
       waiting_for_limit: Tasks in line because of ``RingConfig.max_file_operations``.
+      routes: Calls on files and paths by the way they went: ``ring``; ``inline``, which had
+        nothing to wait for; and ``thread``.
     """
 
     tasks_waiting_read: int
@@ -43,6 +45,7 @@ class RingStatistics:
     cancelled: int
     completed: Mapping[str, int]
     waiting_for_limit: int
+    routes: Mapping[str, int]
     backend: str = "io_uring"
 
 
@@ -59,16 +62,19 @@ class Totals:
       ring_runs: Runs that had a ring.
       fallback_runs: Runs that wanted one and got none.
       completed: Completed operations by opcode.
+      routes: Calls on files and paths by the way they went.
     """
 
     ring_runs: int = 0
     fallback_runs: int = 0
     completed: Counter[str] = attrs.Factory(Counter)
+    routes: Counter[str] = attrs.Factory(Counter)
 
     def add(self, statistics: RingStatistics) -> None:
         """Add those of a run that ends."""
         self.ring_runs += 1
         self.completed.update(statistics.completed)
+        self.routes.update(statistics.routes)
 
 
 totals = Totals()

@@ -53,8 +53,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what ran on the ring, and what still went to threads."""
     if _asked(terminalreporter.config):
         completions = ", ".join(f"{name} {n}" for name, n in totals.completed.most_common())
+        routes = ", ".join(f"{name} {n}" for name, n in totals.routes.most_common())
         terminalreporter.write_line(
             f"trio_uring: {totals.ring_runs} ring runs, {totals.fallback_runs} fallback runs; "
             f"completions: {completions or 'none'}; "
-            f"thread hops {sum(count() for count in _thread_hops)}"
+            f"thread hops {sum(count() for count in _thread_hops)}; "
+            f"calls on files: {routes or 'none'}"
         )
