@@ -18,7 +18,7 @@ from trio_uring._io_manager import UringIOManager
 from trio_uring._trio_private import current_io_manager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Awaitable, Callable, Generator
 
     from ledgers import Rounds
 
@@ -31,15 +31,19 @@ class Order(Enum):
     NEVER_READY = "the operation waits; it is cancelled"
     ONE_ENTER = "one enter submits the operation and its cancel; it is not ready"
     ONE_ENTER_READY = "it is ready; one enter submits the operation and its cancel"
+    AT_ONCE_UNSEEN = "it is ready; the kernel completes it as it is submitted; it is cancelled"
     READY_UNNOTICED = "the operation waits; it is ready and cancelled before the next enter"
     READY_UNSEEN = "the operation waits; it is ready; the kernel completes it; it is cancelled"
     READY_SEEN = "the operation waits; it is ready; its task is woken; it is cancelled"
     NO_CANCEL = "the operation waits; it is ready; it is not cancelled"
 
 
-ORDERS: Final = tuple(Order)
+# Where the operation need not wait: what it waits for is there when it is submitted.
+NOT_READY: Final = (Order.NEVER_READY, Order.ONE_ENTER)
 
-_DIRECTLY = (Order.ONE_ENTER, Order.ONE_ENTER_READY)
+_READY_BEFORE: Final = (Order.ONE_ENTER_READY, Order.AT_ONCE_UNSEEN)
+_CANCELLED_WHEN_PARKED: Final = (Order.ONE_ENTER, *_READY_BEFORE)
+_NOT_CANCELLED_FROM_OUTSIDE: Final = (Order.READY_SEEN, Order.NO_CANCEL)
 
 
 def current_manager() -> UringIOManager:
@@ -68,50 +72,53 @@ class Outcome(Generic[T]):
 async def race(
     rounds: Rounds,
     order: Order,
-    operation: Callable[[], Coroutine[Any, Any, T]],
+    operation: Callable[[], Awaitable[T]],
     make_ready: Callable[[], object],
 ) -> Outcome[T]:
     """Perform *operation*, cancel it in *order* relative to *make_ready*, and count the ending."""
     outcome: Outcome[T] = Outcome()
     scope = trio.CancelScope()
 
+    def parked() -> None:
+        if order is Order.AT_ONCE_UNSEEN:
+            current_manager().ring.flush()
+        if order in _CANCELLED_WHEN_PARKED:
+            scope.cancel()
+
     async def perform() -> None:
         with scope:
-            result = await _driven(
-                operation(),
-                parked=scope.cancel if order in _DIRECTLY else _nothing,
-                woken=scope.cancel if order is Order.READY_SEEN else _nothing,
+            woken = scope.cancel if order is Order.READY_SEEN else _nothing
+            outcome.values.append(
+                await _driven(operation().__await__(), parked=parked, woken=woken)
             )
-            outcome.values.append(result)
             outcome.ending = "late" if scope.cancel_called else "completed"
         if scope.cancelled_caught:
             outcome.ending = "cancelled"
 
-    if order is Order.ONE_ENTER_READY:
+    if order in _READY_BEFORE:
         make_ready()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(perform)
-        if order not in _DIRECTLY:
+        if order not in _CANCELLED_WHEN_PARKED:
             await wait_all_tasks_blocked()
             if order is not Order.NEVER_READY:
                 make_ready()
             if order is Order.READY_UNSEEN:
                 current_manager().ring.flush()
-            if order not in (Order.READY_SEEN, Order.NO_CANCEL):
+            if order not in _NOT_CANCELLED_FROM_OUTSIDE:
                 scope.cancel()
     rounds.add(outcome.ending)
     return outcome
 
 
-def every_order(count: int, *, but: tuple[Order, ...] = ()) -> list[Order]:
+def every_order(count: int) -> list[Order]:
     """Return *count* orders, each as often as the others."""
-    orders = itertools.cycle(order for order in ORDERS if order not in but)
-    return list(itertools.islice(orders, count))
+    return list(itertools.islice(itertools.cycle(Order), count))
 
 
 @coroutine
 def _driven(
-    steps: Coroutine[Any, Any, T], *, parked: Callable[[], object], woken: Callable[[], object]
+    steps: Generator[Any, Any, T], *, parked: Callable[[], object], woken: Callable[[], object]
 ) -> Generator[Any, Any, T]:
     """Run *steps*; call *parked* before Trio learns that it first parks, *woken* at each wake.
 
