@@ -247,9 +247,7 @@ def _set_seams() -> None:
     """
     global _seams_set
     if not _seams_set:
-        if not COMPILED:
-            raise RingUnavailableError(f"io_uring is a Linux interface, and this is {sys.platform}")
-        check_trio()
+        check_system()
         set_io_manager(RunIOManager)
         set_socket_type(UringSocket)
         set_fd_stream_methods(_pipe.receive_some, _pipe.send_all)
@@ -278,6 +276,13 @@ class RunIOManager(UringIOManager):
 
     def __init__(self) -> None:
         super().__init__(self.config, _disabled_layers())
+
+
+def check_system() -> None:
+    """Raise `RingUnavailableError` if this system or this Trio rules a ring out."""
+    if not COMPILED:
+        raise RingUnavailableError(f"io_uring is a Linux interface, and this is {sys.platform}")
+    check_trio()
 
 
 def probe(config: RingConfig) -> Ring:

@@ -1,0 +1,167 @@
+"""What ``python -m trio_uring doctor`` finds out: what this kernel offers, and what is in use."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+import attrs
+import trio
+
+from ._buffer_pool import BufferPool
+from ._config import RingConfig
+from ._errors import RingUnavailableError
+from ._kernel.uapi import OPCODE_SINCE, Opcode
+from ._ring import Ring
+from ._run import check_system, probe
+from ._statistics import flag_names
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+# What is lost without each of them, in a run that has a ring all the same.
+_WANTED_OPCODES: Final = {
+    Opcode.RECV: "receives go through epoll",
+    Opcode.SEND: "sends go through epoll",
+    Opcode.ACCEPT: "accepting fails",
+    Opcode.CONNECT: "connecting fails",
+    Opcode.OPENAT: "files are opened in threads",
+    Opcode.STATX: "os.stat runs in threads",
+    Opcode.READ: "files are read in threads",
+    Opcode.WRITE: "files are written in threads",
+    Opcode.SPLICE: "no transfers inside the kernel",
+}
+_SYSCTL: Final = Path("/proc/sys/kernel/io_uring_disabled")
+
+
+@attrs.frozen
+class Report:
+    """What the doctor found.
+
+    Args:
+      ok: Whether a run would get a ring.
+      versions: Of the kernel, Python, this package, Trio and AnyIO.
+      limits: What bounds a ring here.
+      in_use: The ring's flags and sizes, as a run would get them.
+      missing: What the kernel lacks or refused, and what that means.
+      advice: What to do about it.
+    """
+
+    ok: bool
+    versions: dict[str, str]
+    limits: dict[str, str]
+    in_use: dict[str, str]
+    missing: list[str]
+    advice: list[str]
+
+    def as_dict(self) -> dict[str, object]:
+        """Return all of it for JSON."""
+        return attrs.asdict(self)
+
+    def as_text(self) -> str:
+        """Return all of it for a person."""
+        verdict = "io_uring: works here" if self.ok else "io_uring: not available, runs fall back"
+        lines = [verdict]
+        for title, rows in (
+            ("versions", self.versions),
+            ("limits", self.limits),
+            ("in use", self.in_use),
+        ):
+            lines += ["", f"{title}:", *(f"  {name:22} {value}" for name, value in rows.items())]
+        for title, items in (("missing", self.missing), ("what to do", self.advice)):
+            lines += ["", f"{title}:", *(f"  - {item}" for item in items or ["nothing"])]
+        return "\n".join(lines)
+
+
+def examine() -> Report:
+    """Set a ring up, look at it, and close it."""
+    in_use: dict[str, str] = {}
+    missing: list[str] = []
+    advice: list[str] = []
+    ok = False
+    try:
+        check_system()
+        ring = probe(RingConfig())
+    except RingUnavailableError as exc:
+        missing.append("a ring")
+        advice.append(exc.reason)
+    else:
+        ok = True
+        in_use = _in_use(ring)
+        missing += _missing(ring)
+        if ring.refused:
+            advice.append("a newer kernel: see what was refused above, and docs/kernel-support")
+    if os.environ.get("TRIO_URING", "").lower() in ("off", "0"):
+        ok = False
+        advice.append("TRIO_URING=off is set in the environment: unset it")
+    return Report(ok, _versions(), _limits(), in_use, missing, advice)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "trio_uring": _version("trio-uring"),
+        "trio": trio.__version__,
+        "anyio": _version("anyio"),
+    }
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _limits() -> dict[str, str]:
+    disabled = _SYSCTL.read_text().strip() if _SYSCTL.exists() else "no such sysctl"
+    return {
+        "RLIMIT_MEMLOCK": _limit("RLIMIT_MEMLOCK"),
+        "RLIMIT_NOFILE": _limit("RLIMIT_NOFILE"),
+        "io_uring_disabled": disabled,
+    }
+
+
+def _limit(name: str) -> str:
+    if resource is None:
+        return "not on this system"
+    soft, _ = resource.getrlimit(getattr(resource, name))
+    return "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
+
+
+def _in_use(ring: Ring) -> dict[str, str]:
+    return {
+        "entries": f"{ring.entries} submission, {ring.completion_entries} completion",
+        "set-up flags": " ".join(flag_names(ring.setup_flags)),
+        "features": " ".join(flag_names(ring.features)),
+        "opcodes": f"{len(ring.supported)} of the {len(Opcode)} known here",
+        "receive buffers": "provided by a buffer ring" if _has_buffer_rings() else "no",
+    }
+
+
+def _has_buffer_rings() -> bool:
+    ring = Ring(RingConfig(), register_fd=False)
+    try:
+        BufferPool(ring, group=0, count=1, size=4096).close()
+    except OSError:
+        return False
+    finally:
+        ring.close()
+    return True
+
+
+def _missing(ring: Ring) -> list[str]:
+    rows = [f"refused: {step}" for step in ring.refused]
+    if not _has_buffer_rings():
+        rows.append("buffer rings (Linux 5.19): receives go through epoll")
+    for opcode in Opcode:
+        if opcode not in ring.supported:
+            loss = _WANTED_OPCODES.get(opcode, "only where a program asks for it")
+            rows.append(f"{opcode.name} (Linux {OPCODE_SINCE[opcode]}): {loss}")
+    return rows
