@@ -27,24 +27,11 @@ from trio_uring._kernel.uapi import (
     SqeFlag,
     TimeoutFlag,
 )
+from trio_uring._operations._operation import SQE_FIELDS
 from trio_uring.lowlevel import Operation, operations
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-SQE_FIELDS = [
-    "opcode",
-    "sqe_flags",
-    "ioprio",
-    "fd",
-    "off",
-    "addr",
-    "len",
-    "op_flags",
-    "buf_index",
-    "splice_fd_in",
-    "addr3",
-]
 
 
 class At:
@@ -342,8 +329,9 @@ def test_every_opcode_has_a_function_or_a_reason() -> None:
 
 
 def message_header(operation: Operation[object]) -> CData:
-    assert isinstance(operation.addr, CData)
-    return ffi.cast("struct msghdr *", operation.addr)
+    addr = operation.sqe[SQE_FIELDS.index("addr")]
+    assert isinstance(addr, CData)
+    return ffi.cast("struct msghdr *", addr)
 
 
 def test_sendmsg_header() -> None:
