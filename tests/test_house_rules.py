@@ -152,8 +152,8 @@ RING = ("_ring.py", "_buffer_pool.py")
 BORDERS = [
     Border("the C functions", identifiers("lib"), RING),
     Border("cffi", identifiers("ffi", "CData"), (*RING, "_operations")),
-    # _run.py asks the kernel whether it has the few that every run needs.
-    Border("an opcode", chosen_opcode, ("_operations", "_run.py")),
+    # _run.py asks the kernel for the few that every run needs, the doctor for those that help.
+    Border("an opcode", chosen_opcode, ("_operations", "_run.py", "_doctor.py")),
     Border("SQE flags", identifiers("SqeFlag"), ("_operations",)),
     Border(
         "set-up, enter and CQE flags",
