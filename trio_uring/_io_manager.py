@@ -53,12 +53,13 @@ _F_NOTIF: Final = int(CqeFlag.NOTIF)
 
 # user_data counts up and never repeats within a ring, so a late completion can never be taken
 # for that of another operation: each operation is its own generation. These stand for no task.
-_CANCEL: Final = 0
-_WATCH: Final = 1
-_FIRST: Final = 2
+_NOBODY: Final = 0
+_CANCEL: Final = 1
+_WATCH: Final = 2
+_FIRST: Final = 3
 
 # "Not a timeout", where there is no completion to report: a signal, or the guest's worker.
-_WOKEN: Final = ((_CANCEL, 0, 0),)
+_WOKEN: Final = ((_NOBODY, 0, 0),)
 
 # The buffers that sockets and pipes receive into, see BufferPool. 64 KiB is what Trio's
 # streams ask for.
@@ -340,7 +341,10 @@ class UringIOManager:
             if user_data < _FIRST:
                 if user_data == _WATCH:
                     self._watching = False
+                    self._completed[Opcode.POLL_ADD] += 1
                     self._readiness.harvest()
+                elif user_data == _CANCEL:
+                    self._completed[Opcode.ASYNC_CANCEL] += 1
                 continue
             entry = in_flight[user_data]
             operation = entry.operation
