@@ -230,15 +230,17 @@ class UringIOManager:
             self._waiting[fd] = [entry]
         else:
             waiting.append(entry)
+        if operation.second_fd >= 0:
+            self._waiting.setdefault(operation.second_fd, []).append(entry)
 
     def _strike(self, entry: InFlight) -> None:
         """Take off again. After notify_closing() the list may be gone, or be a new file's."""
-        fd = entry.operation.fd
-        waiting = self._waiting.get(fd)
-        if waiting is not None and entry in waiting:
-            waiting.remove(entry)
-            if not waiting:
-                del self._waiting[fd]
+        for fd in (entry.operation.fd, entry.operation.second_fd):
+            waiting = self._waiting.get(fd)
+            if waiting is not None and entry in waiting:
+                waiting.remove(entry)
+                if not waiting:
+                    del self._waiting[fd]
 
     def _check_exclusive(self, fd: int, exclusive: Exclusive) -> None:
         waiting = self._waiting.get(fd, ())

@@ -381,6 +381,7 @@ def splice(
         flags,
         signed_64_bits(offset_out),
         splice_fd_in=fd_in,
+        second_fd=fd_in,
     )
 
 
@@ -394,7 +395,9 @@ def tee(fd_in: int, fd_out: int, size: int, flags: int = 0) -> Operation[int]:
     If cancelled: nothing is lost.
     Since: Linux 5.8. Source: io_uring_prep_tee(3), tee(2).
     """
-    return Operation(Opcode.TEE, count, fd_out, len=size, op_flags=flags, splice_fd_in=fd_in)
+    return Operation(
+        Opcode.TEE, count, fd_out, len=size, op_flags=flags, splice_fd_in=fd_in, second_fd=fd_in
+    )
 
 
 def pipe(flags: int = 0) -> Operation[tuple[int, int]]:

@@ -72,6 +72,7 @@ class Operation(Generic[T_co]):
       expires: Whether ``ETIME`` is what it completes with, and no error.
       on_fd: Whether *fd* is a file descriptor, whose closing ends the operation. False where
         the kernel takes another number in its place.
+      second_fd: Another file descriptor whose closing ends the operation.
     """
 
     # Made once per operation, so written out: attrs cannot make the one tuple that the core
@@ -90,6 +91,7 @@ class Operation(Generic[T_co]):
         "on_more",
         "opcode",
         "pins",
+        "second_fd",
         "sqe",
     )
 
@@ -118,6 +120,7 @@ class Operation(Generic[T_co]):
         filename2: str | bytes | None = None,
         expires: bool = False,
         on_fd: bool = True,
+        second_fd: int = -1,
     ) -> None:
         self.sqe: Sqe = (
             opcode, sqe_flags, ioprio, fd, off, addr, len, op_flags, buf_index, splice_fd_in, addr3
@@ -135,6 +138,7 @@ class Operation(Generic[T_co]):
         self.filename2 = filename2
         self.expires = expires
         self.on_fd = on_fd
+        self.second_fd = second_fd
 
     def release(self) -> None:
         """Let go of the pinned buffers, so that their owner may resize or release them."""
