@@ -7,6 +7,7 @@ most orders can be forced: between two turns of the loop nothing moves but what 
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from enum import Enum
 from types import coroutine
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -74,26 +75,36 @@ async def race(
     order: Order,
     operation: Callable[[], Awaitable[T]],
     make_ready: Callable[[], object],
+    *,
+    close: Callable[[], object] | None = None,
 ) -> Outcome[T]:
-    """Perform *operation*, cancel it in *order* relative to *make_ready*, and count the ending."""
+    """Perform *operation*, cancel it in *order* relative to *make_ready*, and count the ending.
+
+    With *close*, that is called instead of cancelling; `trio.ClosedResourceError` then counts
+    as cancelled.
+    """
     outcome: Outcome[T] = Outcome()
     scope = trio.CancelScope()
+    asked = False
+
+    def cancel() -> None:
+        nonlocal asked
+        if not asked:
+            asked = True
+            (close or scope.cancel)()
 
     def parked() -> None:
         if order is Order.AT_ONCE_UNSEEN:
             current_manager().ring.flush()
         if order in _CANCELLED_WHEN_PARKED:
-            scope.cancel()
+            cancel()
 
     async def perform() -> None:
-        with scope:
-            woken = scope.cancel if order is Order.READY_SEEN else _nothing
-            outcome.values.append(
-                await _driven(operation().__await__(), parked=parked, woken=woken)
-            )
-            outcome.ending = "late" if scope.cancel_called else "completed"
-        if scope.cancelled_caught:
-            outcome.ending = "cancelled"
+        outcome.ending = "cancelled"
+        woken = cancel if order is Order.READY_SEEN else _nothing
+        with scope, suppress(trio.ClosedResourceError):
+            outcome.values.append(await driven(operation(), parked=parked, woken=woken))
+            outcome.ending = "late" if asked else "completed"
 
     if order in _READY_BEFORE:
         make_ready()
@@ -106,7 +117,7 @@ async def race(
             if order is Order.READY_UNSEEN:
                 current_manager().ring.flush()
             if order not in _NOT_CANCELLED_FROM_OUTSIDE:
-                scope.cancel()
+                cancel()
     rounds.add(outcome.ending)
     return outcome
 
@@ -116,15 +127,24 @@ def every_order(count: int) -> list[Order]:
     return list(itertools.islice(itertools.cycle(Order), count))
 
 
+def _nothing() -> None:
+    pass
+
+
 @coroutine
-def _driven(
-    steps: Generator[Any, Any, T], *, parked: Callable[[], object], woken: Callable[[], object]
+def driven(
+    awaitable: Awaitable[T],
+    *,
+    parked: Callable[[], object] = _nothing,
+    woken: Callable[[], object] = _nothing,
 ) -> Generator[Any, Any, T]:
-    """Run *steps*; call *parked* before Trio learns that it first parks, *woken* at each wake.
+    """Await; call *parked* before Trio learns that it first parks, and *woken* at each wake.
 
     A scope that is cancelled before Trio learns of the park has Trio abort at once, which is
-    how the cancel comes into the same enter as the operation.
+    how the cancel comes into the same enter as the operation. What happens at a wake comes
+    between the completion and its result.
     """
+    steps = awaitable.__await__()
     try:
         trap = steps.send(None)
         parked()
@@ -140,7 +160,3 @@ def _driven(
     except StopIteration as done:
         result: T = done.value
         return result
-
-
-def _nothing() -> None:
-    pass

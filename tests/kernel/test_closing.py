@@ -1,0 +1,278 @@
+"""Closing what an operation waits for ends it, and frees file, fd and port at once."""
+
+from __future__ import annotations
+
+import os
+import socket as stdlib_socket
+from array import array
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import trio
+from ledgers import ByteLedger, Rounds
+from races import NOT_READY, every_order, race
+from trio.lowlevel import FdStream, notify_closing, wait_readable
+from trio.testing import wait_all_tasks_blocked
+
+from trio_uring.lowlevel import operations, perform
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+ROUNDS: Final = 1200
+
+pytestmark = pytest.mark.usefixtures("fd_ledger")
+
+ANY_PORT: Final = ("127.0.0.1", 0)
+
+
+@contextmanager
+def trio_socketpair(
+    kind: int = stdlib_socket.SOCK_STREAM,
+) -> Iterator[tuple[trio.socket.SocketType, stdlib_socket.socket]]:
+    """Give a connected pair: one for the test's tasks, one for the test itself."""
+    ours, theirs = stdlib_socket.socketpair(type=kind)
+    theirs.setblocking(False)
+    with theirs:
+        sock = trio.socket.from_stdlib_socket(ours)
+        yield sock, theirs
+        sock.close()
+
+
+def fill(sock: stdlib_socket.socket) -> int:
+    """Send until the socket is full; return how many bytes went in."""
+    sent = 0
+    for size in (65536, 1):
+        with suppress(BlockingIOError):
+            while True:
+                sent += sock.send(bytes(size), stdlib_socket.MSG_DONTWAIT)
+    return sent
+
+
+async def expect_closed(awaitable: Awaitable[object]) -> None:
+    with pytest.raises(trio.ClosedResourceError):
+        await awaitable
+
+
+# --- At once --------------------------------------------------------------------------------
+#
+# Between close() and the check of what it did there is no checkpoint: nothing is submitted or
+# fetched but by close() itself.
+
+
+def bind_again(address: Any, kind: int = stdlib_socket.SOCK_STREAM) -> None:
+    with stdlib_socket.socket(type=kind) as sock:
+        sock.bind(address)
+        if kind == stdlib_socket.SOCK_STREAM:
+            sock.listen()
+
+
+async def test_a_closed_listener_frees_its_port() -> None:
+    for _ in range(ROUNDS):
+        async with trio.open_nursery() as nursery:
+            sock = trio.socket.socket()
+            await sock.bind(ANY_PORT)
+            sock.listen()
+            address = sock.getsockname()
+            nursery.start_soon(expect_closed, sock.accept())
+            await wait_all_tasks_blocked()
+            sock.close()
+            bind_again(address)
+
+
+DATAGRAM_RECEIVES: Final[list[Callable[[trio.socket.SocketType], Awaitable[object]]]] = [
+    lambda sock: sock.recv(10),
+    lambda sock: sock.recv_into(bytearray(10)),
+    lambda sock: sock.recvfrom(10),
+    lambda sock: sock.recvfrom_into(bytearray(10)),
+    lambda sock: sock.recvmsg(10, 100),
+    lambda sock: sock.recvmsg_into([bytearray(10)], 100),
+    wait_readable,
+]
+
+
+async def test_a_closed_datagram_socket_frees_its_port() -> None:
+    for number in range(ROUNDS):
+        receive = DATAGRAM_RECEIVES[number % len(DATAGRAM_RECEIVES)]
+        async with trio.open_nursery() as nursery:
+            sock = trio.socket.socket(type=stdlib_socket.SOCK_DGRAM)
+            await sock.bind(ANY_PORT)
+            address = sock.getsockname()
+            nursery.start_soon(expect_closed, receive(sock))
+            await wait_all_tasks_blocked()
+            sock.close()
+            bind_again(address, stdlib_socket.SOCK_DGRAM)
+
+
+async def test_a_closed_connect_frees_its_port() -> None:
+    with stdlib_socket.create_server(ANY_PORT, backlog=0) as full:
+        target = full.getsockname()
+        # One is let in beyond the backlog; from then on the kernel does not answer.
+        with stdlib_socket.create_connection(target):
+            for _ in range(ROUNDS):
+                async with trio.open_nursery() as nursery:
+                    sock = trio.socket.socket()
+                    await sock.bind(ANY_PORT)
+                    address = sock.getsockname()
+                    nursery.start_soon(expect_closed, sock.connect(target))
+                    await wait_all_tasks_blocked()
+                    sock.close()
+                    bind_again(address)
+
+
+@pytest.mark.parametrize("waits", ["to receive", "to send", "for both"])
+async def test_the_peer_sees_the_end(waits: str) -> None:
+    for _ in range(ROUNDS // 3):
+        async with trio.open_nursery() as nursery:
+            ours, theirs = stdlib_socket.socketpair()
+            with theirs:
+                theirs.setblocking(False)
+                sock = trio.socket.from_stdlib_socket(ours)
+                if waits != "to send":
+                    nursery.start_soon(expect_closed, sock.recv(10))
+                sent = 0
+                if waits != "to receive":
+                    sent = fill(ours)
+                    nursery.start_soon(expect_closed, sock.send(b"x"))
+                await wait_all_tasks_blocked()
+                sock.close()
+                while sent:
+                    sent -= len(theirs.recv(65536))
+                assert theirs.recv(10) == b""
+
+
+async def test_a_pipe_sees_the_end() -> None:
+    for number in range(ROUNDS):
+        read_end, write_end = os.pipe()
+        reader, writer = FdStream(read_end), FdStream(write_end)
+        async with reader, writer, trio.open_nursery() as nursery:
+            if number % 2:
+                nursery.start_soon(expect_closed, reader.receive_some())
+                await wait_all_tasks_blocked()
+                reader.close()
+                with pytest.raises(BrokenPipeError):
+                    os.write(write_end, b"x")
+            else:
+                nursery.start_soon(expect_closed, writer.send_all(bytes(65537)))
+                await wait_all_tasks_blocked()
+                writer.close()
+                assert len(os.read(read_end, 1 << 20)) == 65536
+                assert os.read(read_end, 1) == b""
+
+
+async def test_closing_both_ends_of_a_splice() -> None:
+    """It works in a kernel worker, which lets go a moment later; but it ends."""
+    for end in (0, 1):
+        pipes = [os.pipe(), os.pipe()]
+        source, target = pipes[0][0], pipes[1][1]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_closed, perform(operations.splice(source, target, 10)))
+            await wait_all_tasks_blocked()
+            notify_closing((source, target)[end])
+        for fd in (*pipes[0], *pipes[1]):
+            os.close(fd)
+
+
+# --- Races ----------------------------------------------------------------------------------
+
+
+async def test_closing_against_receiving(rounds: Rounds) -> None:
+    """A result that came first is delivered; no byte is received by halves."""
+    for order in every_order(ROUNDS):
+        with trio_socketpair() as (sock, theirs):
+            ledger = ByteLedger()
+            outcome = await race(
+                rounds,
+                order,
+                lambda: sock.recv(100),
+                lambda: theirs.send(ledger.take(10)),
+                close=sock.close,
+            )
+            if outcome:
+                ledger.received(outcome.value)
+                assert not ledger.missing
+
+
+async def test_closing_against_receiving_fds(rounds: Rounds) -> None:
+    """Fds in a message that nobody received are closed with the socket."""
+    fds = array("i", (0, 1))
+    for order in every_order(ROUNDS):
+        with trio_socketpair(stdlib_socket.SOCK_DGRAM) as (sock, theirs):
+            outcome = await race(
+                rounds,
+                order,
+                lambda: sock.recvmsg(10, stdlib_socket.CMSG_SPACE(8)),
+                lambda: theirs.sendmsg(
+                    [b"x"], [(stdlib_socket.SOL_SOCKET, stdlib_socket.SCM_RIGHTS, fds)]
+                ),
+                close=sock.close,
+            )
+            if outcome:
+                [(_, _, data)] = outcome.value[1]
+                for fd in array("i", data):
+                    os.close(fd)
+
+
+async def test_closing_against_accepting(rounds: Rounds) -> None:
+    """A connection is accepted and works, or it is reset: none is left hanging."""
+    for order in every_order(ROUNDS):
+        sock = trio.socket.socket()
+        await sock.bind(ANY_PORT)
+        sock.listen()
+        address = sock.getsockname()
+        with stdlib_socket.socket() as client:
+            outcome = await race(
+                rounds, order, sock.accept, lambda: client.connect(address), close=sock.close
+            )
+            sock.close()
+            if outcome:
+                accepted, peer = outcome.value
+                assert peer == client.getsockname()
+                with accepted:
+                    client.send(b"x")
+                    assert await accepted.recv(10) == b"x"
+            elif order not in NOT_READY:
+                with pytest.raises(ConnectionResetError):
+                    client.recv(10)
+
+
+async def test_closing_against_reading_a_pipe(rounds: Rounds) -> None:
+    for order in every_order(ROUNDS):
+        read_end, write_end = os.pipe()
+        async with FdStream(read_end) as stream, FdStream(write_end):
+            outcome = await race(
+                rounds,
+                order,
+                stream.receive_some,
+                lambda: os.write(write_end, b"x"),
+                close=stream.close,
+            )
+            if outcome:
+                assert outcome.value == b"x"
+
+
+@pytest.mark.parametrize("first", ["cancel", "close"])
+async def test_what_came_first_is_raised(first: str) -> None:
+    ended_by = ""
+    scope = trio.CancelScope()
+
+    async def receive() -> None:
+        nonlocal ended_by
+        with scope:
+            try:
+                await sock.recv(10)
+            except trio.ClosedResourceError:
+                ended_by = "close"
+        if scope.cancelled_caught:
+            ended_by = "cancel"
+
+    with trio_socketpair() as (sock, _):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await wait_all_tasks_blocked()
+            if first == "cancel":
+                scope.cancel()
+            sock.close()
+            scope.cancel()
+    assert ended_by == first
