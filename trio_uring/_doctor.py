@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -19,10 +20,8 @@ from ._ring import Ring
 from ._run import check_system, probe
 from ._statistics import flag_names
 
-try:
+if sys.platform != "win32":
     import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
 
 # What is lost without each of them, in a run that has a ring all the same.
 _WANTED_OPCODES: Final = {
@@ -129,7 +128,7 @@ def _limits() -> dict[str, str]:
 
 
 def _limit(name: str) -> str:
-    if resource is None:
+    if sys.platform == "win32":
         return "not on this system"
     soft, _ = resource.getrlimit(getattr(resource, name))
     return "unlimited" if soft == resource.RLIM_INFINITY else str(soft)

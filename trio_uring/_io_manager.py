@@ -35,11 +35,11 @@ from ._trio_private import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trio._file_io import _HasFileNo
     from trio.lowlevel import RaiseCancelT, Task
 
     from ._config import RingConfig
     from ._in_flight import Companion
+    from ._readiness import HasFileNo
 
 T = TypeVar("T")
 
@@ -103,6 +103,8 @@ class UringIOManager:
         self._ring: Ring | None = None
         self._guest: GuestWakeup | None = None
         self._readiness = Readiness()
+        self._watch_operation = self._readiness.watch()
+        self._cancel_opcode = async_cancel(_NOBODY).opcode
         self._watching = False
         self._next_user_data = _FIRST
         self._in_flight: dict[int, InFlight] = {}
@@ -287,7 +289,7 @@ class UringIOManager:
         except (OSError, ForkedRingError):
             return
 
-    def notify_closing(self, fd: int | _HasFileNo) -> None:
+    def notify_closing(self, fd: int | HasFileNo) -> None:
         """Wake every task that waits for *fd* with `trio.ClosedResourceError`; see Trio's docs.
 
         An operation in flight holds its file open: until it ends, the peer sees no FIN and the
@@ -343,10 +345,10 @@ class UringIOManager:
             if user_data < _FIRST:
                 if user_data == _WATCH:
                     self._watching = False
-                    self._completed[Opcode.POLL_ADD] += 1
+                    self._completed[self._watch_operation.opcode] += 1
                     self._readiness.harvest()
                 elif user_data == _CANCEL:
-                    self._completed[Opcode.ASYNC_CANCEL] += 1
+                    self._completed[self._cancel_opcode] += 1
                 continue
             entry = in_flight[user_data]
             operation = entry.operation
@@ -371,23 +373,23 @@ class UringIOManager:
     def _watch(self) -> None:
         """Have the ring watch the epoll fd; called again after each completion of that."""
         assert self._ring is not None
-        self._watching = self._ring.push(self._readiness.watch(), _WATCH)
+        self._watching = self._ring.push(self._watch_operation, _WATCH)
 
     def force_wakeup(self) -> None:
         """Make `get_events` return; may be called from any thread and from signal handlers."""
         self._readiness.force_wakeup()
 
-    async def wait_readable(self, fd: int | _HasFileNo) -> None:
+    async def wait_readable(self, fd: int | HasFileNo) -> None:
         """Block until *fd* is readable; see Trio's docs."""
         self._check_ready(fd, "read")
         await self._readiness.wait_readable(fd)
 
-    async def wait_writable(self, fd: int | _HasFileNo) -> None:
+    async def wait_writable(self, fd: int | HasFileNo) -> None:
         """Block until *fd* is writable; see Trio's docs."""
         self._check_ready(fd, "write")
         await self._readiness.wait_writable(fd)
 
-    def _check_ready(self, fd: int | _HasFileNo, exclusive: Exclusive) -> None:
+    def _check_ready(self, fd: int | HasFileNo, exclusive: Exclusive) -> None:
         if not isinstance(fd, int):
             fd = fd.fileno()
         if fd in self._waiting:

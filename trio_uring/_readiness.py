@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import os
 import select
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from ._operations import Exclusive
+
+
+class HasFileNo(Protocol):
+    """A socket, a file, or the like."""
+
+    def fileno(self) -> int:
+        """Return the file descriptor."""
 
 
 class Readiness(EpollIOManager):

@@ -9,31 +9,33 @@ Only the methods that wait are here. `close` is Trio's: it calls `notify_closing
 what is in flight before the fd goes.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import socket as stdlib_socket
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from trio.lowlevel import enable_ki_protection
-from typing_extensions import Buffer
 
 from . import _operations as operations
 from ._io_manager import RECEIVE_BUFFER_SIZE, UringIOManager, current_ring
+from ._kernel import sockets as abi
 from ._trio_private import TrioSocket
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 # The flags that go to the ring. The others mean something that only the system call does
 # right: MSG_DONTWAIT, MSG_WAITALL, MSG_TRUNC (a result larger than the buffer), MSG_ERRQUEUE
 # and MSG_OOB (the kernel's poll does not wait for them).
-_RECV_FLAGS: Final = int(stdlib_socket.MSG_PEEK | stdlib_socket.MSG_CMSG_CLOEXEC)
-_SEND_FLAGS: Final = int(
-    stdlib_socket.MSG_NOSIGNAL | stdlib_socket.MSG_MORE | stdlib_socket.MSG_DONTROUTE
-)
-_DONTWAIT: Final = int(stdlib_socket.MSG_DONTWAIT)
-_ACCEPT_FLAGS: Final = int(stdlib_socket.SOCK_CLOEXEC | stdlib_socket.SOCK_NONBLOCK)
-_INTERNET: Final = (stdlib_socket.AF_INET, stdlib_socket.AF_INET6)
-_FAMILIES: Final = (*_INTERNET, stdlib_socket.AF_UNIX)
+_RECV_FLAGS: Final = abi.MSG_PEEK | abi.MSG_CMSG_CLOEXEC
+_SEND_FLAGS: Final = abi.MSG_NOSIGNAL | abi.MSG_MORE | abi.MSG_DONTROUTE
+_ACCEPT_FLAGS: Final = abi.SOCK_CLOEXEC | abi.SOCK_NONBLOCK
+_INTERNET: Final = (abi.AF_INET, abi.AF_INET6)
+_FAMILIES: Final = (*_INTERNET, abi.AF_UNIX)
 
 # The errors that connect(2) reports only after it has begun: Trio then adds the address.
 _LATE_CONNECT_ERRORS: Final = frozenset(
@@ -207,7 +209,7 @@ class UringSocket(TrioSocket):
         fd = self._sock.fileno()
         if manager is not None and fd >= 0 and _only(flags, _SEND_FLAGS):
             try:
-                operation = operations.send(fd, bytes, flags | _DONTWAIT)
+                operation = operations.send(fd, bytes, flags | abi.MSG_DONTWAIT)
             except _NOT_PLAIN:
                 pass
             else:
@@ -268,7 +270,7 @@ class UringSocket(TrioSocket):
             return None
         try:
             operation = operations.sendmsg(
-                self._sock.fileno(), buffers, ancillary, flags | _DONTWAIT, address
+                self._sock.fileno(), buffers, ancillary, flags | abi.MSG_DONTWAIT, address
             )
         except _NOT_PLAIN:
             return None

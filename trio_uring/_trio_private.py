@@ -6,8 +6,9 @@ so that a Trio that moved one of these is refused by name instead of failing mys
 
 from __future__ import annotations
 
-import inspect
 import os
+import re
+import sys
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -17,9 +18,18 @@ import trio._threads as _threads
 from trio._core._io_epoll import EpollIOManager
 from trio._core._run import GLOBAL_RUN_CONTEXT
 from trio._socket import _SocketType as TrioSocket
-from trio._unix_pipes import FdStream
 
 from ._errors import IncompatibleTrioError
+
+if TYPE_CHECKING or sys.platform != "win32":
+    from trio._unix_pipes import FdStream
+else:
+
+    class FdStream:
+        """Windows has none; the package imports there all the same."""
+
+        receive_some = send_all = None
+
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +81,7 @@ TrioIOManager = _run.TheIOManager  # type: ignore[attr-defined]  # imported for 
 def check_trio() -> None:
     """Raise `IncompatibleTrioError` if the installed Trio is not one we know."""
     version = trio.__version__
-    release = tuple(int(part) for part in version.split(".")[:2])
+    release = tuple(map(int, re.findall(r"\d+", version)[:2]))
     known = f"{_dotted(OLDEST_TRIO)} to {_dotted(NEWEST_TRIO)}"
     if not OLDEST_TRIO <= release <= NEWEST_TRIO and not os.environ.get(OVERRIDE):
         raise IncompatibleTrioError(
@@ -92,7 +102,7 @@ def _dotted(release: tuple[int, int]) -> str:
 
 def _missing_seams() -> list[str]:
     missing = [name for name in _IO_MANAGER_MEMBERS if not hasattr(TrioIOManager, name)]
-    if "TheIOManager()" not in inspect.getsource(_run.setup_runner):
+    if "TheIOManager" not in _run.setup_runner.__code__.co_names:
         missing.append("TheIOManager in setup_runner")
     for owner, name in (
         (EpollIOManager, "_epoll"),

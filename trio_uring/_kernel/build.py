@@ -1,4 +1,4 @@
-"""cffi's builder: compiles the C core from the two files beside it.
+"""cffi's builder: compiles the C core from the files beside it.
 
 cffi generates the glue when the package is built, so no generated C is kept in the
 repository and none can be out of date.
@@ -10,13 +10,15 @@ import cffi
 
 _HERE = Path(__file__).parent
 
+_SOURCES = ("ring.csrc.c", "buffer_ring.csrc.c")  # one unit, in this order
+
 ffibuilder = cffi.FFI()
 ffibuilder.cdef((_HERE / "ring.cdef.txt").read_text())
 ffibuilder.set_source(
     "trio_uring._kernel._ring",
-    (_HERE / "ring.csrc.c").read_text(),
+    "".join((_HERE / name).read_text() for name in _SOURCES),
     include_dirs=[str(_HERE)],
-    depends=[str(_HERE / name) for name in ("ring.cdef.txt", "ring.csrc.c", "uapi.h")],
+    depends=[str(_HERE / name) for name in ("ring.cdef.txt", *_SOURCES, "uapi.h")],
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter"],
 )
 

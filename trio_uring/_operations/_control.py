@@ -78,8 +78,8 @@ def poll_add(fd: int, events: int) -> Operation[int]:
     return Operation(Opcode.POLL_ADD, count, fd, op_flags=events)
 
 
-def close(fd: int) -> Operation[None]:
-    """Close *fd*.
+def close(fd: int, *, in_worker: bool = False) -> Operation[None]:
+    """Close *fd*. With *in_worker* a kernel worker does it, and the last of the file's work.
 
     Completes with: nothing.
     Fails with: ``EBADF``; ``EIO``, ``ENOSPC``, ``EDQUOT`` from the file system: the fd is closed
@@ -87,7 +87,8 @@ def close(fd: int) -> Operation[None]:
     If cancelled: it still completes.
     Since: Linux 5.6. Source: io_uring_prep_close(3), close(2).
     """
-    return Operation(Opcode.CLOSE, nothing, fd, cancellable=False)
+    sqe_flags = int(SqeFlag.ASYNC) if in_worker else 0
+    return Operation(Opcode.CLOSE, nothing, fd, sqe_flags=sqe_flags, cancellable=False)
 
 
 def timeout(

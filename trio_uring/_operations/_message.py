@@ -1,16 +1,21 @@
 """``struct msghdr`` and ancillary data, for sendmsg and recvmsg."""
 
+from __future__ import annotations
+
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import attrs
-from typing_extensions import Buffer
 
 from trio_uring._kernel import CData, ffi
 
 from ._operation import NO_ADDRESS
 from ._sockaddr import SOCKADDR_SIZE, Address, decode_sockaddr
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from typing_extensions import Buffer
 
 T = TypeVar("T")
 

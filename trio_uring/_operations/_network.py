@@ -1,13 +1,12 @@
 """The operations on sockets, one function each."""
 
-import os
-import socket as stdlib_socket
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from __future__ import annotations
 
-from typing_extensions import Buffer
+import os
+from typing import TYPE_CHECKING, Protocol
 
 from trio_uring._kernel import ffi
+from trio_uring._kernel.sockets import MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC
 from trio_uring._kernel.uapi import Opcode, RecvSendFlag, SqeFlag
 
 from ._message import Message, MessageHeader, header_to_receive, header_to_send
@@ -22,11 +21,14 @@ from ._operation import (
 )
 from ._sockaddr import SOCKADDR_SIZE
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from typing_extensions import Buffer
+
 # Plain ints: an IntFlag in an expression costs a microsecond.
 _POLL_FIRST = int(RecvSendFlag.POLL_FIRST)
 _BUFFER_SELECT = int(SqeFlag.BUFFER_SELECT)
-_NO_SIGNAL = int(stdlib_socket.MSG_NOSIGNAL)
-_DONT_WAIT = int(stdlib_socket.MSG_DONTWAIT)
 
 
 class ProvidedBuffers(Protocol):
@@ -95,14 +97,14 @@ def send(fd: int, data: Buffer, flags: int = 0) -> Operation[int]:
     Since: Linux 5.6. Source: io_uring_prep_send(3), send(2).
     """
     pin = pin_readable(data)
-    waits = not flags & _DONT_WAIT
+    waits = not flags & MSG_DONTWAIT
     return Operation(
         Opcode.SEND,
         count,
         fd,
         pin,
         size_of(pin),
-        flags | _NO_SIGNAL,
+        flags | MSG_NOSIGNAL,
         pins=() if pin is data else (pin,),
         cancellable=waits,
         exclusive="write" if waits else None,
@@ -138,14 +140,14 @@ def send_zc(fd: int, data: Buffer, flags: int = 0) -> Operation[int]:
     Since: Linux 6.0. Source: io_uring_prep_send_zc(3), send(2).
     """
     pin = pin_readable(data)
-    waits = not flags & _DONT_WAIT
+    waits = not flags & MSG_DONTWAIT
     return Operation(
         Opcode.SEND_ZC,
         count,
         fd,
         pin,
         size_of(pin),
-        flags | _NO_SIGNAL,
+        flags | MSG_NOSIGNAL,
         pins=(pin,),
         cancellable=waits,
         exclusive="write" if waits else None,
@@ -170,14 +172,14 @@ def sendmsg_zc(
 
 
 def _sendmsg(opcode: int, fd: int, message: MessageHeader, flags: int) -> Operation[int]:
-    waits = not flags & _DONT_WAIT
+    waits = not flags & MSG_DONTWAIT
     return Operation(
         opcode,
         count,
         fd,
         message.header,
         1,
-        flags | _NO_SIGNAL,
+        flags | MSG_NOSIGNAL,
         pins=tuple(message.pins),
         cancellable=waits,
         exclusive="write" if waits else None,
@@ -233,7 +235,7 @@ def recvmsg_select(
     )
 
 
-def accept(fd: int, flags: int = stdlib_socket.SOCK_CLOEXEC) -> Operation[tuple[int, bytes]]:
+def accept(fd: int, flags: int = SOCK_CLOEXEC) -> Operation[tuple[int, bytes]]:
     """Accept one connection on a listening socket.
 
     Completes with: the new fd, which the caller owns, and the peer's ``sockaddr``.

@@ -5,12 +5,16 @@ addresses and paths in place until the last CQE. `Operation` decides nothing and
 opcode; the functions in the files beside this one do.
 """
 
-from collections.abc import Callable
-from typing import Final, Generic, Literal, TypeVar
+from __future__ import annotations
 
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar
 
 from trio_uring._kernel import NULL, CData, ffi
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Buffer
 
 T_co = TypeVar("T_co", covariant=True)
 

@@ -1,8 +1,12 @@
 """Socket addresses between Python's tuples and the kernel's ``struct sockaddr``."""
 
+from __future__ import annotations
+
 import os
 import socket
 import struct
+
+from trio_uring._kernel.sockets import AF_INET, AF_INET6, AF_UNIX
 
 SOCKADDR_SIZE = 128  # sizeof(struct sockaddr_storage): the kernel never writes more
 
@@ -22,10 +26,10 @@ def encode_sockaddr(family: int, address: object) -> bytes | None:
     and raises its own exceptions.
     """
     try:
-        if family == socket.AF_INET and isinstance(address, tuple):
+        if family == AF_INET and isinstance(address, tuple):
             host, port = address
             return _INET.pack(family, port.to_bytes(2, "big"), socket.inet_pton(family, host))
-        if family == socket.AF_INET6 and isinstance(address, tuple):
+        if family == AF_INET6 and isinstance(address, tuple):
             host, port, flow, scope = (*address, 0, 0)[:4]
             return _INET6.pack(
                 family,
@@ -34,7 +38,7 @@ def encode_sockaddr(family: int, address: object) -> bytes | None:
                 socket.inet_pton(family, host),
                 scope,
             )
-        if family == socket.AF_UNIX and isinstance(address, str | bytes):
+        if family == AF_UNIX and isinstance(address, str | bytes):
             return _encode_unix(address)
     except (AttributeError, OSError, OverflowError, TypeError, ValueError, struct.error):
         return None
@@ -46,7 +50,7 @@ def _encode_unix(address: str | bytes) -> bytes | None:
     abstract = path[:1] == b"\0"
     if not path or len(path) + (not abstract) > _UNIX_PATH_MAX:
         return None
-    return _FAMILY.pack(socket.AF_UNIX) + path + (b"" if abstract else b"\0")
+    return _FAMILY.pack(AF_UNIX) + path + (b"" if abstract else b"\0")
 
 
 def decode_sockaddr(raw: bytes) -> Address:
@@ -54,14 +58,14 @@ def decode_sockaddr(raw: bytes) -> Address:
     if not raw:
         return None
     (family,) = _FAMILY.unpack_from(raw)
-    if family == socket.AF_INET:
+    if family == AF_INET:
         _, port, host = _INET.unpack_from(raw)
         return socket.inet_ntop(family, host), int.from_bytes(port, "big")
-    if family == socket.AF_INET6:
+    if family == AF_INET6:
         _, port, flow, host, scope = _INET6.unpack_from(raw)
         flow = int.from_bytes(flow, "big")
         return socket.inet_ntop(family, host), int.from_bytes(port, "big"), flow, scope
-    if family == socket.AF_UNIX:
+    if family == AF_UNIX:
         path = raw[_FAMILY.size :]
         return path if path[:1] == b"\0" else os.fsdecode(path.partition(b"\0")[0])
     return family, raw[_FAMILY.size :]

@@ -1,0 +1,86 @@
+/*
+ * Provided buffers: a ring of buffers from which the kernel takes one when it has data.
+ *
+ * Compiled into one unit with ring.csrc.c, after it. The tail is written by us and read by the
+ * kernel: a store-release, after the entry is filled.
+ */
+struct buffer_ring {
+    struct ring *ring;
+    struct io_uring_buf_ring *entries;
+    size_t entries_size, buffers_size;
+    unsigned count, buffer_size, group;
+    uint16_t tail;
+    char *buffers;
+};
+
+static void buffer_ring_add(struct buffer_ring *pool, unsigned id)
+{
+    struct io_uring_buf *entry = &pool->entries->bufs[pool->tail & (pool->count - 1)];
+    entry->addr = (uint64_t)(uintptr_t)(pool->buffers + (size_t)id * pool->buffer_size);
+    entry->len = pool->buffer_size;
+    entry->bid = (uint16_t)id;
+    pool->tail++;
+    __atomic_store_n(&pool->entries->tail, pool->tail, __ATOMIC_RELEASE);
+}
+
+static void buffer_ring_free(struct buffer_ring *pool)
+{
+    if (pool->entries != MAP_FAILED)
+        munmap(pool->entries, pool->entries_size);
+    if (pool->buffers != MAP_FAILED)
+        munmap(pool->buffers, pool->buffers_size);
+    free(pool);
+}
+
+/* count is a power of two. Pages of buffers that were never used cost no memory. */
+static int buffer_ring_open(struct buffer_ring **out, struct ring *ring, unsigned group,
+                            unsigned count, unsigned buffer_size)
+{
+    if (ring->forked)
+        return -EOWNERDEAD;
+    struct buffer_ring *pool = calloc(1, sizeof *pool);
+    if (pool == NULL)
+        return -ENOMEM;
+    pool->ring = ring;
+    pool->count = count;
+    pool->buffer_size = buffer_size;
+    pool->group = group;
+    pool->entries_size = count * sizeof(struct io_uring_buf);
+    pool->buffers_size = (size_t)count * buffer_size;
+    int flags = MAP_ANONYMOUS | MAP_PRIVATE | MAP_NORESERVE;
+    pool->entries = mmap(NULL, pool->entries_size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    pool->buffers = mmap(NULL, pool->buffers_size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    int result = -ENOMEM;
+    if ((void *)pool->entries != MAP_FAILED && pool->buffers != MAP_FAILED) {
+        struct io_uring_buf_reg registration = {
+            .ring_addr = (uint64_t)(uintptr_t)pool->entries,
+            .ring_entries = count, .bgid = (uint16_t)group};
+        /* The kernel pins the entries; a child's copy-on-write must not split them off. */
+        madvise(pool->entries, pool->entries_size, MADV_DONTFORK);
+        madvise(pool->buffers, pool->buffers_size, MADV_DONTFORK);
+        result = sys_register(ring->fd, IORING_REGISTER_PBUF_RING, &registration, 1);
+    }
+    if (result < 0) {
+        buffer_ring_free(pool);
+        return result;
+    }
+    for (unsigned id = 0; id < count; id++)
+        buffer_ring_add(pool, id);
+    *out = pool;
+    return 0;
+}
+
+static void *buffer_ring_buffers(struct buffer_ring *pool) { return pool->buffers; }
+
+/* Unregister and free. The caller knows that no operation selects from the group any more. */
+static int buffer_ring_close(struct buffer_ring *pool)
+{
+    if (pool->ring->forked) {
+        free(pool); /* its memory was not inherited */
+        return 0;
+    }
+    struct io_uring_buf_reg registration = {.bgid = (uint16_t)pool->group};
+    int result = sys_register(pool->ring->fd, IORING_UNREGISTER_PBUF_RING, &registration, 1);
+    buffer_ring_free(pool);
+    return result;
+}

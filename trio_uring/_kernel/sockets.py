@@ -1,0 +1,27 @@
+"""The socket constants that operations use, as plain numbers.
+
+Plain, because an ``IntFlag`` in an expression costs a microsecond. And 0 where a system lacks
+one: the package imports there too, and no operation is ever made.
+"""
+
+import socket
+from typing import Final
+
+
+def _number(name: str) -> int:
+    return int(getattr(socket, name, 0))
+
+
+AF_INET: Final = _number("AF_INET")
+AF_INET6: Final = _number("AF_INET6")
+AF_UNIX: Final = _number("AF_UNIX")
+
+SOCK_CLOEXEC: Final = _number("SOCK_CLOEXEC")
+SOCK_NONBLOCK: Final = _number("SOCK_NONBLOCK")
+
+MSG_CMSG_CLOEXEC: Final = _number("MSG_CMSG_CLOEXEC")
+MSG_DONTROUTE: Final = _number("MSG_DONTROUTE")
+MSG_DONTWAIT: Final = _number("MSG_DONTWAIT")
+MSG_MORE: Final = _number("MSG_MORE")
+MSG_NOSIGNAL: Final = _number("MSG_NOSIGNAL")
+MSG_PEEK: Final = _number("MSG_PEEK")
