@@ -31,11 +31,12 @@ async def receive_some(self: FdStream, max_bytes: int | None = None) -> bytes:
     if manager is None or buffers is None or type(wanted) is not int or wanted < 1:
         return await _trio_receive_some(self, max_bytes)
     with self._receive_conflict_detector:
-        fd = self._fd_holder.fd
         if self._fd_holder.closed:
             await trio.lowlevel.checkpoint()
-            raise trio.ClosedResourceError("file was already closed")
-        while True:
+        # Between a completion and the next attempt the stream may have been closed, and another
+        # file have got its fd.
+        while not self._fd_holder.closed:
+            fd = self._fd_holder.fd
             try:
                 return await manager.perform(
                     operations.read_select(
@@ -43,10 +44,11 @@ async def receive_some(self: FdStream, max_bytes: int | None = None) -> bytes:
                     )
                 )
             except OSError as exc:
-                if exc.errno == errno.EAGAIN:
-                    await manager.wait_readable(fd)
-                elif exc.errno != errno.ENOBUFS:
+                if exc.errno not in {errno.EAGAIN, errno.ENOBUFS}:
                     raise _stream_error(exc) from exc
+                if exc.errno == errno.EAGAIN and not self._fd_holder.closed:
+                    await manager.wait_readable(fd)
+        raise trio.ClosedResourceError("file was already closed")
 
 
 async def send_all(self: FdStream, data: bytes | bytearray | memoryview) -> None:
@@ -58,19 +60,22 @@ async def send_all(self: FdStream, data: bytes | bytearray | memoryview) -> None
     with self._send_conflict_detector:
         if self._fd_holder.closed:
             raise trio.ClosedResourceError("file was already closed")
-        fd = self._fd_holder.fd
         with memoryview(data) as view:
             sent, length = 0, len(data)
             if not length:
                 await trio.lowlevel.checkpoint()
             while sent < length:
+                if self._fd_holder.closed:  # since the last write: its fd may be another file's
+                    raise trio.ClosedResourceError("file was already closed")
+                fd = self._fd_holder.fd
                 with view[sent:] as remaining:
                     try:
                         sent += await manager.perform(
                             operations.write(fd, remaining, -1, cancellable=True)
                         )
                     except BlockingIOError:
-                        await manager.wait_writable(fd)
+                        if not self._fd_holder.closed:
+                            await manager.wait_writable(fd)
                     except OSError as exc:
                         raise _stream_error(exc) from exc
 

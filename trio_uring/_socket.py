@@ -71,19 +71,21 @@ class UringSocket(TrioSocket):
 
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
         """Like :meth:`socket.socket.recv`, but async."""
-        manager = current_ring("sockets")
-        key = (manager, self._sock.fileno(), buflen, flags)
-        if key != self._receive_key:
-            self._receive_key, self._receive = key, self._recv_operation(*key)
-        while manager is not None and self._receive is not None:
+        while True:
+            manager = current_ring("sockets")
+            key = (manager, self._sock.fileno(), buflen, flags)
+            if key != self._receive_key:
+                self._receive_key, self._receive = key, self._recv_operation(*key)
+            if manager is None or self._receive is None:
+                return await super().recv(buflen, flags)
             try:
                 return await manager.perform(self._receive)
             except OSError as exc:
                 # More receives completed at once than there are buffers: try again, the data
-                # is still in the socket.
+                # is still in the socket. Begin anew: by now that may be closed, and its fd be
+                # another's.
                 if exc.errno != errno.ENOBUFS:
                     raise
-        return await super().recv(buflen, flags)
 
     # A program receives from a socket the same way again and again. Describing that operation
     # once spares a tenth of what each costs (benchmarks/bench_echo.py). It has no memory of
