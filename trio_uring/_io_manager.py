@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import trio
-from trio.lowlevel import Abort
+from trio.lowlevel import Abort, current_task, wait_task_rescheduled
 
 from ._buffer_pool import BufferPool
 from ._errors import CANCELLED_RESULTS, ForkedRingError, operation_error, unsupported_opcode
@@ -163,14 +163,14 @@ class UringIOManager:
           trio.Cancelled: the kernel confirmed the cancellation.
         """
         entry: InFlight | None = None
-        task = trio.lowlevel.current_task()
+        task = current_task()
         try:
             if is_cancelled(task):
                 await trio.lowlevel.checkpoint_if_cancelled()
             if operation.bounded:
                 await self._file_limit.acquire()
             entry = self._start(operation, task)
-            await trio.lowlevel.wait_task_rescheduled(entry.abort)
+            await wait_task_rescheduled(entry.abort)
             if entry.res >= 0:
                 return operation.decode(entry.res, entry.flags)
             return self._failed(operation, entry)
@@ -187,13 +187,13 @@ class UringIOManager:
         interrupted is begun again, as :pep:`475` has it for the standard library's calls.
         """
         entry: InFlight | None = None
-        task = trio.lowlevel.current_task()
+        task = current_task()
         try:
             while entry is None or entry.res == -errno.EINTR:
                 if operation.bounded:
                     await self._file_limit.acquire_shielded()
                 entry = self._start(operation, task)
-                await trio.lowlevel.wait_task_rescheduled(_not_midway)
+                await wait_task_rescheduled(_not_midway)
             if entry.res >= 0:
                 return operation.decode(entry.res, entry.flags)
             return self._failed(operation, entry)
@@ -237,12 +237,18 @@ class UringIOManager:
 
     def _strike(self, entry: InFlight) -> None:
         """Take off again. After notify_closing() the list may be gone, or be a new file's."""
-        for fd in (entry.operation.fd, entry.operation.second_fd):
-            waiting = self._waiting.get(fd)
-            if waiting is not None and entry in waiting:
+        operation = entry.operation
+        self._strike_at(operation.fd, entry)
+        if operation.second_fd >= 0:
+            self._strike_at(operation.second_fd, entry)
+
+    def _strike_at(self, fd: int, entry: InFlight) -> None:
+        waiting = self._waiting.get(fd)
+        if waiting is not None and entry in waiting:
+            if len(waiting) == 1:
+                del self._waiting[fd]
+            else:
                 waiting.remove(entry)
-                if not waiting:
-                    del self._waiting[fd]
 
     def _check_exclusive(self, fd: int, exclusive: Exclusive) -> None:
         waiting = self._waiting.get(fd, ())

@@ -178,8 +178,7 @@ class Ring:
           At most `REAP_MAX` completions; an empty list only if the time ran out; None if a
           signal or the like ended the wait.
         """
-        timeout_ns = int(timeout * 1e9) or int(timeout > 0)
-        count = lib.ring_turn(self._ring, timeout_ns, self._cqes, REAP_MAX)
+        count = lib.ring_turn(self._ring, timeout, self._cqes, REAP_MAX)
         if count > 0:
             return list(_CQE.iter_unpack(self._cqe_bytes[: count * _CQE.size]))
         if count == 0:

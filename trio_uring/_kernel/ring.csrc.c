@@ -371,16 +371,15 @@ static int ring_overflowed(struct ring *ring)
     return (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
 }
 
-/* One turn of the loop: submit all, wait at most timeout_ns for one completion (0: do not
- * wait), copy out up to room CQEs. Returns how many; 0 only if the time ran out.
+/* One turn of the loop: submit all, wait at most timeout seconds for one completion (0: do
+ * not wait), copy out up to room CQEs. Returns how many; 0 only if the time ran out.
  *
  * -EINTR: a signal came, or the kernel cannot tell whether the time ran out, because the same
  * enter also submitted (its result is then the number of SQEs). Not a timeout: come again.
  *
  * Even with timeout 0 and nothing to submit we enter: under DEFER_TASKRUN completions are only
  * posted inside an enter with GETEVENTS. */
-static int ring_turn(struct ring *ring, int64_t timeout_ns, struct io_uring_cqe *out,
-                     unsigned room)
+static int ring_turn(struct ring *ring, double timeout, struct io_uring_cqe *out, unsigned room)
 {
     if (ring->forked)
         return -EOWNERDEAD;
@@ -392,14 +391,15 @@ static int ring_turn(struct ring *ring, int64_t timeout_ns, struct io_uring_cqe 
         to_submit = 0;
     }
     int result;
-    if (timeout_ns > 0 && ring_ready(ring) == 0) {
-        struct uring_timespec timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+    if (timeout > 0 && ring_ready(ring) == 0) {
+        struct uring_timespec wait = {.tv_sec = (int64_t)timeout};
+        wait.tv_nsec = (int64_t)((timeout - (double)wait.tv_sec) * 1e9);
         struct io_uring_getevents_arg argument = {
-            .sigmask_sz = _NSIG / 8, .ts = (uint64_t)(uintptr_t)&timeout};
+            .sigmask_sz = _NSIG / 8, .ts = (uint64_t)(uintptr_t)&wait};
         result = sys_enter(ring, to_submit, 1, flags | IORING_ENTER_EXT_ARG, &argument,
                            sizeof argument);
     } else {
-        timeout_ns = 0;
+        timeout = 0;
         result = sys_enter(ring, to_submit, 0, flags, NULL, 0);
     }
     unsigned count = ring_drain(ring, out, room);
@@ -422,5 +422,5 @@ static int ring_turn(struct ring *ring, int64_t timeout_ns, struct io_uring_cqe 
         return -EINTR;
     if (result < 0)
         return result;
-    return timeout_ns > 0 ? -EINTR : 0;
+    return timeout > 0 ? -EINTR : 0;
 }
