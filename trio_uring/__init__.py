@@ -1,7 +1,8 @@
 """Trio on Linux's io_uring.
 
 The public names: `run`, `start_guest_run`, `install` and `uninstall` decide which Trio runs
-get a ring, `RingConfig` and `SQPoll` how it is set up. `trio_uring.lowlevel` has the
+get a ring, `RingConfig` and `SQPoll` how it is set up. `open_positional` opens a file for many
+tasks at once; all other files are `trio.open_file`'s. `trio_uring.lowlevel` has the
 operations themselves.
 """
 
@@ -11,6 +12,10 @@ from ._errors import (
     IncompatibleTrioError as IncompatibleTrioError,
     RingUnavailableError as RingUnavailableError,
     UnsupportedOpcodeError as UnsupportedOpcodeError,
+)
+from ._files import (
+    PositionalFile as PositionalFile,
+    open_positional as open_positional,
 )
 from ._run import (
     install as install,

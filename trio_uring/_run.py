@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from . import _pipe
+from . import _files, _pipe
 from ._config import RingConfig
 from ._errors import RingUnavailableError, setup_error, unsupported_opcode
 from ._io_manager import LAYERS, UringIOManager
@@ -41,6 +41,7 @@ from ._trio_private import (
     set_fd_stream_methods,
     set_io_manager,
     set_socket_type,
+    set_thread_hop,
 )
 
 if TYPE_CHECKING:
@@ -251,6 +252,7 @@ def _set_seams() -> None:
         set_io_manager(RunIOManager)
         set_socket_type(UringSocket)
         set_fd_stream_methods(_pipe.receive_some, _pipe.send_all)
+        set_thread_hop(_files.run_sync)
         _seams_set = True
 
 

@@ -6,13 +6,17 @@ so that a Trio that moved one of these is refused by name instead of failing mys
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 import trio._core._run as _run
+import trio._file_io as _file_io
+import trio._path as _path
 import trio._socket as _socket
 import trio._threads as _threads
 from trio._core._io_epoll import EpollIOManager
@@ -32,7 +36,7 @@ else:
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from trio.lowlevel import Task
 
@@ -57,6 +61,8 @@ __all__ = [
     "set_fd_stream_methods",
     "set_io_manager",
     "set_socket_type",
+    "set_thread_hop",
+    "trio_path_functions",
 ]
 
 OLDEST_TRIO: Final = (0, 32)
@@ -104,6 +110,13 @@ def _missing_seams() -> list[str]:
     missing = [name for name in _IO_MANAGER_MEMBERS if not hasattr(TrioIOManager, name)]
     if "TheIOManager" not in _run.setup_runner.__code__.co_names:
         missing.append("TheIOManager in setup_runner")
+    missing.extend(
+        f"the thread hop of {function.__qualname__}"
+        for function in (_file_io.open_file, _file_io.AsyncIOWrapper.aclose)
+        if not {"trio", "to_thread", "run_sync"} <= set(function.__code__.co_names)
+    )
+    if "run_sync" not in vars(_path) or "stat" not in trio_path_functions().values():
+        missing.append("the thread hop of trio.Path")
     for owner, name in (
         (EpollIOManager, "_epoll"),
         (EpollIOManager, "_registered"),
@@ -175,3 +188,41 @@ def count_thread_hops() -> Callable[[], int]:
 
     vars(_threads)["start_thread_soon"] = counting
     return lambda: hops
+
+
+# ---- Files and paths -----------------------------------------------------------------------
+
+
+class _TrioForFiles:
+    """`trio`, as its file objects see it, with another thread hop.
+
+    They look ``trio.to_thread.run_sync`` up at each call. To replace that would change the
+    public function; to replace their global name ``trio`` reaches them alone, whoever imported
+    them, and whenever.
+    """
+
+    def __init__(self, run_sync: Callable[..., Awaitable[object]]) -> None:
+        self.to_thread = SimpleNamespace(run_sync=run_sync)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(trio, name)
+
+
+def set_thread_hop(run_sync: Callable[..., Awaitable[object]]) -> None:
+    """Have `trio.open_file`, Trio's file objects and `trio.Path` call *run_sync*.
+
+    In place of `trio.to_thread.run_sync`, with its positional arguments.
+    """
+    vars(_file_io)["trio"] = _TrioForFiles(run_sync)
+    vars(_path)["run_sync"] = run_sync
+
+
+def trio_path_functions() -> dict[object, str]:
+    """Return what the methods of `trio.Path` hand to their thread hop, and their names."""
+    functions: dict[object, str] = {}
+    for name, method in vars(trio.Path).items():
+        if inspect.iscoroutinefunction(method):
+            function = inspect.getclosurevars(method).nonlocals.get("fn")
+            if function is not None:
+                functions[function] = name
+    return functions

@@ -1,0 +1,5 @@
+"""Files and paths on the ring, through Trio's own API."""
+
+from ._positional import PositionalFile as PositionalFile, open_positional as open_positional
+from ._routes import count_thread as count_thread, route as route
+from ._seams import run_sync as run_sync

@@ -1,0 +1,136 @@
+"""The methods of files that `open_file` made: which way each call goes.
+
+Three ways: on a bridge; inline, where nothing can ever wait; or in a thread, where decoding or
+splitting lines would hold the loop for long.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from ._paths import TEXT_MAX
+from ._raw import RingFileIO
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from ._bridge import FilesRun
+
+T = TypeVar("T")
+
+BUFFERED: Final = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
+FILES: Final = frozenset((RingFileIO, io.TextIOWrapper, *BUFFERED))
+
+_ROUTED: Final = frozenset(
+    (
+        "close",
+        "detach",
+        "flush",
+        "peek",
+        "read",
+        "read1",
+        "readall",
+        "readinto",
+        "readinto1",
+        "readline",
+        "readlines",
+        "seek",
+        "tell",
+        "truncate",
+        "write",
+        "writelines",
+    )
+)
+
+# What moves or asks for the position, and neither reads nor writes: lseek(2) at most, which
+# takes 0.1 microseconds. (A text file's tell and a writer's seek flush first.)
+_INLINE: Final = frozenset(
+    (
+        (RingFileIO, "seek"),
+        (RingFileIO, "tell"),
+        (RingFileIO, "flush"),
+        (io.BufferedReader, "seek"),
+        (io.BufferedReader, "tell"),
+        (io.BufferedReader, "flush"),
+        (io.BufferedWriter, "tell"),
+        (io.BufferedRandom, "tell"),
+    )
+)
+
+
+def raw_of(file: object) -> RingFileIO | None:
+    """Return the lowest layer of *file* if it is one of ours."""
+    try:
+        if type(file) is io.TextIOWrapper:
+            file = file.buffer
+        if type(file) in BUFFERED:
+            file = file.raw  # type: ignore[attr-defined]
+    except ValueError:  # detached
+        return None
+    return file if type(file) is RingFileIO else None
+
+
+def file_call(
+    files: FilesRun,
+    method: Callable[..., T],
+    file: object,
+    args: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+) -> Callable[[], Awaitable[T]] | None:
+    """Return how to call *method* of *file*; None if that is for a plain thread."""
+    raw = raw_of(file)
+    name = method.__name__
+    if raw is None or name not in _ROUTED:
+        return None
+    call = partial(method, *args, **keywords) if args or keywords else method
+    kind = type(file)
+    if (kind, name) in _INLINE:
+        return partial(files.call_inline, call, raw)
+    if name == "close":
+        return partial(_close, files, call, raw)
+    if kind is not RingFileIO and is_long(kind, name, raw, args):
+        return partial(files.call_in_thread, call, raw)
+    return partial(files.call, call, raw, cancellable=kind is RingFileIO)
+
+
+def is_long(kind: type, name: str, raw: RingFileIO, args: tuple[Any, ...]) -> bool:
+    """Whether a call would hold the loop for long with work that is not the kernel's."""
+    text = kind is io.TextIOWrapper
+    if name == "readlines" or (name == "read" and text):
+        size = args[0] if args else None
+        if type(size) is int and size >= 0 and name == "read":
+            return size > TEXT_MAX
+        return _left(raw) > TEXT_MAX
+    if name == "write" and text:
+        return bool(args) and type(args[0]) is str and len(args[0]) > TEXT_MAX
+    if name == "writelines":
+        # Anything but a list runs the program's own code, which may take its time.
+        return not args or not _is_short(args[0])
+    return False
+
+
+def _is_short(lines: object) -> bool:
+    if type(lines) is not list and type(lines) is not tuple:
+        return False
+    try:
+        return sum(map(len, lines)) <= TEXT_MAX
+    except TypeError:
+        return False
+
+
+def _left(raw: RingFileIO) -> int:
+    try:
+        return os.fstat(raw.fileno()).st_size - raw.tell()
+    except (OSError, ValueError):  # not seekable, or closed
+        return 0
+
+
+async def _close(files: FilesRun, call: Callable[[], T], raw: RingFileIO) -> T:
+    # A task that waits for a pipe inside this file would keep us waiting for ever.
+    if raw.turns.taken and not raw.closed and raw.is_stream:
+        raw.closing = True
+        files.manager.notify_closing(raw.fileno())
+    return await files.call(call, raw)

@@ -1,0 +1,245 @@
+"""`open_file`: what `io.open` does, with a `RingFileIO` at the bottom.
+
+Only for arguments that are plainly right, see `is_plain`: for everything else the real `io.open`
+is called, in a thread, and makes its own objections.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import itertools
+import os
+import select
+import stat
+import sys
+import warnings
+from contextlib import suppress
+from functools import cache
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import trio
+
+from trio_uring import _operations as operations
+
+from ._bridge import current_bridge
+from ._raw import RingFileIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._bridge import FilesRun
+
+_Path = str | bytes
+
+# Every order of a base, a plus and a kind: "rb+", "+br", ...
+_MODES: Final = frozenset(
+    "".join(letters)
+    for base in "rwxa"
+    for plus in ("", "+")
+    for kind in ("", "b", "t")
+    for letters in itertools.permutations(base + plus + kind)
+)
+
+_NEWLINES: Final = ("", "\n", "\r", "\r\n")
+
+# The error handlers that are Python's own, in C. Others are the program's, and may take long.
+_ERRORS: Final = frozenset(
+    (
+        None,
+        "strict",
+        "ignore",
+        "replace",
+        "surrogateescape",
+        "surrogatepass",
+        "xmlcharrefreplace",
+        "backslashreplace",
+        "namereplace",
+    )
+)
+# The codecs of the standard library that are written in Python all through, and slow.
+_SLOW_CODECS: Final = frozenset(("encodings.idna", "encodings.punycode"))
+
+# The permissions of a new file, less the umask; as FileIO has it.
+_MODE: Final = 0o666
+
+
+def is_plain(
+    file: object,
+    mode: object = "r",
+    buffering: object = -1,
+    encoding: object = None,
+    errors: object = None,
+    newline: object = None,
+    closefd: object = True,  # noqa: FBT002 (open's signature)
+    opener: object = None,
+) -> bool:
+    """Whether `open_file` can take these arguments, which are those of `io.open`."""
+    return (
+        (type(file) is int or isinstance(file, _Path))
+        and type(mode) is str
+        and mode in _MODES
+        and type(buffering) is int
+        and (encoding is None or type(encoding) is str)
+        and (errors is None or type(errors) is str)
+        and (newline is None or (type(newline) is str and newline in _NEWLINES))
+        and type(closefd) is bool
+        and (
+            encoding is errors is newline is None
+            if "b" in mode
+            else buffering != 0 and errors in _ERRORS and is_fast_codec(encoding)
+        )
+        and (opener is None or callable(opener))
+    )
+
+
+@cache
+def is_fast_codec(encoding: str | None) -> bool:
+    """Whether *encoding* is one of Python's own, so that decoding may be done in the loop."""
+    if encoding is None or encoding == "locale":
+        return True
+    try:
+        decoder = codecs.lookup(encoding).incrementaldecoder
+    except (LookupError, UnicodeError, ValueError):
+        return False
+    module = getattr(decoder, "__module__", "")
+    return module.startswith("encodings.") and module not in _SLOW_CODECS
+
+
+def open_file(
+    file: _Path | int,
+    mode: str = "r",
+    buffering: int = -1,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    closefd: bool = True,  # noqa: FBT001, FBT002 (open's signature)
+    opener: Callable[[Any, int], int] | None = None,
+) -> IO[Any]:
+    """Open *file* like `io.open`: on a bridge with the ring, elsewhere blocking.
+
+    Raises:
+      OSError: as `io.open`, with its ``filename``.
+    """
+    binary = "b" in mode
+    if binary and buffering == 1:
+        warnings.warn(
+            "line buffering (buffering=1) isn't supported in binary mode, the default buffer"
+            " size will be used",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        buffering = -1
+    if opener is None and type(file) is not int and current_bridge() is not None:
+        opener = _open_on_ring
+    base = next(letter for letter in mode if letter in "rwxa")
+    raw = RingFileIO(file, base + "+" * ("+" in mode), closefd, opener)
+    result: io.RawIOBase | io.BufferedIOBase | io.TextIOWrapper = raw
+    try:
+        line_buffering = buffering == 1 or (buffering < 0 and raw.isatty())
+        if buffering == 0:
+            return raw
+        result = buffered = _buffered(raw, mode, buffering)
+        if binary:
+            return buffered
+        result = text = io.TextIOWrapper(buffered, encoding, errors, newline, line_buffering)
+        text.mode = mode  # type: ignore[misc]  # for typeshed it is read-only
+    except BaseException:
+        result.close()
+        raise
+    return text
+
+
+def _buffered(
+    raw: RingFileIO, mode: str, buffering: int
+) -> io.BufferedRandom | io.BufferedReader | io.BufferedWriter:
+    size = buffering if buffering > 1 else _buffer_size(raw)
+    if "+" in mode:
+        return io.BufferedRandom(raw, size)
+    if "r" in mode:
+        return io.BufferedReader(raw, size)  # type: ignore[arg-type]  # as for FileIO.read
+    return io.BufferedWriter(raw, size)
+
+
+def _buffer_size(raw: RingFileIO) -> int:
+    size: int = raw._blksize  # type: ignore[attr-defined]  # noqa: SLF001 (io.open reads it too)
+    if sys.version_info >= (3, 14):
+        return max(min(size, 8192 * 1024), io.DEFAULT_BUFFER_SIZE)
+    return size
+
+
+# --- The fd ---------------------------------------------------------------------------------
+
+
+def _open_on_ring(path: _Path, flags: int) -> int:
+    """Stand for open(2), as an opener that runs on a bridge."""
+    bridge = current_bridge()
+    assert bridge is not None
+    return bridge.wait_for(_open_fd(bridge.files, path, flags))
+
+
+async def _open_fd(files: FilesRun, path: _Path, flags: int) -> int:
+    # What a FIFO does
+    # ----------------
+    #
+    # Facts. The kernel opens without waiting first: a FIFO to be read opens at once, writer or
+    # not; to be written, with nobody reading, it fails with ENXIO. open(2) waits for the other
+    # side. An open that waits can be cancelled, and holds a kernel worker meanwhile: when all
+    # hold one, nothing else on files gets done.
+    #
+    # What does this mean for us? Open at once, look, and only for a FIFO open again, waiting.
+    # Half of the workers may be held so; beyond that the wait is a thread's, as in Trio.
+    try:
+        fd = await files.manager.perform_midway(operations.openat(path, flags, _MODE))
+    except OSError as exc:
+        if exc.errno != errno.ENXIO or not await _is_fifo(files, path):
+            raise
+        return await _open_waiting(files, path, flags)
+    if flags & os.O_ACCMODE != os.O_RDONLY or not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return fd
+    return await _open_to_read(files, path, flags, fd)
+
+
+async def _is_fifo(files: FilesRun, path: _Path) -> bool:
+    status = await files.manager.perform_midway(operations.statx(path))
+    return stat.S_ISFIFO(status.st_mode)
+
+
+async def _open_to_read(files: FilesRun, path: _Path, flags: int, fd: int) -> int:
+    """Wait until the FIFO that *fd* reads from has, or had, a writer; return *fd*."""
+    manager = files.manager
+    scope, watch = trio.CancelScope(), trio.CancelScope()
+
+    async def look_for_traces() -> None:
+        # A writer that came and went before the second open began to wait: its bytes are
+        # there, or the end of the file is.
+        with watch, suppress(OSError, trio.ClosedResourceError):
+            await manager.perform(operations.poll_add(fd, select.POLLIN))
+            scope.cancel()
+
+    # Not in a nursery, which would make groups of what is raised here.
+    trio.lowlevel.spawn_system_task(look_for_traces)
+    try:
+        with scope:
+            os.close(await _open_waiting(files, f"/proc/self/fd/{fd}", flags))
+    except BaseException as exc:
+        manager.notify_closing(fd)
+        os.close(fd)
+        if isinstance(exc, OSError):
+            exc.filename = path
+        raise
+    finally:
+        watch.cancel()
+    return fd
+
+
+async def _open_waiting(files: FilesRun, path: _Path, flags: int) -> int:
+    """Open a FIFO as open(2) does; can be cancelled, unless too many wait already."""
+    if files.waiting_opens >= files.manager.config.bounded_workers // 2:
+        return await trio.to_thread.run_sync(os.open, path, flags, _MODE)
+    files.waiting_opens += 1
+    try:
+        return await files.manager.perform(operations.openat(path, flags, _MODE, wait=True))
+    finally:
+        files.waiting_opens -= 1

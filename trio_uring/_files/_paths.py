@@ -1,0 +1,211 @@
+"""The functions of `os`, and `pathlib.Path`, on a bridge.
+
+The first half is each function of `os` that has an operation, with the audit event that it
+raises, first and identically. The second is `RingPath`, a path whose lowest methods are these:
+what `pathlib` makes of them (``exists``, ``is_file``, ``read_text``) is `pathlib`'s own code.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import sys
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
+
+from trio_uring import _operations as operations
+
+from ._bridge import current_bridge
+from ._open import open_file
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from trio_uring._operations import Operation
+
+    from ._bridge import Bridge
+
+T = TypeVar("T")
+
+# Encoding or decoding this much takes about a millisecond; more is done in a thread.
+TEXT_MAX: Final = 1024 * 1024
+
+_Path = str | bytes | os.PathLike[str]
+_NO_DIR_FD: Final = -1  # as audit events say it
+
+
+def _bridge() -> Bridge:
+    bridge = current_bridge()
+    assert bridge is not None
+    return bridge
+
+
+def _perform(operation: Operation[T]) -> T:
+    return _bridge().perform(operation)
+
+
+# --- os -------------------------------------------------------------------------------------
+
+
+def stat(path: _Path | int, *, follow_symlinks: bool = True) -> os.stat_result:
+    """See `os.stat`."""
+    if isinstance(path, int):
+        return _perform(operations.statx(path))
+    return _perform(operations.statx(path, follow_symlinks=follow_symlinks))
+
+
+def lstat(path: _Path) -> os.stat_result:
+    """See `os.lstat`."""
+    return _perform(operations.statx(path, follow_symlinks=False))
+
+
+def unlink(path: _Path) -> None:
+    """See `os.unlink` and `os.remove`."""
+    sys.audit("os.remove", os.fspath(path), _NO_DIR_FD)
+    _perform(operations.unlinkat(path))
+
+
+def rmdir(path: _Path) -> None:
+    """See `os.rmdir`."""
+    sys.audit("os.rmdir", os.fspath(path), _NO_DIR_FD)
+    _perform(operations.unlinkat(path, directory=True))
+
+
+def mkdir(path: _Path, mode: int = 0o777) -> None:
+    """See `os.mkdir`."""
+    sys.audit("os.mkdir", os.fspath(path), mode, _NO_DIR_FD)
+    _perform(operations.mkdirat(path, mode))
+
+
+def rename(source: _Path, target: _Path) -> None:
+    """See `os.rename` and `os.replace`."""
+    sys.audit("os.rename", os.fspath(source), os.fspath(target), _NO_DIR_FD, _NO_DIR_FD)
+    _perform(operations.renameat(source, target))
+
+
+def symlink(source: _Path, target: _Path, target_is_directory: bool = False) -> None:  # noqa: FBT001, FBT002
+    """See `os.symlink`."""
+    sys.audit("os.symlink", os.fspath(source), os.fspath(target), _NO_DIR_FD)
+    _perform(operations.symlinkat(source, target))
+
+
+def link(source: _Path, target: _Path) -> None:
+    """See `os.link`."""
+    sys.audit("os.link", os.fspath(source), os.fspath(target), _NO_DIR_FD, _NO_DIR_FD)
+    # link(2), which os.link calls by default, gives a symbolic link itself a second name.
+    _perform(operations.linkat(source, target))
+
+
+def ftruncate(fd: int, size: int) -> None:
+    """See `os.ftruncate`."""
+    sys.audit("os.truncate", fd, size)
+    _perform(operations.ftruncate(fd, size))
+
+
+def fsync(fd: int) -> None:
+    """See `os.fsync`."""
+    _perform(operations.fsync(fd))
+
+
+def fdatasync(fd: int) -> None:
+    """See `os.fdatasync`."""
+    _perform(operations.fsync(fd, data_only=True))
+
+
+# --- pathlib --------------------------------------------------------------------------------
+
+
+class RingPath(pathlib.PosixPath):
+    """A path whose methods use the ring, on a bridge.
+
+    The methods here are those of `pathlib.Path` that call `os` themselves.
+    """
+
+    # The path is made for one call. Whether that is read_text, says `open`.
+    _text_max: int | None = None
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        """See `pathlib.Path.stat`."""
+        return stat(self, follow_symlinks=follow_symlinks)
+
+    def open(  # type: ignore[override]
+        self,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> IO[Any]:
+        """See `pathlib.Path.open`."""
+        if "b" not in mode:
+            encoding = io.text_encoding(encoding)  # type: ignore[attr-defined]  # 3.10
+        file = open_file(os.fspath(self), mode, buffering, encoding, errors, newline)
+        if self._text_max is not None and os.fstat(file.fileno()).st_size > self._text_max:
+            return _LargeText(file)  # type: ignore[return-value]  # all that read_text needs
+        return file
+
+    def read_text(self, *args: Any, **kwargs: Any) -> str:  # noqa: ANN401 (they differ by version)
+        """See `pathlib.Path.read_text`."""
+        self._text_max = TEXT_MAX
+        return super().read_text(*args, **kwargs)
+
+    def unlink(self, missing_ok: bool = False) -> None:  # noqa: FBT001, FBT002
+        """See `pathlib.Path.unlink`."""
+        try:
+            unlink(self)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def rmdir(self) -> None:
+        """See `pathlib.Path.rmdir`."""
+        rmdir(self)
+
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:  # noqa: FBT001, FBT002
+        """See `pathlib.Path.mkdir`."""
+        try:
+            mkdir(self, mode)
+        except FileNotFoundError:
+            if not parents or self.parent == self:
+                raise
+            self.parent.mkdir(parents=True, exist_ok=True)
+            self.mkdir(mode, parents=False, exist_ok=exist_ok)
+        except OSError:
+            # As there: whichever error it is, a directory that exists is all right.
+            if not exist_ok or not self.is_dir():
+                raise
+
+    def rename(self, target: str | os.PathLike[str]) -> pathlib.Path:  # type: ignore[override]
+        """See `pathlib.Path.rename`."""
+        rename(self, target)
+        return pathlib.PosixPath(target)
+
+    def replace(self, target: str | os.PathLike[str]) -> pathlib.Path:  # type: ignore[override]
+        """See `pathlib.Path.replace`."""
+        rename(self, target)
+        return pathlib.PosixPath(target)
+
+    def symlink_to(self, target: _Path, target_is_directory: bool = False) -> None:  # type: ignore[override]  # noqa: FBT001, FBT002
+        """See `pathlib.Path.symlink_to`."""
+        symlink(target, self)
+
+    def hardlink_to(self, target: _Path) -> None:  # type: ignore[override]
+        """See `pathlib.Path.hardlink_to`."""
+        link(target, self)
+
+
+class _LargeText:
+    """What `RingPath.open` gives read_text for a large file: reads and decodes in a thread."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._file.close()
+
+    def read(self) -> str:
+        """Return all the text."""
+        return _bridge().call_in_thread(self._file.read)

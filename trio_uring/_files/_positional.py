@@ -1,0 +1,421 @@
+"""`open_positional`: one open file, read and written by many tasks at once.
+
+Each call says where, so the file has no position for them to share, and no lock: what the kernel
+can do side by side, it does.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import trio
+from trio.lowlevel import (
+    ParkingLot,
+    cancel_shielded_checkpoint,
+    checkpoint_if_cancelled,
+    current_task,
+    enable_ki_protection,
+)
+
+from trio_uring import _operations as operations
+from trio_uring._errors import UnsupportedOpcodeError
+from trio_uring._io_manager import current_ring
+from trio_uring._trio_private import is_cancelled
+
+from ._bridge import INLINE_MAX, files_of
+from ._raw import IN_WORKER_MIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from typing_extensions import Buffer
+
+    from trio_uring._io_manager import UringIOManager
+    from trio_uring._operations import Operation
+
+T = TypeVar("T")
+
+_RWF_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 8)
+_CLOSED: Final = -1
+
+
+async def open_positional(
+    path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    flags: int = os.O_RDONLY,
+    mode: int = 0o666,
+) -> PositionalFile:
+    """Open a file for reads and writes that each say where.
+
+    Works in every run: where there is no ring, its methods use threads.
+
+    Args:
+      path: Of a regular file or a block device.
+      flags: As for `os.open`: `os.O_RDWR` ``|`` `os.O_CREAT`, ... Child processes do not inherit
+        the file.
+      mode: The permissions of a file that is created, less the umask.
+
+    Returns:
+      The open file, to be closed with ``async with`` or `PositionalFile.aclose`.
+
+    Raises:
+      OSError: as `os.open`, with its ``filename``.
+
+    If cancelled before it begins, nothing happened; later it completes.
+    Source: io_uring_prep_openat(3), open(2).
+    """
+    flags |= getattr(os, "O_CLOEXEC", 0)
+    name = os.fspath(path)
+    manager = current_ring("files")
+    if manager is None:
+        fd = await trio.to_thread.run_sync(os.open, name, flags, mode)
+    else:
+        await checkpoint_if_cancelled()
+        sys.audit("open", name, None, flags)
+        fd = await manager.perform_midway(operations.openat(name, flags, mode))
+    return PositionalFile(fd, name)
+
+
+class PositionalFile(trio.abc.AsyncResource):
+    """An open file without a position; see `open_positional`.
+
+    All methods may be called by any number of tasks at once. Each is a checkpoint; if cancelled
+    before it begins, nothing happened, and later it completes: reads and writes of files are not
+    broken off. A buffer that is being read into must not be resized meanwhile.
+
+    Args:
+      fd: An open file descriptor, which is the file's from now on.
+      name: What ``name`` shall be.
+    """
+
+    def __init__(self, fd: int, name: str | bytes | int) -> None:
+        self.name = name
+        self._fd = fd
+        self._users = 0
+        self._line = ParkingLot()
+        self._nowait_read = self._nowait_write = True
+
+    def __repr__(self) -> str:
+        return f"<trio_uring.PositionalFile {self.name!r}, {'closed' if self.closed else self._fd}>"
+
+    def fileno(self) -> int:
+        """Return the file descriptor, which stays the file's; -1 once it is closed."""
+        return self._fd
+
+    @property
+    def closed(self) -> bool:
+        """Whether `aclose` has begun."""
+        return self._fd == _CLOSED
+
+    # ---- Reading ---------------------------------------------------------------------------
+
+    async def read_at(self, size: int, offset: int, /) -> bytes:
+        """Read *size* bytes that begin *offset* bytes from the file's beginning.
+
+        Args:
+          size: In bytes; at most 0x7ffff000 are read (the kernel's limit per read).
+          offset: In bytes, 0 or more.
+
+        Returns:
+          The bytes: fewer at the end of the file only, and none beyond it.
+
+        Raises:
+          OSError: as `os.pread`, for example ``EISDIR`` or ``EIO``.
+          ValueError: *size* or *offset* is negative.
+          trio.ClosedResourceError: the file is closed.
+
+        Source: io_uring_prep_read(3), preadv2(2).
+        """
+        if size < 0:
+            raise ValueError("size must be 0 or more")
+        buffer = bytearray(size)
+        count = await self.read_into_at(buffer, offset)
+        return bytes(buffer) if count == size else bytes(memoryview(buffer)[:count])
+
+    async def read_into_at(self, buffer: Buffer, offset: int, /) -> int:
+        """Read into *buffer* what begins *offset* bytes from the file's beginning.
+
+        Args:
+          buffer: Writable and contiguous; at most 0x7ffff000 bytes of it are used.
+          offset: In bytes, 0 or more.
+
+        Returns:
+          Bytes read: fewer than *buffer* holds at the end of the file only.
+
+        Raises:
+          OSError: as `os.preadv`.
+          ValueError: *offset* is negative.
+          trio.ClosedResourceError: the file is closed.
+
+        If cancelled once begun, *buffer* is written to all the same. Source:
+        io_uring_prep_read(3), preadv2(2).
+        """
+        return await self._read([buffer], offset)
+
+    async def readv_at(self, buffers: Sequence[Buffer], offset: int, /) -> int:
+        """Read into *buffers*, one after the other; at most 1024. As `read_into_at`.
+
+        Returns:
+          Bytes read into all of them together.
+
+        Raises:
+          OSError: as `os.preadv`.
+          ValueError: *offset* is negative.
+          trio.ClosedResourceError: the file is closed.
+
+        Source: io_uring_prep_readv2(3), preadv2(2).
+        """
+        return await self._read(buffers, offset)
+
+    @enable_ki_protection
+    async def _read(self, buffers: Sequence[Buffer], offset: int) -> int:
+        if is_cancelled(current_task()):
+            await checkpoint_if_cancelled()
+        fd = self._check(offset)
+        manager = current_ring("files")
+        if manager is None:
+            return await self._in_thread(os.preadv, fd, buffers, offset)
+        size = _size(buffers)
+        if self._nowait_read and size <= INLINE_MAX:
+            try:
+                count = os.preadv(fd, buffers, offset, _RWF_NOWAIT)
+                if count == size or not count or _ends_at(fd, offset + count):
+                    files_of(manager).inline += 1
+                    await cancel_shielded_checkpoint()
+                    return count
+            except BlockingIOError:
+                pass
+            except OSError as exc:
+                if exc.errno != errno.EOPNOTSUPP:
+                    raise
+                self._nowait_read = False
+        in_worker = size > IN_WORKER_MIN
+        if len(buffers) == 1:
+            operation = operations.read(fd, buffers[0], offset, in_worker=in_worker)
+        else:
+            operation = operations.readv(fd, buffers, offset, in_worker=in_worker)
+        return await self._perform(manager, operation)
+
+    # ---- Writing ---------------------------------------------------------------------------
+
+    async def write_at(self, data: Buffer, offset: int, /) -> int:
+        """Write *data* to where *offset* bytes from the file's beginning are.
+
+        Args:
+          data: Contiguous; at most 0x7ffff000 bytes of it are written.
+          offset: In bytes, 0 or more. Beyond the end, the file grows. A file opened with
+            ``O_APPEND`` is appended to wherever it points.
+
+        Returns:
+          Bytes written: fewer than *data* if the disk is full, as `os.pwrite` has it.
+
+        Raises:
+          OSError: as `os.pwrite`, for example ``ENOSPC``, ``EFBIG`` or ``EIO``.
+          ValueError: *offset* is negative.
+          trio.ClosedResourceError: the file is closed.
+
+        Source: io_uring_prep_write(3), pwritev2(2).
+        """
+        return await self._write([data], offset)
+
+    async def writev_at(self, buffers: Sequence[Buffer], offset: int, /) -> int:
+        """Write *buffers*, one after the other; at most 1024. As `write_at`.
+
+        Returns:
+          Bytes written of all of them together.
+
+        Raises:
+          OSError: as `os.pwritev`.
+          ValueError: *offset* is negative.
+          trio.ClosedResourceError: the file is closed.
+
+        Source: io_uring_prep_writev2(3), pwritev2(2).
+        """
+        return await self._write(buffers, offset)
+
+    @enable_ki_protection
+    async def _write(self, buffers: Sequence[Buffer], offset: int) -> int:
+        if is_cancelled(current_task()):
+            await checkpoint_if_cancelled()
+        fd = self._check(offset)
+        manager = current_ring("files")
+        if manager is None:
+            return await self._in_thread(os.pwritev, fd, buffers, offset)
+        size = _size(buffers)
+        if self._nowait_write and size <= INLINE_MAX:
+            try:
+                count = os.pwritev(fd, buffers, offset, _RWF_NOWAIT)
+                if count == size:
+                    files_of(manager).inline += 1
+                    await cancel_shielded_checkpoint()
+                    return count
+                # What was written is written again, unless the file is appended to.
+                self._nowait_write = False
+            except BlockingIOError:
+                pass
+            except OSError as exc:
+                if exc.errno != errno.EOPNOTSUPP:
+                    raise
+                self._nowait_write = False
+        in_worker = size > IN_WORKER_MIN
+        if len(buffers) == 1:
+            operation = operations.write(fd, buffers[0], offset, in_worker=in_worker)
+        else:
+            operation = operations.writev(fd, buffers, offset, in_worker=in_worker)
+        return await self._perform(manager, operation)
+
+    # ---- All the rest ----------------------------------------------------------------------
+
+    async def fsync(self) -> None:
+        """Write the file's data and metadata to the disk, and wait until they are there.
+
+        Raises:
+          OSError: as `os.fsync`: ``EIO``, ``ENOSPC``, ``EDQUOT``. What was lost is not known,
+            and the next call may succeed all the same.
+          trio.ClosedResourceError: the file is closed.
+
+        Source: io_uring_prep_fsync(3), fsync(2).
+        """
+        await self._call(operations.fsync, os.fsync)
+
+    async def fdatasync(self) -> None:
+        """Write the file's data to the disk, and what metadata are needed to read it again.
+
+        Raises:
+          OSError: as `fsync`.
+          trio.ClosedResourceError: the file is closed.
+
+        Source: io_uring_prep_fsync(3), fdatasync(2).
+        """
+        await self._call(partial(operations.fsync, data_only=True), os.fdatasync)
+
+    async def fallocate(self, offset: int, size: int, /) -> None:
+        """Reserve disk space for *size* bytes at *offset*; the file grows if it ends before.
+
+        Raises:
+          OSError: as `os.posix_fallocate`: ``ENOSPC``, ``EFBIG``, ``EINVAL``, ``EOPNOTSUPP``.
+          trio.ClosedResourceError: the file is closed.
+
+        Source: io_uring_prep_fallocate(3), fallocate(2).
+        """
+        await self._call(operations.fallocate, os.posix_fallocate, offset, size)
+
+    async def truncate(self, size: int, /) -> None:
+        """Make the file *size* bytes long, cutting it or filling it with zeros.
+
+        Raises:
+          OSError: as `os.ftruncate`.
+          trio.ClosedResourceError: the file is closed.
+
+        Source: io_uring_prep_ftruncate(3), ftruncate(2).
+        """
+        await self._call(operations.ftruncate, os.ftruncate, size)
+
+    async def advise(self, offset: int, size: int, advice: int, /) -> None:
+        """Say how *size* bytes at *offset* (0: all that follow) will be used.
+
+        Args:
+          offset: In bytes.
+          size: In bytes.
+          advice: `os.POSIX_FADV_WILLNEED`, `os.POSIX_FADV_RANDOM`, ...
+
+        Raises:
+          OSError: as `os.posix_fadvise`.
+          trio.ClosedResourceError: the file is closed.
+
+        Source: io_uring_prep_fadvise64(3), posix_fadvise(2).
+        """
+        await self._call(operations.fadvise, os.posix_fadvise, offset, size, advice)
+
+    @enable_ki_protection
+    async def aclose(self) -> None:
+        """Close the file, once the calls that others have begun are done.
+
+        Calls that begin later raise `trio.ClosedResourceError`. Also closes when cancelled.
+
+        Raises:
+          OSError: ``EIO``, ``ENOSPC``, ``EDQUOT``, from file systems that write when a file is
+            closed.
+
+        Source: io_uring_prep_close(3), close(2).
+        """
+        fd, self._fd = self._fd, _CLOSED
+        if fd != _CLOSED:
+            with trio.CancelScope(shield=True):
+                if self._users:
+                    await self._line.park()
+                manager = current_ring("files")
+                if manager is None:
+                    await trio.to_thread.run_sync(os.close, fd)
+                else:
+                    await manager.perform_midway(operations.close(fd))
+        await trio.lowlevel.checkpoint()
+
+    # ---- Helpers ---------------------------------------------------------------------------
+
+    def _check(self, offset: int = 0) -> int:
+        if self._fd == _CLOSED:
+            raise trio.ClosedResourceError("the file is closed")
+        if offset < 0:
+            raise ValueError("offset must be 0 or more")
+        return self._fd
+
+    @enable_ki_protection
+    async def _call(
+        self,
+        operation: Callable[..., Operation[None]],
+        function: Callable[..., object],
+        *args: int,
+    ) -> None:
+        await checkpoint_if_cancelled()
+        fd = self._check()
+        manager = current_ring("files")
+        if manager is not None:
+            try:
+                return await self._perform(manager, operation(fd, *args))
+            except UnsupportedOpcodeError:  # ftruncate, before Linux 6.9
+                files_of(manager).in_thread += 1
+        await self._in_thread(function, fd, *args)
+        return None
+
+    async def _perform(self, manager: UringIOManager, operation: Operation[T]) -> T:
+        self._users += 1
+        try:
+            result = await manager.perform(operation)
+        finally:
+            self._leave()
+        files_of(manager).on_ring += 1
+        return result
+
+    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
+        self._users += 1
+        try:
+            return await trio.to_thread.run_sync(function, *args)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self._line.unpark_all()
+
+
+def _size(buffers: Sequence[Buffer]) -> int:
+    size = 0
+    for buffer in buffers:
+        size += len(buffer) if type(buffer) in _BYTES else memoryview(buffer).nbytes  # type: ignore[arg-type]
+    return size
+
+
+_BYTES: Final = (bytes, bytearray)
+
+
+def _ends_at(fd: int, offset: int) -> bool:
+    """Whether the file ends at *offset*, as far as can be told without waiting."""
+    try:
+        return os.preadv(fd, [bytearray(1)], offset, _RWF_NOWAIT) == 0
+    except OSError:
+        return False

@@ -1,0 +1,342 @@
+"""`RingFileIO`: the lowest layer of a file, which uses the ring when it runs on a bridge.
+
+Everywhere else (in a worker thread, in plain synchronous code, in a finaliser that happens to
+run inside another file's call) it is `io.FileIO`, and blocks as that does.
+
+Why the position is the kernel's
+--------------------------------
+
+Facts. An operation with offset -1 reads or writes at the file's position and moves it, as
+read(2) does; two that overlap would use the same position. An appending write with any other
+offset does not move it. Pipes and terminals have none.
+
+What does this mean for us? One call at a time is inside a file, so nothing overlaps, and -1 is
+right for every kind of file. The position is where the standard library would have left it, for
+whoever gets the fd next: a child process, a thread, the same file used synchronously.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from trio_uring import _operations as operations
+from trio_uring._errors import UnsupportedOpcodeError
+
+from ._bridge import Turns, current_bridge, getcurrent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Buffer
+
+    from trio_uring._operations import Operation
+
+    from ._bridge import Bridge
+
+# Above this a kernel worker copies, and the loop goes on meanwhile: 256 KiB take 25
+# microseconds, handing them to a worker about as long. At double, a loop full of such reads
+# would be noticed; at half, much of the time would go to the workers.
+IN_WORKER_MIN: Final = 256 * 1024
+
+_RWF_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 8)
+_HERE: Final = -1  # as an offset: the file's position, which moves
+
+# What a read of unknown length begins with; as in FileIO.readall.
+_CHUNK_SIZE: Final = 8192
+
+_file_io: Final = io.FileIO
+
+
+class RingFileIO(io.FileIO):
+    """`io.FileIO`, on the ring while its `bridge` runs a call on it."""
+
+    __slots__ = (
+        "_nowait_read",
+        "_nowait_write",
+        "_stream",
+        "_written",
+        "bridge",
+        "closing",
+        "turns",
+    )
+
+    def __init__(
+        self,
+        file: str | bytes | int,
+        mode: str = "r",
+        closefd: bool = True,  # noqa: FBT001, FBT002 (FileIO's signature)
+        opener: Callable[[Any, int], int] | None = None,
+    ) -> None:
+        self.bridge: Bridge | None = None
+        self.turns = Turns()
+        self.closing = False
+        self._stream: bool | None = None
+        self._ended = False  # whether the last read met the end
+        self._written = 0
+        # Small transfers are tried at once, without the ring: what is in the page cache, or
+        # fits into the pipe, needs no waiting. A file system that cannot tell says EOPNOTSUPP.
+        self._nowait_read = self._nowait_write = True
+        super().__init__(file, mode, closefd, opener)
+        bridge = current_bridge()
+        if bridge is not None:
+            bridge.adopt(self)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether reads can wait for ever: a pipe, a terminal, a socket."""
+        if self._stream is None:
+            mode = os.fstat(self.fileno()).st_mode
+            self._stream = not (stat.S_ISREG(mode) or stat.S_ISBLK(mode) or stat.S_ISDIR(mode))
+        return self._stream
+
+    # ---- Reading ---------------------------------------------------------------------------
+
+    def readinto(self, buffer: Buffer, /) -> int | None:
+        """See `io.RawIOBase.readinto`."""
+        bridge = self.bridge
+        if bridge is None or getcurrent() is not bridge or not self.readable():
+            return _file_io.readinto(self, buffer)
+        view = memoryview(buffer) if type(buffer) is not memoryview else buffer
+        if view.readonly or not view.c_contiguous:
+            return _file_io.readinto(self, buffer)
+        return self._read(bridge, view)
+
+    def read(self, size: int | None = -1, /) -> bytes | None:  # type: ignore[override]
+        """See `io.RawIOBase.read`."""
+        bridge = self.bridge
+        if bridge is None or getcurrent() is not bridge or not self.readable():
+            return _file_io.read(self, size)
+        if size is None:
+            size = -1
+        if type(size) is not int or size == 0:
+            return _file_io.read(self, size)
+        if size < 0:
+            return self.readall()
+        return self._read_bytes(bridge, size)
+
+    def readall(self) -> bytes | None:  # type: ignore[override]
+        """See `io.RawIOBase.readall`."""
+        bridge = self.bridge
+        if bridge is None or getcurrent() is not bridge or not self.readable():
+            return _file_io.readall(self)
+        self._ended = False
+        data = self._read_bytes(bridge, self._size_left() + 1)
+        if not data or self._ended:
+            return data
+        return self._read_on(bridge, data)
+
+    def _size_left(self) -> int:
+        size = os.fstat(self.fileno()).st_size
+        try:
+            return max(size - self.tell(), 0) if size else _CHUNK_SIZE
+        except OSError:  # not seekable
+            return _CHUNK_SIZE
+
+    def _read_bytes(self, bridge: Bridge, size: int) -> bytes | None:
+        """Read once, at most *size* bytes."""
+        if size <= IN_WORKER_MIN:
+            buffer = bytearray(size)
+            count = self._read(bridge, memoryview(buffer))
+            return None if count is None else bytes(memoryview(buffer)[:count])
+        # The memory of the result itself: nothing is copied, 30 ms for 64 MiB. A page of it
+        # exists only once the kernel has written to it.
+        result = io.BytesIO(bytes(size))
+        with result.getbuffer() as view:
+            count = self._read(bridge, view)
+        if count is None:
+            return None
+        result.truncate(count)
+        return result.getvalue()
+
+    def _read_on(self, bridge: Bridge, data: bytes) -> bytes:
+        """Read until a read returns nothing: some files are longer than they say."""
+        cancellable, bridge.cancellable = bridge.cancellable, False  # or *data* would be lost
+        try:
+            more = self._read_bytes(bridge, _CHUNK_SIZE)
+            if not more:
+                return data
+            buffer = bytearray(data)
+            while more:
+                buffer += more
+                more = self._read_bytes(bridge, len(buffer))
+            return bytes(buffer)
+        finally:
+            bridge.cancellable = cancellable
+
+    def _read(self, bridge: Bridge, view: memoryview) -> int | None:
+        """Read as read(2) does; None if the fd is non-blocking and nothing is there."""
+        size = view.nbytes
+        done = 0
+        if self._nowait_read and size <= bridge.budget:
+            fd = self.fileno()
+            try:
+                while True:
+                    count = os.preadv(fd, (view[done:] if done else view,), _HERE, _RWF_NOWAIT)
+                    done += count
+                    bridge.budget -= count
+                    if done == size or self.is_stream:
+                        return done
+                    if count == 0:
+                        self._ended = True
+                        return done
+                    # Short: the end of the file, or of what is in the page cache.
+            except BlockingIOError:
+                pass
+            except OSError as exc:
+                if exc.errno != errno.EOPNOTSUPP:
+                    raise
+                self._nowait_read = False
+        return self._read_on_ring(bridge, view[done:] if done else view, done)
+
+    def _read_on_ring(self, bridge: Bridge, view: memoryview, done: int) -> int | None:
+        try:
+            while True:
+                if not self.is_stream:
+                    in_worker = view.nbytes > IN_WORKER_MIN
+                    operation = operations.read(self.fileno(), view, _HERE, in_worker=in_worker)
+                    return done + bridge.perform(operation)
+                operation = operations.read(self.fileno(), view, _HERE, cancellable=True)
+                try:
+                    return done + self._wait(bridge, operation)
+                except InterruptedError:
+                    continue
+        except BlockingIOError:
+            return done or None
+        except OSError:
+            if done:  # the next read meets it again
+                return done
+            raise
+
+    def _wait(self, bridge: Bridge, operation: Operation[int]) -> int:
+        """Perform a transfer that may wait for ever."""
+        if self.closing:
+            raise ValueError("I/O operation on closed file")
+        operation.exclusive = None  # threads may wait side by side for one pipe
+        try:
+            if bridge.cancellable:
+                return bridge.perform_cancellable(operation)
+            return bridge.perform(operation)
+        except trio.ClosedResourceError:
+            raise ValueError("I/O operation on closed file") from None
+
+    # ---- Writing ---------------------------------------------------------------------------
+
+    def write(self, data: Buffer, /) -> int | None:  # type: ignore[override]
+        """See `io.RawIOBase.write`."""
+        bridge = self.bridge
+        if bridge is None or getcurrent() is not bridge or not self.writable():
+            return _file_io.write(self, data)
+        try:
+            view = memoryview(data)
+        except TypeError:
+            return _file_io.write(self, data)
+        if not view.nbytes or not view.c_contiguous:
+            return _file_io.write(self, data)
+        if view.ndim != 1 or view.itemsize != 1:
+            view = view.cast("B")
+        written = self._write(bridge, view)
+        self._written += written or 0
+        return written
+
+    def _write(self, bridge: Bridge, view: memoryview) -> int | None:
+        """Write as write(2) does; None if the fd is non-blocking and nothing fits."""
+        size = view.nbytes
+        done = 0
+        if self._nowait_write and size <= bridge.budget:
+            try:
+                done = os.pwritev(self.fileno(), (view,), _HERE, _RWF_NOWAIT)
+            except BlockingIOError:
+                pass
+            except OSError as exc:
+                if exc.errno != errno.EOPNOTSUPP:
+                    raise
+                self._nowait_write = False
+            else:
+                bridge.budget -= done
+        while done < size:
+            try:
+                done += self._write_on_ring(bridge, view[done:] if done else view)
+            except InterruptedError:
+                continue
+            except BlockingIOError:
+                return done or None
+            except (OSError, trio.Cancelled):
+                if done:  # what was written is the result; the next write meets it again
+                    return done
+                raise
+            if not self.is_stream:
+                break
+        return done
+
+    def _write_on_ring(self, bridge: Bridge, view: memoryview) -> int:
+        fd = self.fileno()
+        if self.is_stream:
+            return self._wait(bridge, operations.write(fd, view, _HERE, cancellable=True))
+        in_worker = view.nbytes > IN_WORKER_MIN
+        return bridge.perform(operations.write(fd, view, _HERE, in_worker=in_worker))
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """See `io.IOBase.truncate`."""
+        bridge = self.bridge
+        if bridge is None or getcurrent() is not bridge or not self.writable():
+            return _file_io.truncate(self, size)
+        if size is None:
+            size = self.tell()
+        if type(size) is not int or not -(1 << 63) <= size < 1 << 63:
+            return _file_io.truncate(self, size)
+        try:
+            bridge.perform(operations.ftruncate(self.fileno(), size))
+        except UnsupportedOpcodeError:  # before Linux 6.9
+            wanted = size
+            return bridge.call_in_thread(lambda: _file_io.truncate(self, wanted))
+        return size
+
+    # ---- Closing ---------------------------------------------------------------------------
+
+    # How close(2) can take long
+    # --------------------------
+    #
+    # Facts. Each close(2) of a file on NFS, SMB or FUSE first sends what was written; it can
+    # take seconds, and brings the errors of those writes. The last one also ends the file: ext4
+    # then starts the write-back of a file that was replaced by truncating it. FileIO closes its
+    # fd itself, synchronously, and cannot be told that the ring has done it.
+    #
+    # What does this mean for us? A file that was open for writing is closed up to three times,
+    # each time through another fd. First a duplicate, on the ring: the kernel does that at once
+    # where closing is quick, and in a worker where it must send. Then FileIO's own, which has
+    # nothing to send any more. Last, if much was written, a second duplicate, in a worker.
+
+    def close(self) -> None:
+        """See `io.IOBase.close`."""
+        bridge = self.bridge
+        if (
+            bridge is None
+            or getcurrent() is not bridge
+            or self.closed
+            or not self.closefd
+            or not self.writable()
+        ):
+            return _file_io.close(self)
+        error: OSError | None = None
+        last: int | None = None
+        try:
+            if self._written > IN_WORKER_MIN:
+                last = os.dup(self.fileno())
+            bridge.perform(operations.close(os.dup(self.fileno())))
+        except OSError as exc:
+            # Too many open files: then FileIO's close does it all.
+            error = exc if exc.errno not in (errno.EMFILE, errno.EBADF) else None
+        try:
+            _file_io.close(self)
+        finally:
+            if last is not None:
+                bridge.perform(operations.close(last, in_worker=True))
+        if error is not None:
+            raise error
+        return None

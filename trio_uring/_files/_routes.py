@@ -1,0 +1,314 @@
+"""The route table: which synchronous calls have a twin on the ring.
+
+Asked where Trio, or AnyIO's backend, would hand a call to a worker thread. Matches are exact:
+the function as it was when this module was imported, a path of exactly `pathlib.PosixPath`, a
+file made by `open_file`. So subclasses, replaced functions and fake file systems go to threads,
+as do calls with arguments that only the real function should judge.
+
+What is not here goes to a thread as before: there is no operation for listing a directory,
+``chmod``, ``readlink``, ``utime`` (so ``touch``) or ``truncate`` by path, nor for the look-ups
+of ``owner`` and ``group``; ``glob``, ``resolve`` and ``samefile`` are made of those and of
+much else.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import trio
+
+from trio_uring._io_manager import current_ring
+from trio_uring._trio_private import trio_path_functions
+
+from . import _paths as paths
+from ._bridge import BRIDGE_REFUSED, files_of
+from ._methods import FILES, file_call
+from ._open import is_plain, open_file
+from ._paths import TEXT_MAX, RingPath
+
+if TYPE_CHECKING:
+    from ._bridge import FilesRun
+
+T = TypeVar("T")
+
+_Args = tuple[Any, ...]
+
+
+def route(
+    function: Callable[..., T], args: tuple[Any, ...] = ()
+) -> Callable[[], Awaitable[T]] | None:
+    """Return how to call ``function(*args)`` on the ring, or None if it must go to a thread.
+
+    For the current run. What is returned is a checkpoint, returns or raises what the call does,
+    checks for cancellation before it begins, and counts itself in the statistics. It may be
+    awaited once, or not at all.
+
+    Args:
+      function: What would be called in a thread: a function, a bound method, or a
+        `functools.partial` of these.
+      args: Its positional arguments.
+
+    Raises:
+      RuntimeError: outside a run.
+    """
+    manager = current_ring("files")
+    if manager is None or BRIDGE_REFUSED:
+        return None
+    keywords: Mapping[str, Any] = {}
+    if type(function) is partial:
+        args = (*function.args, *args)
+        keywords = function.keywords
+        function = function.func
+    kind = type(function)
+    files = files_of(manager)
+    if kind is BuiltinFunctionType or kind is MethodType:
+        owner = function.__self__  # type: ignore[attr-defined]
+        if type(owner) in FILES:
+            return file_call(files, function, owner, args, keywords)
+        if kind is BuiltinFunctionType:
+            return _function_call(files, function, args, keywords)
+        name = _PATHLIB.get(function.__func__)  # type: ignore[attr-defined]
+        if name is not None and type(owner) is pathlib.PosixPath:
+            return _path_call(files, name, owner, args, keywords, _as_it_is)
+    elif kind is FunctionType and args and type(args[0]) is trio.PosixPath:
+        name = _TRIO_PATH.get(function)
+        if name is not None:
+            return _path_call(files, name, args[0], args[1:], keywords, _as_trio)
+    return None
+
+
+def count_thread() -> None:
+    """Count a call on a file or path that goes to a thread, if this run has a ring."""
+    manager = current_ring("files")
+    if manager is not None:
+        files_of(manager).in_thread += 1
+
+
+# --- Functions ------------------------------------------------------------------------------
+
+
+def _function_call(
+    files: FilesRun, function: Callable[..., Any], args: _Args, keywords: Mapping[str, Any]
+) -> Callable[[], Awaitable[Any]] | None:
+    row = _FUNCTIONS.get(function)
+    if row is None:
+        return None
+    twin, is_right = row
+    if twin is open_file:
+        return _open_call(files, args, keywords)
+    if (
+        not is_right(*args)
+        or not keywords.keys() <= {"follow_symlinks"}
+        or (keywords and (twin is not paths.stat or type(keywords["follow_symlinks"]) is not bool))
+    ):
+        return None
+    return partial(files.call, partial(twin, *args, **keywords))
+
+
+def _open_call(
+    files: FilesRun, args: _Args, keywords: Mapping[str, Any]
+) -> Callable[[], Awaitable[Any]] | None:
+    if args and type(args[0]) in _PATHS:
+        args = (os.fspath(args[0]), *args[1:])
+    try:
+        if not is_plain(*args, **keywords):
+            return None
+    except TypeError:  # too many, or unknown ones
+        return None
+    call = partial(open_file, *args, **keywords)
+    opener = keywords.get("opener", args[7] if len(args) > 7 else None)
+    # An opener is the program's own code, and may take its time; the file is ours all the same.
+    return partial(files.call_in_thread, call) if opener is not None else partial(files.call, call)
+
+
+_PATHS: Final = frozenset((str, bytes, pathlib.PosixPath, trio.PosixPath))
+
+
+def _is_path(path: object) -> bool:
+    # With a zero in it, the real function has its own words for that, which differ by version.
+    if type(path) is bytes:
+        return b"\0" not in path
+    return type(path) in _PATHS and "\0" not in str(path)
+
+
+def _one_path(*args: object) -> bool:
+    return len(args) == 1 and _is_path(args[0])
+
+
+def _two_paths(*args: object) -> bool:
+    return len(args) == 2 and _is_path(args[0]) and _is_path(args[1]) and _same_kind(*args)
+
+
+def _same_kind(first: object, second: object) -> bool:
+    return (type(first) is bytes) == (type(second) is bytes)
+
+
+def _path_or_fd(*args: object) -> bool:
+    return _one_path(*args) or _numbers(1)(*args)
+
+
+def _path_and_mode(*args: object) -> bool:
+    return _one_path(*args[:1]) and (len(args) == 1 or _mode(*args[1:]))
+
+
+def _mode(*args: object) -> bool:
+    return len(args) == 1 and type(args[0]) is int and 0 <= args[0] < 1 << 16
+
+
+def _numbers(count: int) -> Callable[..., bool]:
+    def are_numbers(*args: object) -> bool:
+        return len(args) == count and all(type(n) is int and 0 <= n < 1 << 31 for n in args)
+
+    return are_numbers
+
+
+# Measured beside a call in a thread, alone and with 32 tasks: benchmarks/bench_files.py. Alone,
+# most of the time goes to the kernel's own worker thread, which these operations need.
+_Row = tuple[Callable[..., Any], Callable[..., bool]]
+_OS: Final[dict[str, _Row]] = {
+    "stat": (paths.stat, _path_or_fd),
+    "lstat": (paths.lstat, _one_path),
+    "fstat": (paths.stat, _numbers(1)),
+    "unlink": (paths.unlink, _one_path),
+    "remove": (paths.unlink, _one_path),
+    "rmdir": (paths.rmdir, _one_path),
+    "mkdir": (paths.mkdir, _path_and_mode),
+    "rename": (paths.rename, _two_paths),
+    "replace": (paths.rename, _two_paths),
+    "symlink": (paths.symlink, _two_paths),
+    "link": (paths.link, _two_paths),
+    "ftruncate": (paths.ftruncate, _numbers(2)),
+    "fsync": (paths.fsync, _numbers(1)),
+    "fdatasync": (paths.fdatasync, _numbers(1)),
+}
+_FUNCTIONS: Final[dict[Callable[..., Any], _Row]] = {
+    io.open: (open_file, is_plain),
+    **{getattr(os, name): row for name, row in _OS.items() if hasattr(os, name)},
+}
+
+
+# --- Methods of paths -----------------------------------------------------------------------
+
+
+def _as_it_is(_name: str, result: object) -> object:
+    return result
+
+
+def _as_trio(name: str, result: object) -> object:
+    if name == "open":
+        return trio.wrap_file(result)
+    return trio.PosixPath(result) if isinstance(result, pathlib.PurePath) else result
+
+
+def _path_call(
+    files: FilesRun,
+    name: str,
+    path: os.PathLike[str],
+    args: _Args,
+    keywords: Mapping[str, Any],
+    convert: Callable[[str, object], object],
+) -> Callable[[], Awaitable[Any]] | None:
+    try:
+        is_right = _is_path(path) and _METHODS[name](*args, **keywords)
+    except TypeError:  # too many arguments, or unknown ones
+        return None
+    if not is_right or not _is_intact():
+        return None
+    ours = RingPath(path)
+    method = getattr(ours, name)
+    return partial(files.call, lambda: convert(name, method(*args, **keywords)))
+
+
+def _is_intact() -> bool:
+    """Whether nobody has replaced what these methods are made of."""
+    return all(getattr(owner, name) is thing for owner, name, thing in _WATCHED)
+
+
+def _flags(*args: object, **keywords: object) -> bool:
+    return all(type(flag) is bool for flag in (*args, *keywords.values()))
+
+
+def _mkdir(mode: object = 0o777, parents: object = False, exist_ok: object = False) -> bool:  # noqa: FBT002
+    return _mode(mode) and _flags(parents, exist_ok)
+
+
+def _open(*args: object, **keywords: object) -> bool:
+    return is_plain("", *args, **keywords) and len(args) <= 5
+
+
+def _read_text(encoding: object = None, errors: object = None, newline: object = None) -> bool:
+    return is_plain("", "r", -1, encoding, errors, newline)
+
+
+def _write_text(
+    data: object, encoding: object = None, errors: object = None, newline: object = None
+) -> bool:
+    short = type(data) is str and len(data) <= TEXT_MAX
+    return short and is_plain("", "w", -1, encoding, errors, newline)
+
+
+def _symlink_to(target: object, target_is_directory: object = False) -> bool:  # noqa: FBT002
+    return _is_target(target) and type(target_is_directory) is bool
+
+
+def _is_target(target: object) -> bool:
+    return _is_path(target) and type(target) is not bytes
+
+
+def _data(data: object) -> bool:
+    return isinstance(data, bytes | bytearray | memoryview)
+
+
+# By name: whether a call's arguments are plainly right; and what pathlib's own method must be
+# made of, in this version of Python, for `RingPath` to take effect.
+_ROWS: Final[dict[str, tuple[Callable[..., bool], str]]] = {
+    "stat": (_flags, ""),
+    "lstat": (_flags, "stat"),
+    "exists": (_flags, "stat"),
+    "is_dir": (_flags, "stat"),
+    "is_file": (_flags, "stat"),
+    "is_symlink": (_flags, "lstat"),
+    "is_socket": (_flags, "stat"),
+    "is_fifo": (_flags, "stat"),
+    "is_block_device": (_flags, "stat"),
+    "is_char_device": (_flags, "stat"),
+    "open": (_open, ""),
+    "read_bytes": (_flags, "open"),
+    "read_text": (_read_text, "open read_text"),
+    "write_bytes": (_data, "open"),
+    "write_text": (_write_text, "open write_text"),
+    "unlink": (_flags, ""),
+    "rmdir": (_flags, ""),
+    "mkdir": (_mkdir, ""),
+    "rename": (_is_target, ""),
+    "replace": (_is_target, ""),
+    "symlink_to": (_symlink_to, ""),
+    "hardlink_to": (_is_target, ""),
+}
+
+
+def _is_made_of(name: str, parts: str) -> bool:
+    method = getattr(pathlib.Path, name, None)
+    return isinstance(method, FunctionType) and (
+        not parts or not set(parts.split()).isdisjoint(method.__code__.co_names)
+    )
+
+
+_METHODS: Final = {
+    name: is_right for name, (is_right, parts) in _ROWS.items() if _is_made_of(name, parts)
+}
+_PATHLIB: Final[dict[object, str]] = {getattr(pathlib.Path, name): name for name in _METHODS}
+_TRIO_PATH: Final[dict[object, str]] = {
+    function: name for function, name in trio_path_functions().items() if name in _METHODS
+}
+_WATCHED: Final[tuple[tuple[object, str, object], ...]] = (
+    (io, "open", io.open),
+    *((os, name, getattr(os, name)) for name in _OS if hasattr(os, name)),
+    *((pathlib.Path, name, getattr(pathlib.Path, name)) for name in _METHODS),
+)
