@@ -1,0 +1,159 @@
+"""What sockets and pipes wait for takes no kernel worker: there are few, and files need them.
+
+Fact. The kernel's own poll always answers to POLLRDHUP too. A send that waits in the kernel, to
+a peer that shut down its side, with a full buffer, is woken again and again, until the kernel
+hands it to a worker (``iou-wrk-*``, a thread of this process), where it blocks. (Linux 6.18)
+"""
+
+from __future__ import annotations
+
+import os
+import socket as stdlib_socket
+from contextlib import AsyncExitStack, ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+import trio
+from races import current_manager
+from trio.lowlevel import FdStream, checkpoint, wait_writable
+from trio.testing import wait_all_tasks_blocked
+
+from trio_uring.lowlevel import operations, perform
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trio.socket import SocketType
+
+pytestmark = pytest.mark.usefixtures("fd_ledger")
+
+# More than RingConfig.unbounded_workers, so that none would be left.
+CONNECTIONS: Final = 40
+TURNS: Final = 20
+A_LOT: Final = bytes(1 << 20)
+
+
+def workers() -> set[int]:
+    """Return the kernel workers of this process; those of a ring that is closed end soon."""
+    found: set[int] = set()
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if (thread / "comm").read_text().startswith("iou-wrk"):
+                found.add(int(thread.name))
+    return found
+
+
+def fill(sock: SocketType) -> None:
+    for size in (65536, 1):
+        with suppress(BlockingIOError):
+            while True:
+                sock._sock.send(bytes(size))  # type: ignore[attr-defined]
+
+
+async def test_workers_are_seen(tmp_path: Path) -> None:
+    """Otherwise the other tests would prove nothing."""
+    before = workers()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(perform, operations.openat(fifo, os.O_RDONLY, wait=True))
+        while not workers() - before:
+            await checkpoint()
+        nursery.cancel_scope.cancel()
+
+
+async def send_on(sock: SocketType) -> None:
+    while True:  # TCP may find a little room even now
+        await sock.send(A_LOT)
+
+
+async def sendmsg_on(sock: SocketType) -> None:
+    while True:
+        await sock.sendmsg([A_LOT])
+
+
+SENDS: Final[dict[str, Callable[[SocketType], Awaitable[object]]]] = {
+    "send": send_on,
+    "sendmsg": sendmsg_on,
+    "send_all": lambda sock: trio.SocketStream(sock).send_all(A_LOT),
+    "wait_writable": lambda sock: wait_writable(sock),
+}
+
+
+@pytest.mark.parametrize("send", SENDS)
+@pytest.mark.parametrize("kind", ["UNIX", "TCP"])
+async def test_sending_to_peers_that_shut_down_their_side(send: str, kind: str) -> None:
+    before = workers()
+    with ExitStack() as stack:
+        peers = []
+        async with trio.open_nursery() as nursery:
+            for _ in range(CONNECTIONS):
+                ours, theirs = tcp_pair() if kind == "TCP" else stdlib_socket.socketpair()
+                peers.append(stack.enter_context(theirs))
+                sock = stack.enter_context(trio.socket.from_stdlib_socket(ours))
+                fill(sock)
+                theirs.shutdown(stdlib_socket.SHUT_WR)
+                nursery.start_soon(SENDS[send], sock)
+            await wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == CONNECTIONS
+            # And the kernel does not wake us in vain: an enter for each turn, and no more.
+            enters = current_manager().ring.enters
+            for _ in range(TURNS):
+                await wait_all_tasks_blocked()
+            assert current_manager().ring.enters - enters <= 2 * TURNS
+            assert workers() <= before
+            # Nor is anything else held up.
+            await perform(operations.statx("/"))
+            for peer in peers:
+                with suppress(BlockingIOError):
+                    peer.setblocking(False)
+                    while True:
+                        peer.recv(1 << 20)
+            nursery.cancel_scope.cancel()
+
+
+def tcp_pair() -> tuple[stdlib_socket.socket, stdlib_socket.socket]:
+    with stdlib_socket.create_server(("127.0.0.1", 0)) as listener:
+        left = stdlib_socket.create_connection(listener.getsockname())
+        right, _ = listener.accept()
+        return left, right
+
+
+async def wait_in_every_way(stack: AsyncExitStack, nursery: trio.Nursery) -> None:
+    for receive in (
+        lambda sock: sock.recv(10),
+        lambda sock: sock.recv_into(bytearray(10)),
+        lambda sock: sock.recvfrom(10),
+        lambda sock: sock.recvfrom_into(bytearray(10)),
+        lambda sock: sock.recvmsg(10),
+        lambda sock: sock.recvmsg_into([bytearray(10)]),
+    ):
+        left, right = trio.socket.socketpair()
+        stack.enter_context(left)
+        stack.enter_context(right)
+        nursery.start_soon(receive, left)
+    listener = stack.enter_context(trio.socket.socket())
+    await listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    nursery.start_soon(listener.accept)
+    full = stack.enter_context(stdlib_socket.create_server(("127.0.0.1", 0), backlog=0))
+    stack.enter_context(stdlib_socket.create_connection(full.getsockname()))
+    connecting = stack.enter_context(trio.socket.socket())
+    nursery.start_soon(connecting.connect, full.getsockname())
+    empty, full_pipe = os.pipe(), os.pipe()
+    reader, _, _, writer = [
+        await stack.enter_async_context(FdStream(fd)) for fd in (*empty, *full_pipe)
+    ]
+    nursery.start_soon(reader.receive_some)
+    nursery.start_soon(writer.send_all, A_LOT)
+
+
+async def test_everything_else_that_waits() -> None:
+    before = workers()
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        await wait_in_every_way(stack, nursery)
+        await wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 10
+        assert workers() <= before
+        nursery.cancel_scope.cancel()
