@@ -29,12 +29,16 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
+from outcome import capture
 from trio.lowlevel import ParkingLot, cancel_shielded_checkpoint, enable_ki_protection
 
 from trio_uring._trio_private import is_cancelled
 
 try:
-    from greenlet import __version__ as _version, getcurrent as getcurrent, greenlet
+    import greenlet as _module
+    from greenlet import getcurrent, greenlet
+
+    _version = _module.__version__
 except ImportError:
     _version = ""
     greenlet = object  # type: ignore[assignment, misc]
@@ -43,6 +47,17 @@ except ImportError:
         """Stand in where nothing runs on a bridge: never reached."""
         raise NotImplementedError
 
+
+__all__ = [
+    "BRIDGE_REFUSED",
+    "INLINE_MAX",
+    "Bridge",
+    "FilesRun",
+    "Turns",
+    "current_bridge",
+    "files_of",
+    "getcurrent",
+]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -146,9 +161,10 @@ def current_bridge() -> Bridge | None:
 
 
 async def _in_thread_midway(call: Callable[[], T]) -> T:
+    # The call has begun: Trio does not end it here, but would not let it begin if cancelled.
     with trio.CancelScope(shield=True):
-        result = await trio.to_thread.run_sync(call)
-    return result
+        outcome = await trio.to_thread.run_sync(capture, call)
+    return outcome.unwrap()
 
 
 class Turns:
