@@ -6,6 +6,7 @@ tasks at once; all other files are `trio.open_file`'s. `trio_uring.lowlevel` has
 operations themselves.
 """
 
+from . import _anyio_finder
 from ._config import RingConfig as RingConfig, SQPoll as SQPoll
 from ._errors import (
     ForkedRingError as ForkedRingError,
@@ -23,3 +24,5 @@ from ._run import (
     start_guest_run as start_guest_run,
     uninstall as uninstall,
 )
+
+_anyio_finder.install()

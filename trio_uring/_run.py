@@ -74,6 +74,9 @@ class _Asked(threading.local):
 _asked: Final = _Asked()
 _installed: RingConfig | None = None
 _seams_set: bool = False
+
+# What floors above want done at the start of each run that gets a ring.
+before_ring_runs: Final[list[Callable[[], None]]] = []
 _warned: Final[set[str]] = set()
 
 
@@ -105,7 +108,7 @@ def run(
         falls back to Trio's own I/O, with one warning, and the reason in
         ``trio.lowlevel.current_statistics().io_statistics``.
     """
-    with _asking(ring):
+    with asking(ring):
         return trio.run(
             async_fn,
             *args,
@@ -149,7 +152,7 @@ def start_guest_run(
     Raises:
       RingUnavailableError: as for `run`.
     """
-    with _asking(ring):
+    with asking(ring):
         trio.lowlevel.start_guest_run(
             async_fn,
             *args,
@@ -195,8 +198,14 @@ def uninstall() -> None:
     _installed = None
 
 
+def is_installed() -> bool:
+    """Whether `install` is in effect: later runs get a ring."""
+    return _installed is not None and _environment() not in _OFF
+
+
 @contextmanager
-def _asking(ring: RingConfig | None) -> Iterator[None]:
+def asking(ring: RingConfig | None) -> Iterator[None]:
+    """Give the Trio run that this thread starts next, inside the ``with`` block, a ring."""
     config = _checked(ring)
     try:
         _set_seams()
@@ -278,6 +287,8 @@ class RunIOManager(UringIOManager):
 
     def __init__(self) -> None:
         super().__init__(self.config, _disabled_layers())
+        for prepare in before_ring_runs:
+            prepare()
 
 
 def check_system() -> None:

@@ -36,8 +36,9 @@ else:
 
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
+    from trio.abc import Clock, Instrument
     from trio.lowlevel import Task
 
     class Unwrappable(Protocol):
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EpollIOManager",
     "FdStream",
+    "SteppedRun",
     "TrioIOManager",
     "TrioSocket",
     "check_trio",
@@ -117,6 +119,8 @@ def _missing_seams() -> list[str]:
     )
     if "run_sync" not in vars(_path) or "stat" not in trio_path_functions().values():
         missing.append("the thread hop of trio.Path")
+    if "unrolled_run" not in vars(_run):
+        missing.append("unrolled_run")
     for owner, name in (
         (EpollIOManager, "_epoll"),
         (EpollIOManager, "_registered"),
@@ -174,6 +178,71 @@ def set_fd_stream_methods(
     """Replace the two method bodies of `trio.lowlevel.FdStream`, which is final."""
     FdStream.receive_some = receive_some  # type: ignore[assignment, method-assign]
     FdStream.send_all = send_all  # type: ignore[assignment, method-assign]
+
+
+class SteppedRun:
+    """A Trio run that its caller drives, one stretch after another, in the calling thread.
+
+    `trio.run` in slices; or a guest run without a second thread, for a host that has nothing
+    to do while the guest waits. Between two stretches it is, like a guest run, the thread's
+    current run.
+
+    Args:
+      async_fn: The main task.
+      clock: See `trio.run`, and so are the others.
+      instruments: See `trio.run`.
+      restrict_keyboard_interrupt_to_checkpoints: See `trio.run`.
+      strict_exception_groups: See `trio.run`.
+    """
+
+    def __init__(
+        self,
+        async_fn: Callable[[], Awaitable[object]],
+        *,
+        clock: Clock | None = None,
+        instruments: Sequence[Instrument] = (),
+        restrict_keyboard_interrupt_to_checkpoints: bool = False,
+        strict_exception_groups: bool = True,
+    ) -> None:
+        self._runner = _run.setup_runner(
+            clock, instruments, restrict_keyboard_interrupt_to_checkpoints, strict_exception_groups
+        )
+        self._loop = _run.unrolled_run(self._runner, async_fn, ())
+        self._begun = False
+        self.finished = False
+
+    def drive(self, is_enough: Callable[[], bool]) -> None:
+        """Go on until *is_enough*, asked after each round of tasks, or the run is finished.
+
+        Since the last stretch the caller has woken a task.
+        """
+        library = _run.sniffio_library  # type: ignore[attr-defined]
+        previous, library.name = library.name, "trio"
+        timeout = 0.0  # the one that the last stretch ended with is out of date
+        try:
+            while not self.finished and not is_enough():
+                timeout = self._step(timeout)
+        finally:
+            library.name = previous
+
+    def _step(self, timeout: float) -> float:
+        # As trio.run does it; nothing is awaited before the first round of tasks.
+        events = self._runner.io_manager.get_events(timeout) if self._begun else None
+        self._begun = True
+        try:
+            return self._loop.send(events)  # type: ignore[arg-type]  # None, the first time
+        except StopIteration:
+            self.finished = True
+        except BaseException:
+            self.finished = True
+            raise
+        return 0.0
+
+    def result(self) -> object:
+        """Return what the main task returned, or raise what it raised."""
+        outcome = self._runner.main_task_outcome
+        assert outcome is not None
+        return outcome.unwrap()
 
 
 def count_thread_hops() -> Callable[[], int]:
