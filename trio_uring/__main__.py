@@ -5,16 +5,22 @@
     python -m trio_uring doctor [--json]
 
 The program's Trio runs get a ring, and so do those of the Python processes it starts: the
-launcher sets ``TRIO_URING`` in the environment, which they inherit.
+launcher sets ``TRIO_URING`` in the environment, which they inherit. All else is as without
+the launcher.
 """
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
 import os
 import runpy
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from pkgutil import get_importer
+from types import ModuleType
 
 from ._doctor import examine
 from ._errors import RingUnavailableError
@@ -36,17 +42,13 @@ def main(arguments: list[str]) -> int:
             return _doctor(as_json=False)
         case ["doctor", "--json"]:
             return _doctor(as_json=True)
-        case ["-m", module, *_]:
+        case ["-m", module, *rest]:
             _launch()
-            sys.argv = arguments[1:]  # runpy puts the module's file into argv[0]
-            # As with python -m, the current directory comes first, where it is already.
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        case [program, *_] if not program.startswith("-") and program != "doctor":
+            _run_module(module, rest)
+        case [program, *_] if program and not program.startswith("-") and program != "doctor":
             _launch()
             sys.argv = arguments
-            # As with python program.py: its directory instead of ours.
-            sys.path[0] = str(Path(program).resolve().parent)
-            runpy.run_path(program, run_name="__main__")
+            return _run_program(program)
         case ["-h" | "--help"]:
             print(_USAGE, end="")
         case _:
@@ -63,6 +65,68 @@ def _launch() -> None:
         install()
     except RingUnavailableError as exc:
         sys.exit(f"trio_uring: {exc.reason}")
+
+
+# Why not runpy.run_path and runpy.run_module
+# --------------------------------------------
+#
+# Facts. They put our own __main__ back as soon as the program's last line has run, though its
+# threads and atexit functions have not; run_path gives sys.argv[0] and __file__ the same value,
+# where Python makes one absolute and leaves the other; a missing module is a traceback.
+#
+# What does this mean for us? The program would find itself elsewhere than under Python, and
+# what it pickles could not be found again. So it gets a __main__ of its own, for good.
+
+
+def _run_module(module: str, arguments: list[str]) -> None:
+    """Do what ``python -m module`` does. The current directory is first in the path already."""
+    sys.argv = ["-m", *arguments]
+    _set_main_module()
+    _run_as_main(module)
+
+
+def _run_program(program: str) -> int:
+    """Do what ``python program`` does, be it a file, or a directory or zip file with a main."""
+    path = os.path.join(Path.cwd(), program)  # noqa: PTH118 (as Python does: not normalised)
+    if get_importer(path) is not None:
+        _set_first_path(path, always=True)
+        _set_main_module()
+        _run_as_main("__main__", alter_argv=False)
+        return 0
+    try:
+        with io.open_code(path) as file:
+            source = file.read()
+    except OSError as exc:
+        where = f"[Errno {exc.errno}] {exc.strerror}"
+        print(f"{sys.executable}: can't open file {path!r}: {where}", file=sys.stderr)
+        return 2
+    _set_first_path(str(Path(path).resolve().parent))
+    main_module = _set_main_module()
+    main_module.__file__ = path
+    main_module.__loader__ = SourceFileLoader("__main__", path)
+    vars(main_module)["__cached__"] = None
+    exec(compile(source, path, "exec", dont_inherit=True), vars(main_module))
+    return 0
+
+
+def _run_as_main(module: str, *, alter_argv: bool = True) -> None:
+    # The interpreter itself calls this function by its name, for the same purpose.
+    runpy._run_module_as_main(module, alter_argv)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _set_main_module() -> ModuleType:
+    main_module = ModuleType("__main__")
+    vars(main_module)["__builtins__"] = builtins  # exec would give it their dict
+    sys.modules["__main__"] = main_module
+    return main_module
+
+
+def _set_first_path(directory: str, *, always: bool = False) -> None:
+    """Put *directory* in the place of the current one, which ``-m trio_uring`` put first."""
+    if not sys.flags.isolated and not getattr(sys.flags, "safe_path", False):  # since 3.11
+        sys.path[0] = directory
+    elif always:
+        sys.path.insert(0, directory)
 
 
 def _doctor(*, as_json: bool) -> int:

@@ -17,8 +17,9 @@ from ._config import RingConfig
 from ._errors import RingUnavailableError
 from ._kernel.uapi import OPCODE_SINCE, Opcode
 from ._ring import Ring
-from ._run import check_system, probe
+from ._run import check_system, probe, run
 from ._statistics import flag_names
+from ._trio_private import OVERRIDE
 
 if sys.platform != "win32":
     import resource
@@ -35,6 +36,7 @@ _WANTED_OPCODES: Final = {
     Opcode.WRITE: "files are written in threads",
     Opcode.SPLICE: "no transfers inside the kernel",
 }
+_SETTINGS: Final = ("TRIO_URING", "TRIO_URING_DISABLE", OVERRIDE)
 _SYSCTL: Final = Path("/proc/sys/kernel/io_uring_disabled")
 
 
@@ -44,16 +46,20 @@ class Report:
 
     Args:
       ok: Whether a run would get a ring.
+      verdict: The same, in a sentence.
       versions: Of the kernel, Python, this package, Trio and AnyIO.
       limits: What bounds a ring here.
+      settings: The environment variables that this package reads.
       in_use: The ring's flags and sizes, as a run would get them.
       missing: What the kernel lacks or refused, and what that means.
       advice: What to do about it.
     """
 
     ok: bool
+    verdict: str
     versions: dict[str, str]
     limits: dict[str, str]
+    settings: dict[str, str]
     in_use: dict[str, str]
     missing: list[str]
     advice: list[str]
@@ -64,11 +70,11 @@ class Report:
 
     def as_text(self) -> str:
         """Return all of it for a person."""
-        verdict = "io_uring: works here" if self.ok else "io_uring: not available, runs fall back"
-        lines = [verdict]
+        lines = [f"io_uring: {self.verdict}"]
         for title, rows in (
             ("versions", self.versions),
             ("limits", self.limits),
+            ("settings", self.settings),
             ("in use", self.in_use),
         ):
             lines += ["", f"{title}:", *(f"  {name:22} {value}" for name, value in rows.items())]
@@ -82,7 +88,7 @@ def examine() -> Report:
     in_use: dict[str, str] = {}
     missing: list[str] = []
     advice: list[str] = []
-    ok = False
+    verdict = "not available, runs fall back to Trio's epoll"
     try:
         check_system()
         ring = probe(RingConfig())
@@ -90,15 +96,37 @@ def examine() -> Report:
         missing.append("a ring")
         advice.append(exc.reason)
     else:
-        ok = True
-        in_use = _in_use(ring)
-        missing += _missing(ring)
+        verdict = "works here"
+        in_use, missing = _look_at(ring)
         if ring.refused:
-            advice.append("a newer kernel: see what was refused above, and docs/kernel-support")
-    if os.environ.get("TRIO_URING", "").lower() in ("off", "0"):
-        ok = False
-        advice.append("TRIO_URING=off is set in the environment: unset it")
-    return Report(ok, _versions(), _limits(), in_use, missing, advice)
+            advice.append("a newer kernel would give what was refused above")
+        if problem := _problem_with_settings():
+            verdict = "works here, but the settings forbid it"
+            advice.append(problem)
+    return Report(
+        ok=verdict == "works here",
+        verdict=verdict,
+        versions=_versions(),
+        limits=_limits(),
+        settings={name: os.environ.get(name, "not set") for name in _SETTINGS},
+        in_use=in_use,
+        missing=missing,
+        advice=advice,
+    )
+
+
+def _problem_with_settings() -> str | None:
+    """Return why a run gets no ring, though there is one; found out by a run."""
+    try:
+        backend = run(_backend, ring=RingConfig(require=True))
+    except (ValueError, RingUnavailableError) as exc:
+        return str(exc)
+    return None if backend == "io_uring" else "TRIO_URING switches io_uring off: unset it"
+
+
+async def _backend() -> str:
+    await trio.lowlevel.checkpoint()
+    return trio.lowlevel.current_statistics().io_statistics.backend
 
 
 def _versions() -> dict[str, str]:
@@ -134,33 +162,32 @@ def _limit(name: str) -> str:
     return "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
 
 
-def _in_use(ring: Ring) -> dict[str, str]:
-    return {
+def _look_at(ring: Ring) -> tuple[dict[str, str], list[str]]:
+    """Return what is in use, and what is missing, on a ring like *ring*, which is closed."""
+    no_buffers = _why_no_buffer_rings()
+    in_use = {
         "entries": f"{ring.entries} submission, {ring.completion_entries} completion",
         "set-up flags": " ".join(flag_names(ring.setup_flags)),
         "features": " ".join(flag_names(ring.features)),
         "opcodes": f"{len(ring.supported)} of the {len(Opcode)} known here",
-        "receive buffers": "provided by a buffer ring" if _has_buffer_rings() else "no",
+        "receive buffers": "no" if no_buffers else "provided by a buffer ring",
     }
-
-
-def _has_buffer_rings() -> bool:
-    ring = Ring(RingConfig(), register_fd=False)
-    try:
-        BufferPool(ring, group=0, count=1, size=4096).close()
-    except OSError:
-        return False
-    finally:
-        ring.close()
-    return True
-
-
-def _missing(ring: Ring) -> list[str]:
-    rows = [f"refused: {step}" for step in ring.refused]
-    if not _has_buffer_rings():
-        rows.append("buffer rings (Linux 5.19): receives go through epoll")
+    missing = [f"refused: {step}" for step in ring.refused]
+    if no_buffers:
+        missing.append(f"buffer rings (Linux 5.19, {no_buffers}): receives go through epoll")
     for opcode in Opcode:
         if opcode not in ring.supported:
             loss = _WANTED_OPCODES.get(opcode, "only where a program asks for it")
-            rows.append(f"{opcode.name} (Linux {OPCODE_SINCE[opcode]}): {loss}")
-    return rows
+            missing.append(f"{opcode.name} (Linux {OPCODE_SINCE[opcode]}): {loss}")
+    return in_use, missing
+
+
+def _why_no_buffer_rings() -> str:
+    ring = Ring(RingConfig(), register_fd=False)
+    try:
+        BufferPool(ring, group=0, count=1, size=4096).close()
+    except OSError as exc:
+        return f"{exc.strerror}"
+    finally:
+        ring.close()
+    return ""
