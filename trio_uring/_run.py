@@ -8,7 +8,7 @@ is, in this order:
 2. `run` or `start_guest_run` of this package: that run.
 3. `install`: every run since, in every thread.
 
-Whether a ring can be had is found out there and then, with a ring that is thrown away.
+Whether a ring can be had is found out there and then, by opening it and trying it.
 Without one the run goes on Trio's epoll, says why in its statistics, and warns once; unless
 ``RingConfig(require=True)`` or ``TRIO_URING=require`` makes that an error.
 """
@@ -39,6 +39,7 @@ from ._trio_private import (
     TrioIOManager,
     check_trio,
     set_fd_stream_methods,
+    set_file_methods,
     set_io_manager,
     set_socket_type,
     set_thread_hop,
@@ -262,6 +263,7 @@ def _set_seams() -> None:
         set_socket_type(UringSocket)
         set_fd_stream_methods(_pipe.receive_some, _pipe.send_all)
         set_thread_hop(_files.run_sync)
+        set_file_methods(_files.file_getattr, _files.file_aclose)
         _seams_set = True
 
 
@@ -274,7 +276,7 @@ class RunIOManager(UringIOManager):
         if config is None or _environment() in _OFF:
             return TrioIOManager()  # type: ignore[return-value]
         try:
-            probe(config)
+            ring = open_ring(config)
         except RingUnavailableError as exc:
             if _required(config):
                 raise
@@ -282,13 +284,18 @@ class RunIOManager(UringIOManager):
             totals.fallback_runs += 1
             return FallbackIOManager.because(exc.reason)  # type: ignore[return-value]
         manager = super().__new__(cls)
+        manager.ring = ring
         manager.config = config
         return manager
 
     def __init__(self) -> None:
-        super().__init__(self.config, _disabled_layers())
-        for prepare in before_ring_runs:
-            prepare()
+        try:
+            super().__init__(self.ring, self.config, _disabled_layers())
+            for prepare in before_ring_runs:
+                prepare()
+        except BaseException:
+            self.ring.close()
+            raise
 
 
 def check_system() -> None:
@@ -299,7 +306,21 @@ def check_system() -> None:
 
 
 def probe(config: RingConfig) -> Ring:
-    """Set a ring up, send one NOP there and back, and close it; returns the closed ring.
+    """Open a ring as a run would, and close it; returns the closed ring.
+
+    Raises:
+      RingUnavailableError: names the cause and the remedy.
+    """
+    ring = open_ring(config)
+    ring.close()
+    return ring
+
+
+def open_ring(config: RingConfig) -> Ring:
+    """Set a ring up, and send one NOP there and back.
+
+    It is the run's own ring, not one made to try: the memory and the fd of another, which the
+    kernel gives back some time after it was closed, might be just what is too much.
 
     Raises:
       RingUnavailableError: names the cause and the remedy.
@@ -309,15 +330,18 @@ def probe(config: RingConfig) -> Ring:
         for opcode in _REQUIRED_OPCODES:
             if opcode not in ring.supported:
                 raise RingUnavailableError(str(unsupported_opcode(opcode).strerror))
-        try:
-            ring.push(nop(), 0)
+        ring.push(nop(), 0)
+        completions = None
+        while completions is None:  # a signal may come
             completions = ring.turn(1.0)
-        except OSError as exc:
-            raise setup_error(-(exc.errno or 0), "io_uring_enter") from exc
         if completions != [(0, 0, 0)]:
             raise RingUnavailableError(f"a NOP came back as {completions}: io_uring is broken here")
-    finally:
+    except OSError as exc:
         ring.close()
+        raise setup_error(-(exc.errno or 0), "io_uring_enter") from exc
+    except BaseException:
+        ring.close()
+        raise
     return ring
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 import trio._core._run as _run
@@ -21,6 +21,7 @@ import trio._socket as _socket
 import trio._threads as _threads
 from trio._core._io_epoll import EpollIOManager
 from trio._core._run import GLOBAL_RUN_CONTEXT
+from trio._file_io import AsyncIOWrapper
 from trio._socket import _SocketType as TrioSocket
 
 from ._errors import IncompatibleTrioError
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "AsyncIOWrapper",
     "EpollIOManager",
     "FdStream",
     "SteppedRun",
@@ -61,9 +63,12 @@ __all__ = [
     "current_run_is_guest",
     "is_cancelled",
     "set_fd_stream_methods",
+    "set_file_methods",
     "set_io_manager",
     "set_socket_type",
     "set_thread_hop",
+    "trio_file_aclose",
+    "trio_file_getattr",
     "trio_path_functions",
 ]
 
@@ -84,6 +89,12 @@ _IO_MANAGER_MEMBERS: Final = (
 
 # Trio's own, as it was when this module was imported.
 TrioIOManager = _run.TheIOManager  # type: ignore[attr-defined]  # imported for its platform
+
+
+trio_file_getattr: Callable[[AsyncIOWrapper[object], str], object] = vars(AsyncIOWrapper)[
+    "__getattr__"
+]
+trio_file_aclose: Callable[[AsyncIOWrapper[Any]], Awaitable[None]] = AsyncIOWrapper.aclose
 
 
 def check_trio() -> None:
@@ -284,6 +295,15 @@ def set_thread_hop(run_sync: Callable[..., Awaitable[object]]) -> None:
     """
     vars(_file_io)["trio"] = _TrioForFiles(run_sync)
     vars(_path)["run_sync"] = run_sync
+
+
+def set_file_methods(
+    getattr_: Callable[[AsyncIOWrapper[object], str], object],
+    aclose: Callable[[AsyncIOWrapper[Any]], Awaitable[None]],
+) -> None:
+    """Replace how file objects make their methods, and how they close."""
+    AsyncIOWrapper.__getattr__ = getattr_  # type: ignore[attr-defined]  # not for type checkers
+    AsyncIOWrapper.aclose = aclose  # type: ignore[assignment, method-assign]
 
 
 def trio_path_functions() -> dict[object, str]:

@@ -24,10 +24,8 @@ T = TypeVar("T")
 BUFFERED: Final = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
 FILES: Final = frozenset((RingFileIO, io.TextIOWrapper, *BUFFERED))
 
-_ROUTED: Final = frozenset(
+ASYNC_METHODS: Final = frozenset(
     (
-        "close",
-        "detach",
         "flush",
         "peek",
         "read",
@@ -44,6 +42,8 @@ _ROUTED: Final = frozenset(
         "writelines",
     )
 )
+_ROUTED: Final = ASYNC_METHODS | {"close", "detach"}
+LONG_METHODS: Final = frozenset(("read", "readlines", "write", "writelines"))
 
 # What moves or asks for the position, and neither reads nor writes: lseek(2) at most, which
 # takes 0.1 microseconds. (A text file's tell and a writer's seek flush first.)
@@ -85,26 +85,35 @@ def file_call(
     name = method.__name__
     if raw is None or name not in _ROUTED:
         return None
-    call = partial(method, *args, **keywords) if args or keywords else method
     kind = type(file)
-    if (kind, name) in _INLINE:
-        return partial(files.call_inline, call, raw)
+    if keywords:
+        method, args = partial(method, *args, **keywords), ()
+    if never_waits(kind, name, raw):
+        return partial(files.call_inline, method, args, raw)
     if name == "close":
-        return partial(_close, files, call, raw)
-    if kind is not RingFileIO and is_long(kind, name, raw, args):
-        return partial(files.call_in_thread, call, raw)
-    return partial(files.call, call, raw, cancellable=kind is RingFileIO)
+        return partial(close, files, method, raw)
+    if name in LONG_METHODS and is_long(kind, name, raw, args):
+        return partial(files.call_in_thread, method, args, raw)
+    return partial(files.call, method, args, raw, cancellable=kind is RingFileIO)
+
+
+def never_waits(kind: type, name: str, raw: RingFileIO) -> bool:
+    """Whether a call has nothing to wait for, ever."""
+    # What was only read has nothing to send when it is closed.
+    return (kind, name) in _INLINE or (name == "close" and not raw.closed and not raw.writable())
 
 
 def is_long(kind: type, name: str, raw: RingFileIO, args: tuple[Any, ...]) -> bool:
     """Whether a call would hold the loop for long with work that is not the kernel's."""
     text = kind is io.TextIOWrapper
-    if name == "readlines" or (name == "read" and text):
+    if not text and (name in {"read", "write"}):
+        return False
+    if name in {"read", "readlines"}:
         size = args[0] if args else None
         if type(size) is int and size >= 0 and name == "read":
             return size > TEXT_MAX
         return _left(raw) > TEXT_MAX
-    if name == "write" and text:
+    if name == "write":
         return bool(args) and type(args[0]) is str and len(args[0]) > TEXT_MAX
     if name == "writelines":
         # Anything but a list runs the program's own code, which may take its time.
@@ -128,9 +137,13 @@ def _left(raw: RingFileIO) -> int:
         return 0
 
 
-async def _close(files: FilesRun, call: Callable[[], T], raw: RingFileIO) -> T:
-    # A task that waits for a pipe inside this file would keep us waiting for ever.
-    if raw.turns.taken and not raw.closed and raw.is_stream:
+async def close(
+    files: FilesRun, method: Callable[[], T], raw: RingFileIO, *, shielded: bool = False
+) -> T:
+    """Close a file over *raw*, even if a task waits for a pipe inside it."""
+    if raw.busy and not raw.closed and raw.is_stream:
         raw.closing = True
         files.manager.notify_closing(raw.fileno())
-    return await files.call(call, raw)
+    if never_waits(RingFileIO, "close", raw):
+        return await files.call_inline(method, (), raw, shielded=shielded)
+    return await files.call(method, (), raw, shielded=shielded)

@@ -172,33 +172,35 @@ def _buffer_size(raw: RingFileIO) -> int:
 # --- The fd ---------------------------------------------------------------------------------
 
 
+# What a FIFO does
+# ----------------
+#
+# Facts. The kernel opens without waiting first: a FIFO to be read opens at once, writer or not;
+# to be written, with nobody reading, it fails with ENXIO. open(2) waits for the other side. An
+# open that waits can be cancelled, and holds a kernel worker meanwhile: when all hold one,
+# nothing else on files gets done.
+#
+# What does this mean for us? Open at once, look, and only for a FIFO open again, waiting. Half
+# of the workers may be held so; beyond that the wait is a thread's, as in Trio.
+
+
 def _open_on_ring(path: _Path, flags: int) -> int:
     """Stand for open(2), as an opener that runs on a bridge."""
     bridge = current_bridge()
     assert bridge is not None
-    return bridge.wait_for(_open_fd(bridge.files, path, flags))
-
-
-async def _open_fd(files: FilesRun, path: _Path, flags: int) -> int:
-    # What a FIFO does
-    # ----------------
-    #
-    # Facts. The kernel opens without waiting first: a FIFO to be read opens at once, writer or
-    # not; to be written, with nobody reading, it fails with ENXIO. open(2) waits for the other
-    # side. An open that waits can be cancelled, and holds a kernel worker meanwhile: when all
-    # hold one, nothing else on files gets done.
-    #
-    # What does this mean for us? Open at once, look, and only for a FIFO open again, waiting.
-    # Half of the workers may be held so; beyond that the wait is a thread's, as in Trio.
     try:
-        fd = await files.manager.perform_midway(operations.openat(path, flags, _MODE))
+        fd = bridge.perform(operations.openat(path, flags, _MODE))
     except OSError as exc:
-        if exc.errno != errno.ENXIO or not await _is_fifo(files, path):
+        if exc.errno != errno.ENXIO or not bridge.wait_for(_is_fifo(bridge.files, path)):
             raise
-        return await _open_waiting(files, path, flags)
-    if flags & os.O_ACCMODE != os.O_RDONLY or not stat.S_ISFIFO(os.fstat(fd).st_mode):
-        return fd
-    return await _open_to_read(files, path, flags, fd)
+        return bridge.wait_for(_open_waiting(bridge.files, path, flags))
+    try:
+        # Says whether it can be a FIFO, in a fraction of the time of an fstat.
+        os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError:
+        if flags & os.O_ACCMODE == os.O_RDONLY and stat.S_ISFIFO(os.fstat(fd).st_mode):
+            return bridge.wait_for(_open_to_read(bridge.files, path, flags, fd))
+    return fd
 
 
 async def _is_fifo(files: FilesRun, path: _Path) -> bool:

@@ -24,11 +24,12 @@ import stat
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
+from trio.lowlevel import ParkingLot
 
 from trio_uring import _operations as operations
 from trio_uring._errors import UnsupportedOpcodeError
 
-from ._bridge import Turns, current_bridge, getcurrent
+from ._bridge import current_bridge, getcurrent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,8 +48,9 @@ IN_WORKER_MIN: Final = 256 * 1024
 _RWF_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 8)
 _HERE: Final = -1  # as an offset: the file's position, which moves
 
-# What a read of unknown length begins with; as in FileIO.readall.
-_CHUNK_SIZE: Final = 8192
+# What a read to the end begins with, before the file is asked for its size: that would take as
+# long as reading most files. Filling this much with zeros takes 0.4 microseconds.
+_FIRST_SIZE: Final = 16384
 
 _file_io: Final = io.FileIO
 
@@ -56,15 +58,22 @@ _file_io: Final = io.FileIO
 class RingFileIO(io.FileIO):
     """`io.FileIO`, on the ring while its `bridge` runs a call on it."""
 
-    __slots__ = (
-        "_nowait_read",
-        "_nowait_write",
-        "_stream",
-        "_written",
-        "bridge",
-        "closing",
-        "turns",
-    )
+    bridge: Bridge | None = None
+
+    # One call at a time is inside a file, first come first served, whichever way they go: the C
+    # layers raise on re-entry from one thread, where a second thread would wait.
+    busy = False
+    _line: ParkingLot | None = None
+
+    closing = False  # a task waits to close the file
+    _stream: bool | None = None
+    _ended = False  # whether the last read met the end
+    _written = 0
+
+    # Small transfers are tried at once, without the ring: what is in the page cache, or fits
+    # into the pipe, needs no waiting. A file system that cannot tell says EOPNOTSUPP.
+    _nowait_read = True
+    _nowait_write = True
 
     def __init__(
         self,
@@ -73,19 +82,23 @@ class RingFileIO(io.FileIO):
         closefd: bool = True,  # noqa: FBT001, FBT002 (FileIO's signature)
         opener: Callable[[Any, int], int] | None = None,
     ) -> None:
-        self.bridge: Bridge | None = None
-        self.turns = Turns()
-        self.closing = False
-        self._stream: bool | None = None
-        self._ended = False  # whether the last read met the end
-        self._written = 0
-        # Small transfers are tried at once, without the ring: what is in the page cache, or
-        # fits into the pipe, needs no waiting. A file system that cannot tell says EOPNOTSUPP.
-        self._nowait_read = self._nowait_write = True
-        super().__init__(file, mode, closefd, opener)
+        _file_io.__init__(self, file, mode, closefd, opener)
         bridge = current_bridge()
         if bridge is not None:
             bridge.adopt(self)
+
+    async def turn(self) -> None:
+        """Wait for the turn of this task, once the file is busy. If cancelled, it has none."""
+        if self._line is None:
+            self._line = ParkingLot()
+        await self._line.park()  # done() hands it over
+
+    def done(self) -> None:
+        """Give the turn to the first in line, if there is one."""
+        if self._line:
+            self._line.unpark()
+        else:
+            self.busy = False
 
     @property
     def is_stream(self) -> bool:
@@ -126,17 +139,40 @@ class RingFileIO(io.FileIO):
         if bridge is None or getcurrent() is not bridge or not self.readable():
             return _file_io.readall(self)
         self._ended = False
-        data = self._read_bytes(bridge, self._size_left() + 1)
+        data = self._read_bytes(bridge, _FIRST_SIZE)
         if not data or self._ended:
             return data
-        return self._read_on(bridge, data)
+        cancellable, bridge.cancellable = bridge.cancellable, False  # or *data* would be lost
+        try:
+            return self._read_on(bridge, data)
+        finally:
+            bridge.cancellable = cancellable
+
+    def _read_on(self, bridge: Bridge, data: bytes) -> bytes:
+        """Read what follows *data*, until a read returns nothing: files can be longer than said."""
+        size = self._size_left()
+        if size:
+            # The memory of the result itself: nothing is copied, 30 ms for 64 MiB. A page of it
+            # exists only once the kernel has written to it.
+            whole = io.BytesIO(bytes(len(data) + size))
+            with whole.getbuffer() as view:
+                view[: len(data)] = data
+                count = self._read(bridge, view[len(data) :])
+            whole.truncate(len(data) + (count or 0))
+            data = whole.getvalue()
+        rest = bytearray()
+        while not self._ended:
+            more = self._read_bytes(bridge, max(len(rest), _FIRST_SIZE))
+            if not more:
+                break
+            rest += more
+        return data + rest if rest else data
 
     def _size_left(self) -> int:
-        size = os.fstat(self.fileno()).st_size
         try:
-            return max(size - self.tell(), 0) if size else _CHUNK_SIZE
+            return max(os.fstat(self.fileno()).st_size - self.tell(), 0)
         except OSError:  # not seekable
-            return _CHUNK_SIZE
+            return 0
 
     def _read_bytes(self, bridge: Bridge, size: int) -> bytes | None:
         """Read once, at most *size* bytes."""
@@ -144,8 +180,6 @@ class RingFileIO(io.FileIO):
             buffer = bytearray(size)
             count = self._read(bridge, memoryview(buffer))
             return None if count is None else bytes(memoryview(buffer)[:count])
-        # The memory of the result itself: nothing is copied, 30 ms for 64 MiB. A page of it
-        # exists only once the kernel has written to it.
         result = io.BytesIO(bytes(size))
         with result.getbuffer() as view:
             count = self._read(bridge, view)
@@ -153,21 +187,6 @@ class RingFileIO(io.FileIO):
             return None
         result.truncate(count)
         return result.getvalue()
-
-    def _read_on(self, bridge: Bridge, data: bytes) -> bytes:
-        """Read until a read returns nothing: some files are longer than they say."""
-        cancellable, bridge.cancellable = bridge.cancellable, False  # or *data* would be lost
-        try:
-            more = self._read_bytes(bridge, _CHUNK_SIZE)
-            if not more:
-                return data
-            buffer = bytearray(data)
-            while more:
-                buffer += more
-                more = self._read_bytes(bridge, len(buffer))
-            return bytes(buffer)
-        finally:
-            bridge.cancellable = cancellable
 
     def _read(self, bridge: Bridge, view: memoryview) -> int | None:
         """Read as read(2) does; None if the fd is non-blocking and nothing is there."""

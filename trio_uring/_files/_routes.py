@@ -108,7 +108,7 @@ def _function_call(
         or (keywords and (twin is not paths.stat or type(keywords["follow_symlinks"]) is not bool))
     ):
         return None
-    return partial(files.call, partial(twin, *args, **keywords))
+    return partial(files.call, partial(twin, **keywords) if keywords else twin, args)
 
 
 def _open_call(
