@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ._errors import operation_error
+from ._errors import ring_error
 from ._kernel import ffi, lib
 from ._kernel.uapi import CQE_BUFFER_SHIFT, CqeFlag
 
@@ -31,6 +31,7 @@ class BufferPool:
     """
 
     def __init__(self, ring: Ring, *, group: int, count: int, size: int) -> None:
+        self._ring = ring  # the C side reaches into it
         self.group = group
         self.size = size
         self._pool = ring.open_buffer_ring(group, count, size)
@@ -48,8 +49,14 @@ class BufferPool:
         lib.buffer_ring_add(self._pool, buffer_id)
         return data
 
+    def give_back(self, flags: int) -> None:
+        """Give back the buffer, if there is one, of a completion with *flags* that failed."""
+        if flags & _F_BUFFER:
+            lib.buffer_ring_add(self._pool, flags >> CQE_BUFFER_SHIFT)
+
     def close(self) -> None:
         """Unregister and free. No operation that selects from it may be in flight."""
         result = lib.buffer_ring_close(self._pool)
         if result < 0:
-            raise operation_error(result)
+            raise ring_error(result)
+        del self._pool, self._memory  # both are freed

@@ -75,12 +75,17 @@ def setup_error(result: int, doing: str) -> RingUnavailableError:
 
 
 def ring_error(result: int) -> Exception:
-    """Return the error for a ring that refuses a push, an enter or a registration."""
+    """Return the error for a ring that refuses a push, an enter or a registration.
+
+    The first three are the C core's own answers, and not used by the kernel here.
+    """
     if result == -errno.EOWNERDEAD:
         return ForkedRingError(
             "this ring belongs to the parent process: after a fork, start a new run in the child"
         )
-    if result == -errno.EEXIST:
+    if result == -errno.ESHUTDOWN:
+        return RuntimeError("this ring is closed: its run has ended")
+    if result == -errno.EXDEV:
         return RuntimeError("this ring belongs to another thread: only its run's thread may use it")
     return operation_error(result)
 

@@ -8,7 +8,6 @@ task. What still goes through epoll, and why, stands in `_readiness.py`.
 from __future__ import annotations
 
 import errno
-import threading
 import time
 from collections import deque
 from contextlib import suppress
@@ -18,12 +17,11 @@ import trio
 from trio.lowlevel import Abort, current_task, wait_task_rescheduled
 
 from ._buffer_pool import BufferPool
-from ._errors import CANCELLED_RESULTS, ForkedRingError, operation_error, unsupported_opcode
+from ._errors import CANCELLED_RESULTS, operation_error, unsupported_opcode
 from ._in_flight import FifoLimit, InFlight
 from ._kernel.uapi import CqeFlag, Opcode
 from ._operations import Exclusive, Operation, async_cancel
 from ._readiness import GuestWakeup, Readiness
-from ._ring import Completion, Ring
 from ._statistics import RingStatistics, flag_names, totals
 from ._trio_private import (
     current_io_manager,
@@ -33,13 +31,14 @@ from ._trio_private import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from trio.lowlevel import RaiseCancelT, Task
 
     from ._config import RingConfig
     from ._in_flight import Companion
     from ._readiness import HasFileNo
+    from ._ring import Completion, Ring
 
 T = TypeVar("T")
 
@@ -92,15 +91,16 @@ def current_ring(layer: Layer) -> UringIOManager | None:
 class UringIOManager:
     """What stands in a Trio run's ``io_manager``; made at its start, closed at its end.
 
-    The ring itself is opened by the first turn of the loop, in the thread that it will belong
-    to, and when it is known whether the run is a guest of another loop.
+    It closes *ring*, which belongs to the thread of the run.
     """
 
-    def __init__(self, config: RingConfig, disabled: frozenset[Layer] = frozenset()) -> None:
+    def __init__(
+        self, ring: Ring, config: RingConfig, disabled: frozenset[Layer] = frozenset()
+    ) -> None:
+        self.ring = ring
         self.config = config
         self.disabled = disabled
-        self._thread = 0
-        self._ring: Ring | None = None
+        self._begun = False
         self._guest: GuestWakeup | None = None
         self._readiness = Readiness()
         self._watch_operation = self._readiness.watch()
@@ -113,26 +113,23 @@ class UringIOManager:
         self._file_limit = FifoLimit(config.max_file_operations)
         self._cancels: deque[int] = deque()
         self._backlog: list[Completion] = []
+        # What get_events() returned, and process_events() has not come to yet.
+        self._unprocessed: Iterable[Completion] = ()
         self._completed = [0] * 256  # by opcode, which is one byte
         self._cancelled = 0
         self._pool: BufferPool | None = None
         self._pool_refused: str = ""
         self.companion: Companion | None = None
 
-    @property
-    def ring(self) -> Ring:
-        """The ring, opened if need be."""
-        return self._ring or self._open()
-
-    def _open(self) -> Ring:
-        self._thread = threading.get_ident()
-        guest = current_run_is_guest()
-        self._ring = ring = Ring(self.config, register_fd=not guest)
-        if guest:
+    def _begin(self) -> None:
+        """Finish setting up, in the first turn of the loop: only now it is known for what."""
+        self._begun = True
+        if current_run_is_guest():
             self._guest = GuestWakeup()
-            ring.register_eventfd(self._guest.eventfd)
+            self.ring.register_eventfd(self._guest.eventfd)
+        else:
+            self.ring.register_fd()
         self._watch()
-        return ring
 
     @property
     def buffers(self) -> BufferPool | None:
@@ -260,6 +257,8 @@ class UringIOManager:
     def _failed(self, operation: Operation[T], entry: InFlight) -> T:
         """Raise what a negative result means."""
         res = entry.res
+        if operation.buffers is not None:
+            operation.buffers.give_back(entry.flags)
         if res in CANCELLED_RESULTS:
             if entry.closing:
                 raise trio.ClosedResourceError("another task closed this fd")
@@ -276,24 +275,22 @@ class UringIOManager:
 
     def request_cancel(self, entry: InFlight) -> None:
         """Ask the kernel to stop an operation. Never raises: Trio's abort must not."""
-        ring = self._ring
-        if entry.cancel_asked or ring is None or ring.closed:
+        ring = self.ring
+        if entry.cancel_asked or ring.closed:
             return
         entry.cancel_asked = True
         self._cancels.append(entry.user_data)
         self._push_cancels(ring)
         if self._guest is not None:
             # The host may have called cancel() while the worker thread sleeps.
-            with suppress(OSError, ForkedRingError):
-                ring.flush()
+            with suppress(OSError, RuntimeError):
+                self._submit_now(ring)
 
     def _push_cancels(self, ring: Ring) -> None:
         # With no room, or in a forked child, they stay in line for the next turn.
-        try:
+        with suppress(OSError, RuntimeError):
             while self._cancels and ring.push(async_cancel(self._cancels[0]), _CANCEL):
                 self._cancels.popleft()
-        except (OSError, ForkedRingError):
-            return
 
     def notify_closing(self, fd: int | HasFileNo) -> None:
         """Wake every task that waits for *fd* with `trio.ClosedResourceError`; see Trio's docs.
@@ -304,15 +301,15 @@ class UringIOManager:
         """
         if not isinstance(fd, int):
             fd = fd.fileno()
-        ring = self._ring
-        if ring is not None:
-            entries = self._waiting.pop(fd, ())
-            for entry in entries:
-                entry.closing = entry.raise_cancel is None
-                self.request_cancel(entry)
-            if entries or ring.unsubmitted:
-                with suppress(ForkedRingError):  # a child may close what it inherited
-                    self._submit_now(ring)
+        ring = self.ring
+        if not ring.usable:
+            return  # a forked child closes what it inherited; its epoll is its parent's, too
+        entries = self._waiting.pop(fd, ())
+        for entry in entries:
+            entry.closing = entry.raise_cancel is None
+            self.request_cancel(entry)
+        if entries or ring.unsubmitted:
+            self._submit_now(ring)
         self._readiness.notify_closing(fd)
 
     def _submit_now(self, ring: Ring) -> None:
@@ -329,25 +326,31 @@ class UringIOManager:
         Falsy only if the time ran out, as Trio's clocks rely on.
         """
         ring = self.ring
+        if not self._begun:
+            self._begin()
         if self._guest is not None:
-            if threading.get_ident() != self._thread:
+            if timeout > 0 and not ring.usable:  # Trio's worker thread
                 return _WOKEN if self._guest.wait(timeout) else ()
             self._guest.drain()
         if self._cancels:
             self._push_cancels(ring)
         if not self._watching:
             self._watch()
-        if not self._backlog:
-            completions = ring.turn(timeout)
-            return _WOKEN if completions is None else completions
-        backlog, self._backlog = self._backlog, []
-        return backlog + (ring.turn(0) or [])
+        completions = ring.turn(0 if self._backlog else timeout)
+        if self._backlog:
+            completions = self._backlog + (completions or [])
+            self._backlog = []
+        elif completions is None:
+            return _WOKEN
+        self._unprocessed = completions
+        return completions
 
     def process_events(self, events: Sequence[Completion]) -> None:
         """Wake the tasks whose operations completed."""
         in_flight = self._in_flight
         reschedule = current_reschedule()
-        for user_data, res, flags in events:
+        self._unprocessed = unprocessed = iter(events)
+        for user_data, res, flags in unprocessed:
             if user_data < _FIRST:
                 if user_data == _WATCH:
                     self._watching = False
@@ -378,8 +381,7 @@ class UringIOManager:
 
     def _watch(self) -> None:
         """Have the ring watch the epoll fd; called again after each completion of that."""
-        assert self._ring is not None
-        self._watching = self._ring.push(self._watch_operation, _WATCH)
+        self._watching = self.ring.push(self._watch_operation, _WATCH)
 
     def force_wakeup(self) -> None:
         """Make `get_events` return; may be called from any thread and from signal handlers."""
@@ -403,23 +405,23 @@ class UringIOManager:
 
     def statistics(self) -> RingStatistics:
         """Return what the ring is, and what it has done so far."""
-        ring = self._ring
+        ring = self.ring
         companion = self.companion
         readiness = self._readiness.statistics()
         waits = [e.operation.exclusive for entries in self._waiting.values() for e in entries]
-        refused = (*(ring.refused if ring is not None else ()), self._pool_refused)
+        refused = (*ring.refused, self._pool_refused)
         if companion is not None:
             refused += companion.refused()
         return RingStatistics(
             tasks_waiting_read=readiness.tasks_waiting_read + waits.count("read"),
             tasks_waiting_write=readiness.tasks_waiting_write + waits.count("write"),
-            setup_flags=flag_names(ring.setup_flags) if ring is not None else (),
-            features=flag_names(ring.features) if ring is not None else (),
+            setup_flags=flag_names(ring.setup_flags),
+            features=flag_names(ring.features),
             refused=tuple(filter(None, refused)),
-            entries=ring.entries if ring is not None else 0,
+            entries=ring.entries,
             in_flight=len(self._in_flight),
-            submitted=ring.submitted if ring is not None else 0,
-            enters=ring.enters if ring is not None else 0,
+            submitted=ring.submitted,
+            enters=ring.enters,
             cancelled=self._cancelled,
             completed={opcode.name: n for opcode in Opcode if (n := self._completed[opcode])},
             waiting_for_limit=self._file_limit.line.statistics().tasks_waiting,
@@ -434,16 +436,15 @@ class UringIOManager:
         From a foreign thread (a guest run that was abandoned and garbage collected) the kernel
         lets nobody drain the ring. Then what it may still write to is leaked, on purpose.
         """
-        ring = self._ring
         totals.add(self.statistics())
-        drained = ring is None
-        if ring is not None and not ring.closed:
-            drained = threading.get_ident() == self._thread and self._drain(ring)
-            if not drained:
-                _leaked.append((list(self._in_flight.values()), self._pool))
-            elif self._pool is not None:
-                self._pool.close()
-            ring.close()
+        for completion in self._unprocessed:
+            self._discard(*completion)
+        drained = self.ring.usable and self._drain(self.ring)
+        if not drained:
+            _leaked.append((list(self._in_flight.values()), self._pool))
+        elif self._pool is not None:
+            self._pool.close()
+        self.ring.close()
         if self.companion is not None:
             self.companion.close(drained=drained)
         if self._guest is not None:
@@ -461,19 +462,17 @@ class UringIOManager:
         if self._watching:
             self._cancels.append(_WATCH)
         deadline = time.monotonic() + _DRAIN_SECONDS
-        try:
+        with suppress(OSError, RuntimeError):
             while self._in_flight or self._watching:
                 self._push_cancels(ring)
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    return False
-                completions = self._backlog + (ring.turn(left) or [])
+                    break
+                completions = self._backlog or ring.turn(left) or []
                 self._backlog = []
                 for completion in completions:
                     self._discard(*completion)
-        except ForkedRingError:
-            return False
-        return True
+        return not (self._in_flight or self._watching)
 
     def _discard(self, user_data: int, res: int, flags: int) -> None:
         """Take note of a completion that no task will ever see; close an fd that it carries."""

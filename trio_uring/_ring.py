@@ -1,14 +1,13 @@
 """`Ring`: one io_uring, from set-up to close. It knows the C core and no task.
 
-All of it but `close` is for the thread that made it: with ``SINGLE_ISSUER`` the kernel
-answers any other thread with ``EEXIST``.
+All of it but `Ring.close` is for the thread that made it. Another thread, a forked child, and
+calls that come after `Ring.close` are refused with an exception; none reaches freed memory.
 """
 
 from __future__ import annotations
 
 import errno
 import struct
-import threading
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -79,7 +78,6 @@ class Ring:
     """
 
     def __init__(self, config: RingConfig, *, register_fd: bool = True) -> None:
-        self._thread = threading.get_ident()
         attempts = _Attempts()
         self._ring = _open(config, attempts)
         self.setup_flags = SetupFlag(lib.ring_setup_flags(self._ring))
@@ -92,14 +90,12 @@ class Ring:
         try:
             self.supported = self._probe()
             self._limit_workers(config, attempts)
-            if register_fd:
-                result = lib.ring_register_ring_fd(self._ring)
-                if result < 0:
-                    attempts.refused("REGISTER_RING_FDS", result)
         except BaseException:
             self.close()
             raise
-        self.refused = tuple(attempts.steps)
+        self._attempts = attempts
+        if register_fd:
+            self.register_fd()
 
     def _probe(self) -> frozenset[int]:
         size = ffi.sizeof("struct io_uring_probe")
@@ -126,10 +122,29 @@ class Ring:
         if result < 0:
             attempts.refused("IOWQ_MAX_WORKERS", result)
 
+    def register_fd(self) -> None:
+        """Register the ring's own fd, which makes each enter cheaper.
+
+        Not for a ring whose thread may end before it: the registration keeps the ring alive.
+        """
+        result = lib.ring_register_ring_fd(self._ring)
+        if result < 0:
+            self._attempts.refused("REGISTER_RING_FDS", result)
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """What was asked of the kernel and refused."""
+        return tuple(self._attempts.steps)
+
     @property
     def fd(self) -> int:
-        """The ring's file descriptor."""
+        """The ring's file descriptor; -1 once it is closed."""
         return lib.ring_fd(self._ring)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes calls: it is open, of this process, and of the calling thread."""
+        return lib.ring_refuses(self._ring) == 0
 
     @property
     def enters(self) -> int:
@@ -151,6 +166,7 @@ class Ring:
 
         Raises:
           ForkedRingError: in a child of the process that made the ring.
+          RuntimeError: in another thread, or the ring is closed.
         """
         # One C call, because this line runs once per operation: through cffi, filling the
         # SQE field by field costs more than twice as much (benchmarks/bench_push.py).
@@ -216,7 +232,7 @@ class Ring:
         """Unmap and close. The caller has drained it: closing does not stop the kernel's writes."""
         if not self.closed:
             self.closed = True
-            lib.ring_close(self._ring, int(threading.get_ident() == self._thread))
+            lib.ring_close(self._ring)
 
 
 def _open(config: RingConfig, attempts: _Attempts) -> CData:
@@ -246,4 +262,4 @@ def _try_open(config: RingConfig, entries: int, flags: SetupFlag) -> tuple[CData
             flags |= SetupFlag.SQ_AFF
     out = ffi.new("struct ring *[1]")
     result = lib.ring_open(out, entries, completion_entries, flags, idle_ms, cpu)
-    return (out[0] if result == 0 else None), result
+    return (ffi.gc(out[0], lib.ring_free) if result == 0 else None), result

@@ -15,6 +15,8 @@ struct buffer_ring {
 
 static void buffer_ring_add(struct buffer_ring *pool, unsigned id)
 {
+    if (pool->ring->forked)
+        return; /* the entries are the parent's; a task may still take what came before */
     struct io_uring_buf *entry = &pool->entries->bufs[pool->tail & (pool->count - 1)];
     entry->addr = (uint64_t)(uintptr_t)(pool->buffers + (size_t)id * pool->buffer_size);
     entry->len = pool->buffer_size;
@@ -36,8 +38,9 @@ static void buffer_ring_free(struct buffer_ring *pool)
 static int buffer_ring_open(struct buffer_ring **out, struct ring *ring, unsigned group,
                             unsigned count, unsigned buffer_size)
 {
-    if (ring->forked)
-        return -EOWNERDEAD;
+    int refused = ring_refuses(ring);
+    if (refused)
+        return refused;
     struct buffer_ring *pool = calloc(1, sizeof *pool);
     if (pool == NULL)
         return -ENOMEM;
@@ -57,8 +60,7 @@ static int buffer_ring_open(struct buffer_ring **out, struct ring *ring, unsigne
             .ring_entries = count, .bgid = (uint16_t)group};
         /* The kernel pins the entries; a child's copy-on-write must not split them off. */
         madvise(pool->entries, pool->entries_size, MADV_DONTFORK);
-        madvise(pool->buffers, pool->buffers_size, MADV_DONTFORK);
-        result = sys_register(ring->fd, IORING_REGISTER_PBUF_RING, &registration, 1);
+        result = ring_register(ring, IORING_REGISTER_PBUF_RING, &registration, 1);
     }
     if (result < 0) {
         buffer_ring_free(pool);
@@ -72,15 +74,17 @@ static int buffer_ring_open(struct buffer_ring **out, struct ring *ring, unsigne
 
 static void *buffer_ring_buffers(struct buffer_ring *pool) { return pool->buffers; }
 
-/* Unregister and free. The caller knows that no operation selects from the group any more. */
+/* Unregister and free. The caller knows that no operation selects from the group any more, and
+ * that the ring is open. The entries of a forked child are its parent's. */
 static int buffer_ring_close(struct buffer_ring *pool)
 {
-    if (pool->ring->forked) {
-        free(pool); /* its memory was not inherited */
-        return 0;
-    }
     struct io_uring_buf_reg registration = {.bgid = (uint16_t)pool->group};
-    int result = sys_register(pool->ring->fd, IORING_UNREGISTER_PBUF_RING, &registration, 1);
-    buffer_ring_free(pool);
+    int result = 0;
+    if (pool->ring->forked)
+        pool->entries = MAP_FAILED;
+    else
+        result = ring_register(pool->ring, IORING_UNREGISTER_PBUF_RING, &registration, 1);
+    if (result == 0)
+        buffer_ring_free(pool);
     return result;
 }

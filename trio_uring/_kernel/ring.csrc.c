@@ -38,7 +38,9 @@ struct ring {
     unsigned enter_flags;   /* IORING_ENTER_REGISTERED_RING, or 0 */
     unsigned setup_flags;
     unsigned features;
+    int closed;             /* unmapped; only this structure is left */
     int forked;             /* set in a child: its parent owns the ring */
+    uint64_t thread;        /* that set it up, see this_thread() */
 
     unsigned *sq_head, *sq_tail, *sq_flags;
     unsigned sq_mask, sq_entries;
@@ -98,6 +100,33 @@ static void forget_ring(struct ring *ring)
     if (ring->next != NULL)
         ring->next->link = ring->link;
     pthread_mutex_unlock(&all_rings_lock);
+}
+
+/* ---- Who may use a ring ------------------------------------------------------------------
+ *
+ * Only the thread that set it up: with SINGLE_ISSUER the kernel refuses others, without it
+ * they would get into each other's way, and a registered ring fd means another ring in another
+ * thread. Pthreads uses the identity of a thread that ended again, so we count our own.
+ */
+static uint64_t this_thread(void)
+{
+    static uint64_t threads;
+    static _Thread_local uint64_t number;
+    if (number == 0)
+        number = __atomic_add_fetch(&threads, 1, __ATOMIC_RELAXED);
+    return number;
+}
+
+static int ring_is_mine(struct ring *ring) { return ring->thread == this_thread(); }
+
+/* 0, or why the ring takes no call: it is closed, it is a parent's, it is another thread's. */
+static int ring_refuses(struct ring *ring)
+{
+    if (ring->closed)
+        return -ESHUTDOWN;
+    if (ring->forked)
+        return -EOWNERDEAD;
+    return ring_is_mine(ring) ? 0 : -EXDEV;
 }
 
 /* ---- Syscalls -------------------------------------------------------------------------- */
@@ -173,9 +202,7 @@ static void unmap_and_close(struct ring *ring)
         if (ring->sqes_map != MAP_FAILED)
             munmap(ring->sqes_map, ring->sqes_size);
     }
-    if (ring->fd >= 0)
-        close(ring->fd);
-    free(ring);
+    close(ring->fd);
 }
 
 /* Set up one ring exactly as asked; the ladder of weaker flags is in Python. */
@@ -200,6 +227,7 @@ static int ring_open(struct ring **out, unsigned entries, unsigned cq_entries,
         return error;
     }
     ring->enter_fd = ring->fd;
+    ring->thread = this_thread();
     ring->setup_flags = params.flags;
     ring->features = params.features;
     /* 5.4, 5.5 and 5.11: one map for both rings, no completion ever dropped, timeouts in enter. */
@@ -207,11 +235,25 @@ static int ring_open(struct ring **out, unsigned entries, unsigned cq_entries,
     int result = (ring->features & needed) == needed ? map_rings(ring, &params) : -ENOSYS;
     if (result < 0) {
         unmap_and_close(ring);
+        free(ring);
         return result;
     }
     remember_ring(ring);
     *out = ring;
     return 0;
+}
+
+/* Pushed, and not yet taken by the kernel. */
+static unsigned ring_unsubmitted(struct ring *ring)
+{
+    if (ring->closed || ring->forked)
+        return 0;
+    return ring->sq_pushed - __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE);
+}
+
+static unsigned long long ring_submitted(struct ring *ring)
+{
+    return ring->pushed - ring_unsubmitted(ring);
 }
 
 /* With the ring's fd registered, enter need not look it up. Linux 5.18. */
@@ -229,19 +271,33 @@ static int ring_register_ring_fd(struct ring *ring)
 /* Unmap and close. The caller has drained the ring: closing is no barrier for the kernel's
  * writes into buffers. A registered ring fd would keep the ring alive, so it goes first; only
  * the thread that registered it can undo that, and from any other thread we do not try. */
-static void ring_close(struct ring *ring, int owner_thread)
+static void ring_close(struct ring *ring)
 {
-    if (!ring->forked && owner_thread && ring->enter_flags) {
+    if (ring->closed)
+        return;
+    if (ring->enter_flags && ring_refuses(ring) == 0) {
         struct io_uring_rsrc_update update = {.offset = (unsigned)ring->enter_fd};
         sys_register(ring->fd, IORING_UNREGISTER_RING_FDS, &update, 1);
     }
+    ring->pushed = ring_submitted(ring);
     forget_ring(ring);
     unmap_and_close(ring);
+    ring->closed = 1;
+    ring->fd = -1;
+}
+
+/* The structure outlives the ring, for calls that come late. One that nobody closed is leaked:
+ * the kernel may still use it. */
+static void ring_free(struct ring *ring)
+{
+    if (ring->closed)
+        free(ring);
 }
 
 static int ring_register(struct ring *ring, unsigned opcode, void *argument, unsigned count)
 {
-    return ring->forked ? -EOWNERDEAD : sys_register(ring->fd, opcode, argument, count);
+    int refused = ring_refuses(ring);
+    return refused ? refused : sys_register(ring->fd, opcode, argument, count);
 }
 
 static int ring_fd(struct ring *ring) { return ring->fd; }
@@ -252,17 +308,6 @@ static unsigned ring_cq_entries(struct ring *ring) { return ring->cq_entries; }
 static unsigned long long ring_enters(struct ring *ring) { return ring->enters; }
 
 /* ---- The submission queue -------------------------------------------------------------- */
-
-/* Pushed, and not yet taken by the kernel. */
-static unsigned ring_unsubmitted(struct ring *ring)
-{
-    return ring->forked ? 0 : ring->sq_pushed - __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE);
-}
-
-static unsigned long long ring_submitted(struct ring *ring)
-{
-    return ring->pushed - ring_unsubmitted(ring);
-}
 
 /* Show the kernel what was pushed; returns how many SQEs it has not taken yet. */
 static unsigned ring_publish(struct ring *ring)
@@ -301,8 +346,9 @@ static int ring_push(struct ring *ring, uint64_t user_data, unsigned opcode, uns
                      unsigned ioprio, int fd, uint64_t off, void *addr, unsigned len,
                      unsigned op_flags, unsigned buf_index, int splice_fd_in, uint64_t addr3)
 {
-    if (ring->forked)
-        return -EOWNERDEAD;
+    int refused = ring_refuses(ring);
+    if (refused)
+        return refused;
     if (ring_unsubmitted(ring) >= ring->sq_entries) {
         int sqpoll = (ring->setup_flags & IORING_SETUP_SQPOLL) != 0;
         int result = ring_submit(ring, sqpoll ? IORING_ENTER_SQ_WAIT : 0);
@@ -333,9 +379,13 @@ static int ring_push(struct ring *ring, uint64_t user_data, unsigned opcode, uns
  * look fds up, so wait until it has taken every SQE. */
 static int ring_flush(struct ring *ring)
 {
-    if (ring->forked)
-        return -EOWNERDEAD;
-    int result = ring_submit(ring, IORING_ENTER_GETEVENTS);
+    int refused = ring_refuses(ring);
+    if (refused)
+        return refused;
+    int result;
+    do /* without SUBMIT_ALL, a bad SQE stops the batch */
+        result = ring_submit(ring, IORING_ENTER_GETEVENTS);
+    while (result > 0 && ring_unsubmitted(ring) != 0);
     if (ring->setup_flags & IORING_SETUP_SQPOLL) {
         while (ring_unsubmitted(ring) != 0 && result >= 0) {
             if (ring_sq_needs_wakeup(ring))
@@ -381,8 +431,9 @@ static int ring_overflowed(struct ring *ring)
  * posted inside an enter with GETEVENTS. */
 static int ring_turn(struct ring *ring, double timeout, struct io_uring_cqe *out, unsigned room)
 {
-    if (ring->forked)
-        return -EOWNERDEAD;
+    int refused = ring_refuses(ring);
+    if (refused)
+        return refused;
     unsigned flags = IORING_ENTER_GETEVENTS;
     unsigned to_submit = ring_publish(ring);
     if (ring->setup_flags & IORING_SETUP_SQPOLL) {

@@ -40,7 +40,6 @@ from ._files import (
 )
 from ._message import Message as Message
 from ._network import (
-    ProvidedBuffers as ProvidedBuffers,
     accept as accept,
     bind as bind,
     connect as connect,
@@ -56,7 +55,11 @@ from ._network import (
     shutdown as shutdown,
     socket as socket,
 )
-from ._operation import Exclusive as Exclusive, Operation as Operation
+from ._operation import (
+    Exclusive as Exclusive,
+    Operation as Operation,
+    ProvidedBuffers as ProvidedBuffers,
+)
 from ._paths import (
     linkat as linkat,
     mkdirat as mkdirat,

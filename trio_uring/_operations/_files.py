@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from ._network import ProvidedBuffers
+    from ._operation import ProvidedBuffers
 
 # Plain ints: an IntFlag in an expression costs a microsecond.
 _ASYNC = int(SqeFlag.ASYNC)
@@ -109,6 +109,7 @@ def read_select(
         off=signed_64_bits(offset),
         sqe_flags=_BUFFER_SELECT,
         buf_index=buffers.group,
+        buffers=buffers,
         cancellable=cancellable,
         exclusive="read" if cancellable else None,
         bounded=not cancellable,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from trio_uring._kernel import ffi
 from trio_uring._kernel.sockets import MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC
@@ -26,22 +26,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from ._operation import ProvidedBuffers
+
 # Plain ints: an IntFlag in an expression costs a microsecond.
 _POLL_FIRST = int(RecvSendFlag.POLL_FIRST)
 _BUFFER_SELECT = int(SqeFlag.BUFFER_SELECT)
-
-
-class ProvidedBuffers(Protocol):
-    """A group of buffers from which the kernel chooses one at completion."""
-
-    @property
-    def group(self) -> int:
-        """The number under which the group is registered."""
-        ...
-
-    def take(self, res: int, flags: int, /) -> bytes:
-        """Copy out what a completion received, and give its buffer back."""
-        ...
 
 
 def recv(fd: int, buffer: Buffer, flags: int = 0) -> Operation[int]:
@@ -80,6 +69,7 @@ def recv_select(
         sqe_flags=_BUFFER_SELECT,
         ioprio=_POLL_FIRST if poll_first else 0,
         buf_index=buffers.group,
+        buffers=buffers,
         exclusive="read",
     )
 
@@ -230,6 +220,7 @@ def recvmsg_select(
         flags,
         sqe_flags=_BUFFER_SELECT,
         buf_index=buffers.group,
+        buffers=buffers,
         pins=tuple(message.pins),
         exclusive="read",
     )

@@ -7,7 +7,7 @@ opcode; the functions in the files beside this one do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Literal, Protocol, TypeVar
 
 from trio_uring._kernel import NULL, CData, ffi
 
@@ -26,6 +26,23 @@ NO_ADDRESS: Final = NULL
 IO_MAX: Final = 0x7FFFF000
 
 Exclusive = Literal["read", "write"]
+
+
+class ProvidedBuffers(Protocol):
+    """A group of buffers from which the kernel chooses one at completion."""
+
+    @property
+    def group(self) -> int:
+        """The number under which the group is registered."""
+        ...
+
+    def take(self, res: int, flags: int, /) -> bytes:
+        """Copy out what a completion received, and give its buffer back."""
+        ...
+
+    def give_back(self, flags: int, /) -> None:
+        """Give back the buffer of a completion that failed, if it has one."""
+        ...
 
 
 # The fields of an SQE, in the order in which the core takes them.
@@ -77,12 +94,14 @@ class Operation(Generic[T_co]):
       on_fd: Whether *fd* is a file descriptor, whose closing ends the operation. False where
         the kernel takes another number in its place.
       second_fd: Another file descriptor whose closing ends the operation.
+      buffers: The group that the kernel chooses a buffer from.
     """
 
     # Made once per operation, so written out: attrs cannot make the one tuple that the core
     # takes as it is, and reading eleven attributes for each push costs as much as the push.
     __slots__ = (
         "bounded",
+        "buffers",
         "cancellable",
         "decode",
         "discard",
@@ -125,6 +144,7 @@ class Operation(Generic[T_co]):
         expires: bool = False,
         on_fd: bool = True,
         second_fd: int = -1,
+        buffers: ProvidedBuffers | None = None,
     ) -> None:
         self.sqe: Sqe = (
             opcode, sqe_flags, ioprio, fd, off, addr, len, op_flags, buf_index, splice_fd_in, addr3
@@ -143,6 +163,7 @@ class Operation(Generic[T_co]):
         self.expires = expires
         self.on_fd = on_fd
         self.second_fd = second_fd
+        self.buffers = buffers
 
     def release(self) -> None:
         """Let go of the pinned buffers, so that their owner may resize or release them."""

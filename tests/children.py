@@ -1,0 +1,81 @@
+"""Run something in another thread, in a forked child, or in a Python of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from textwrap import dedent
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+# A child that hangs is killed; one that works needs a small part of this.
+CHILD_SECONDS = 60
+
+TESTS = Path(__file__).parent
+
+
+def in_thread(function: Callable[[], T]) -> T:
+    """Run *function* in a thread of its own; return what it returns, raise what it raises."""
+    returned: list[T] = []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            returned.append(function())
+        except BaseException as exc:  # noqa: BLE001 (raised below)
+            raised.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    for exc in raised:
+        raise exc
+    return returned[0]
+
+
+def in_child(function: Callable[[], object]) -> int:
+    """Fork, run *function* in the child, and return its exit status: 0 if it raised nothing."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def run_python(
+    code: str,
+    *arguments: object,
+    options: tuple[str, ...] = ("-X", "dev", "-W", "error"),
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run *code* in a new Python, strictly, and with what *environment* adds; return how it went.
+
+    It can import the tests' helpers. *arguments* are in its ``sys.argv``.
+    """
+    path = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    inherited = {name: value for name, value in os.environ.items() if name[:4] != "TRIO"}
+    return subprocess.run(
+        [sys.executable, *options, "-c", dedent(code), *map(str, arguments)],
+        env={**inherited, "PYTHONPATH": os.pathsep.join(path), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=CHILD_SECONDS,
+    )
+
+
+def output_of(result: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return the lines that a child printed; it must have ended well, and complained of nothing."""
+    assert (result.returncode, result.stderr) == (0, ""), result.stderr + result.stdout
+    return result.stdout.splitlines()
