@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import trio
 
 from trio_uring import _operations as operations
+from trio_uring._ring import open_cached
 
 from ._bridge import current_bridge
 from ._raw import RingFileIO
@@ -29,7 +30,7 @@ from ._raw import RingFileIO
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._bridge import FilesRun
+    from ._bridge import Bridge, FilesRun
 
 _Path = str | bytes
 
@@ -60,6 +61,8 @@ _ERRORS: Final = frozenset(
 )
 # The codecs of the standard library that are written in Python all through, and slow.
 _SLOW_CODECS: Final = frozenset(("encodings.idna", "encodings.punycode"))
+
+_CREATES: Final = os.O_CREAT | os.O_TRUNC
 
 # The permissions of a new file, less the umask; as FileIO has it.
 _MODE: Final = 0o666
@@ -188,12 +191,25 @@ def _open_on_ring(path: _Path, flags: int) -> int:
     """Stand for open(2), as an opener that runs on a bridge."""
     bridge = current_bridge()
     assert bridge is not None
+    fd = None
+    if not flags & _CREATES:
+        fd = open_cached(os.fsencode(path), flags)
+    if fd is None:
+        return _open_slowly(bridge, path, flags)
+    return _wait_if_fifo(bridge, path, flags, fd)
+
+
+def _open_slowly(bridge: Bridge, path: _Path, flags: int) -> int:
     try:
         fd = bridge.perform(operations.openat(path, flags, _MODE))
     except OSError as exc:
         if exc.errno != errno.ENXIO or not bridge.wait_for(_is_fifo(bridge.files, path)):
             raise
         return bridge.wait_for(_open_waiting(bridge.files, path, flags))
+    return _wait_if_fifo(bridge, path, flags, fd)
+
+
+def _wait_if_fifo(bridge: Bridge, path: _Path, flags: int, fd: int) -> int:
     try:
         # Says whether it can be a FIFO, in a fraction of the time of an fstat.
         os.lseek(fd, 0, os.SEEK_CUR)
