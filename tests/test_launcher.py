@@ -496,16 +496,18 @@ def check_schema(report: dict[str, Any]) -> None:
         assert all(type(item) is str for item in report[part])
 
 
+@pytest.mark.parametrize("setting", ["", "1", "require"])
 @pytest.mark.usefixtures("ring")
-def test_doctor_as_json(tmp_path: Path) -> None:
-    report = json.loads(launch("doctor", "--json", cwd=tmp_path).stdout)
+def test_doctor_as_json(tmp_path: Path, setting: str) -> None:
+    result = launch("doctor", "--json", cwd=tmp_path, TRIO_URING=setting)
+    report = json.loads(result.stdout)
     check_schema(report)
     assert report["ok"]
     assert report["versions"]["trio_uring"] != "not installed"
     assert list(report["in_use"]) == [
         *("entries", "set-up flags", "features", "opcodes", "receive buffers")
     ]
-    assert set(report["settings"].values()) == {"not set"}
+    assert list(report["settings"].values()) == [setting, "not set", "not set"]
     assert "a ring" not in report["missing"]
 
 
@@ -545,7 +547,7 @@ def test_doctor_where_it_is_switched_off(tmp_path: Path, setting: str) -> None:
     assert report["settings"]["TRIO_URING"] == setting
     assert report["advice"][-1] == "TRIO_URING switches io_uring off: unset it"
     text = launch("doctor", cwd=tmp_path, status=1, TRIO_URING=setting).stdout
-    assert text.startswith("io_uring: works here, but the settings forbid it\n")
+    assert text.startswith("io_uring: works here, but is switched off\n")
 
 
 @pytest.mark.usefixtures("ring")
@@ -555,7 +557,9 @@ def test_doctor_where_layers_are_switched_off(tmp_path: Path) -> None:
     assert report["ok"]
     assert report["settings"]["TRIO_URING_DISABLE"] == "files"
     result = launch("doctor", "--json", cwd=tmp_path, status=1, TRIO_URING_DISABLE="disks")
-    assert "TRIO_URING_DISABLE names disks" in json.loads(result.stdout)["advice"][-1]
+    report = json.loads(result.stdout)
+    assert report["verdict"] == "works here, but a setting is wrong"
+    assert "TRIO_URING_DISABLE names disks" in report["advice"][-1]
 
 
 @pytest.mark.usefixtures("ring")
@@ -564,5 +568,6 @@ def test_doctor_with_an_unknown_trio(tmp_path: Path) -> None:
     result = run(sys.executable, unknown, "1", "doctor", "--json", cwd=tmp_path, status=1)
     report = json.loads(result.stdout)
     assert not report["ok"]
+    assert report["verdict"] == "works here, but not with this Trio"
     [advice] = report["advice"]
     assert advice.startswith("Trio 9.9 is installed")

@@ -14,7 +14,8 @@ import trio
 
 from ._buffer_pool import BufferPool
 from ._config import RingConfig
-from ._errors import RingUnavailableError
+from ._errors import IncompatibleTrioError, RingUnavailableError
+from ._kernel import COMPILED
 from ._kernel.uapi import OPCODE_SINCE, Opcode
 from ._ring import Ring
 from ._run import check_system, probe, run
@@ -37,6 +38,8 @@ _WANTED_OPCODES: Final = {
     Opcode.SPLICE: "no transfers inside the kernel",
 }
 _SETTINGS: Final = ("TRIO_URING", "TRIO_URING_DISABLE", OVERRIDE)
+_WORKS: Final = "works here"
+_NONE: Final = "not available, runs fall back to Trio's epoll"
 _SYSCTL: Final = Path("/proc/sys/kernel/io_uring_disabled")
 
 
@@ -85,26 +88,23 @@ class Report:
 
 def examine() -> Report:
     """Set a ring up, look at it, and close it."""
+    verdict = _NONE
     in_use: dict[str, str] = {}
-    missing: list[str] = []
+    missing = ["a ring"]
     advice: list[str] = []
-    verdict = "not available, runs fall back to Trio's epoll"
     try:
-        check_system()
-        ring = probe(RingConfig())
+        ring = _ring()
     except RingUnavailableError as exc:
-        missing.append("a ring")
         advice.append(exc.reason)
     else:
-        verdict = "works here"
         in_use, missing = _look_at(ring)
         if ring.refused:
             advice.append("a newer kernel would give what was refused above")
-        if problem := _problem_with_settings():
-            verdict = "works here, but the settings forbid it"
+        verdict, problem = _try_a_run()
+        if problem:
             advice.append(problem)
     return Report(
-        ok=verdict == "works here",
+        ok=verdict == _WORKS,
         verdict=verdict,
         versions=_versions(),
         limits=_limits(),
@@ -115,13 +115,23 @@ def examine() -> Report:
     )
 
 
-def _problem_with_settings() -> str | None:
-    """Return why a run gets no ring, though there is one; found out by a run."""
+def _ring() -> Ring:
+    if not COMPILED:
+        check_system()  # raises
+    return probe(RingConfig())
+
+
+def _try_a_run() -> tuple[str, str]:
+    """Return the verdict, and why a run gets no ring though there is one."""
     try:
         backend = run(_backend, ring=RingConfig(require=True))
-    except (ValueError, RingUnavailableError) as exc:
-        return str(exc)
-    return None if backend == "io_uring" else "TRIO_URING switches io_uring off: unset it"
+    except IncompatibleTrioError as exc:
+        return f"{_WORKS}, but not with this Trio", exc.reason
+    except ValueError as exc:
+        return f"{_WORKS}, but a setting is wrong", str(exc)
+    if backend == "io_uring":
+        return _WORKS, ""
+    return f"{_WORKS}, but is switched off", "TRIO_URING switches io_uring off: unset it"
 
 
 async def _backend() -> str:
