@@ -3,22 +3,29 @@
 Loaded by an entry point wherever the package is installed, and idle unless asked: without the
 option it installs nothing and changes no run. Works with pytest-trio, AnyIO's plugin, and any
 suite that calls ``trio.run``.
+
+A suite that silently ran on epoll would prove nothing: where a ring is missing, pytest ends
+before the first test, with the reason. Only ``TRIO_URING=off`` in the environment, with which
+one compares, wins over the option; the header and the summary say so.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
 from ._config import RingConfig
-from ._run import install, uninstall
+from ._errors import RingUnavailableError
+from ._run import install, is_installed, probe, uninstall
 from ._statistics import totals
 from ._trio_private import count_thread_hops
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pytest
-
+_OFF: Final = "TRIO_URING=off in the environment: every Trio run is on epoll"
+_on_ring: Final = pytest.StashKey[bool]()  # there if we were asked
 _thread_hops: Final[list[Callable[[], int]]] = []
 
 
@@ -31,32 +38,48 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("trio_uring", help_text, type="bool", default=False)
 
 
-def _asked(config: pytest.Config) -> bool:
-    return bool(config.getoption("--trio-uring") or config.getini("trio_uring"))
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Give every later Trio run a ring."""
-    if _asked(config):
-        # A suite that silently ran on epoll would prove nothing.
-        install(RingConfig(require=True))
-        _thread_hops.append(count_thread_hops())
+    if not (config.getoption("--trio-uring") or config.getini("trio_uring")):
+        return
+    ring = RingConfig(require=True)
+    try:
+        install(ring)
+        on_ring = is_installed()
+        if on_ring:
+            probe(ring)
+    except RingUnavailableError as exc:
+        raise pytest.UsageError(f"--trio-uring: {exc.reason}") from None
+    config.stash[_on_ring] = on_ring
+    _thread_hops.append(count_thread_hops())
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Undo it."""
-    if _asked(config):
+    if _on_ring in config.stash:
         uninstall()
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say that Trio's runs get a ring, or why they do not."""
+    if _on_ring not in config.stash:
+        return None
+    return f"trio_uring: {'every Trio run is on io_uring' if config.stash[_on_ring] else _OFF}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what ran on the ring, and what still went to threads."""
-    if _asked(terminalreporter.config):
-        completions = ", ".join(f"{name} {n}" for name, n in totals.completed.most_common())
-        routes = ", ".join(f"{name} {n}" for name, n in totals.routes.most_common())
-        terminalreporter.write_line(
-            f"trio_uring: {totals.ring_runs} ring runs, {totals.fallback_runs} fallback runs; "
-            f"completions: {completions or 'none'}; "
-            f"thread hops {sum(count() for count in _thread_hops)}; "
-            f"calls on files: {routes or 'none'}"
-        )
+    stash = terminalreporter.config.stash
+    if _on_ring not in stash:
+        return
+    if not stash[_on_ring]:
+        terminalreporter.write_line(f"trio_uring: {_OFF}")
+        return
+    completions = ", ".join(f"{name} {n}" for name, n in totals.completed.most_common())
+    routes = ", ".join(f"{name} {n}" for name, n in totals.routes.most_common())
+    terminalreporter.write_line(
+        f"trio_uring: {totals.ring_runs} ring runs, {totals.fallback_runs} fallback runs; "
+        f"completions: {completions or 'none'}; "
+        f"thread hops {sum(count() for count in _thread_hops)}; "
+        f"calls on files: {routes or 'none'}"
+    )
