@@ -19,6 +19,7 @@ from contextlib import suppress
 from functools import cache
 from typing import IO, TYPE_CHECKING, Any, Final
 
+import attrs
 import trio
 
 from trio_uring import _operations as operations
@@ -34,14 +35,29 @@ if TYPE_CHECKING:
 
 _Path = str | bytes
 
+_Buffered = type[io.BufferedReader] | type[io.BufferedWriter] | type[io.BufferedRandom]
+
+
+@attrs.frozen
+class _Mode:
+    raw: str
+    binary: bool
+    buffered: _Buffered
+
+
+def _mode(base: str, plus: str, kind: str) -> _Mode:
+    plain: _Buffered = io.BufferedReader if base == "r" else io.BufferedWriter
+    return _Mode(base + plus, kind == "b", io.BufferedRandom if plus else plain)
+
+
 # Every order of a base, a plus and a kind: "rb+", "+br", ...
-_MODES: Final = frozenset(
-    "".join(letters)
+_MODES: Final = {
+    "".join(letters): _mode(base, plus, kind)
     for base in "rwxa"
     for plus in ("", "+")
     for kind in ("", "b", "t")
     for letters in itertools.permutations(base + plus + kind)
-)
+}
 
 _NEWLINES: Final = ("", "\n", "\r", "\r\n")
 
@@ -125,8 +141,8 @@ def open_file(
     Raises:
       OSError: as `io.open`, with its ``filename``.
     """
-    binary = "b" in mode
-    if binary and buffering == 1:
+    how = _MODES[mode]
+    if how.binary and buffering == 1:
         warnings.warn(
             "line buffering (buffering=1) isn't supported in binary mode, the default buffer"
             " size will be used",
@@ -136,15 +152,15 @@ def open_file(
         buffering = -1
     if opener is None and type(file) is not int and current_bridge() is not None:
         opener = _open_on_ring
-    base = next(letter for letter in mode if letter in "rwxa")
-    raw = RingFileIO(file, base + "+" * ("+" in mode), closefd, opener)
+    raw = RingFileIO(file, how.raw, closefd, opener)
     result: io.RawIOBase | io.BufferedIOBase | io.TextIOWrapper = raw
     try:
         line_buffering = buffering == 1 or (buffering < 0 and raw.isatty())
         if buffering == 0:
             return raw
-        result = buffered = _buffered(raw, mode, buffering)
-        if binary:
+        size = buffering if buffering > 1 else _buffer_size(raw)
+        result = buffered = how.buffered(raw, size)  # type: ignore[arg-type]  # as FileIO.read
+        if how.binary:
             return buffered
         result = text = io.TextIOWrapper(buffered, encoding, errors, newline, line_buffering)
         text.mode = mode  # type: ignore[misc]  # for typeshed it is read-only
@@ -152,17 +168,6 @@ def open_file(
         result.close()
         raise
     return text
-
-
-def _buffered(
-    raw: RingFileIO, mode: str, buffering: int
-) -> io.BufferedRandom | io.BufferedReader | io.BufferedWriter:
-    size = buffering if buffering > 1 else _buffer_size(raw)
-    if "+" in mode:
-        return io.BufferedRandom(raw, size)
-    if "r" in mode:
-        return io.BufferedReader(raw, size)  # type: ignore[arg-type]  # as for FileIO.read
-    return io.BufferedWriter(raw, size)
 
 
 def _buffer_size(raw: RingFileIO) -> int:

@@ -101,7 +101,7 @@ def _function_call(
         return None
     twin, is_right = row
     if twin is open_file:
-        return _open_call(files, args, keywords)
+        return open_call(files, args, keywords)
     if (
         not is_right(*args)
         or not keywords.keys() <= {"follow_symlinks"}
@@ -111,7 +111,7 @@ def _function_call(
     return partial(files.call, partial(twin, **keywords) if keywords else twin, args)
 
 
-def _open_call(
+def open_call(
     files: FilesRun, args: _Args, keywords: Mapping[str, Any]
 ) -> Callable[[], Awaitable[Any]] | None:
     if args and type(args[0]) in _PATHS:
