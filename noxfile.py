@@ -26,13 +26,13 @@ ROOT = Path(__file__).parent.resolve()
 CONFORMANCE = ROOT / "tests" / "conformance"
 sys.path.insert(0, str(CONFORMANCE))  # for the list of other projects' suites
 
-from other_suites import PYTEST, SUITES  # noqa: E402 (found through the line above)
+from other_suites import SUITES  # noqa: E402 (found through the line above)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 nox.needs_version = ">=2024.10.9"
-nox.options.sessions = ["lint", "types", "tests", "trio_suite"]
+nox.options.sessions = ["lint", "types", "tests", "trio_suite", "anyio_suite"]
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = True
 
@@ -45,6 +45,8 @@ NEWEST_TRIO = next(
     name for name in PYPROJECT["project"]["dependencies"] if name.startswith("trio>")
 )
 OLDEST_TRIO = "trio==0.32.0"
+NEWEST_ANYIO = PYPROJECT["project"]["optional-dependencies"]["anyio"][0]
+OLDEST_ANYIO = "anyio==4.10.0"
 
 # Where one Python is enough: the one for which Trio's suite has its full requirements too.
 MAIN_PYTHON = "3.11"
@@ -56,6 +58,12 @@ TRIO_SUITE = ["pytest", "trustme", "pyopenssl"]
 TRIO_SUITE_OPTIONAL = [
     *("astor", "async_generator", "black", "coverage", "jedi", "mypy", "pylint"),
     *("pyright", "pyyaml", "ruff"),
+]
+
+# What AnyIO's suite needs.
+ANYIO_SUITE = [
+    *("blockbuster", "coverage", "hypothesis", "psutil", "pytest", "pytest-mock"),
+    *("pytest-timeout", "sniffio", "trustme", "truststore", "uvloop"),
 ]
 
 # A shell's background job starts with SIGINT ignored, and every child inherits that: tests of
@@ -144,6 +152,13 @@ def trio_suite(session: nox.Session) -> None:
     compare_trio_suite(session, NEWEST_TRIO, "ring")
 
 
+@nox.session(python=ONE_PYTHON)
+def anyio_suite(session: nox.Session) -> None:
+    """Run AnyIO's test suite, its newest release's, on the ring."""
+    # By its name too: AnyIO's tests take the names of the backends from AnyIO.
+    compare_anyio_suite(session, NEWEST_ANYIO, ["unused", "answers", "by-name"])
+
+
 # --- The rest of the matrix -----------------------------------------------------------------
 
 
@@ -160,21 +175,20 @@ def trio_suite_oldest(session: nox.Session) -> None:
 
 
 @nox.session(python=ONE_PYTHON)
+def anyio_suite_oldest(session: nox.Session) -> None:
+    """Run the oldest supported AnyIO's test suite on the ring."""
+    # Its tests name the backends themselves, and warn under pytest 9.
+    compare_anyio_suite(session, OLDEST_ANYIO, ["answers"], "pytest<9")
+
+
+@nox.session(python=ONE_PYTHON)
 @nox.parametrize("project", sorted(SUITES), ids=sorted(SUITES))
 def suites(session: nox.Session, project: str) -> None:
     """Run other projects' test suites on plain Trio and on the ring."""
     suite = SUITES[project]
-    with tempfile.TemporaryDirectory() as directory:
-        session.run(
-            *("python", "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"),
-            *("--dest", directory, suite.sdist),
-        )
-        [archive] = Path(directory).glob("*.tar.gz")
-        with tarfile.open(archive) as sdist:
-            sdist.extractall(directory)
-        [source] = (path for path in Path(directory).iterdir() if path.is_dir())
+    with downloaded_sdist(session, suite.sdist) as source:
         # Installed from its source, so that its tests and its code are of one version.
-        install_wheel(session, NEWEST_TRIO, PYTEST, *suite.requirements, str(source))
+        install_wheel(session, NEWEST_TRIO, suite.pytest, *suite.requirements, str(source))
         session.run("python", str(CONFORMANCE / "other_suites.py"), project, str(source))
 
 
@@ -240,7 +254,7 @@ def full(session: nox.Session) -> None:
     """Run everything."""
     for name in (
         *("lint", "types", "tests", "trio_suite", "trio_suite_unused", "trio_suite_oldest"),
-        *("suites", "examples", "asan", "build", "bench"),
+        *("anyio_suite", "anyio_suite_oldest", "suites", "examples", "asan", "build", "bench"),
     ):
         session.notify(name)
 
@@ -265,6 +279,21 @@ def built(session: nox.Session) -> tuple[Path, Path]:
         pythons = PYTHONS if "-abi3-" in wheel.name or "-none-" in wheel.name else [python]
         _built.update(dict.fromkeys(pythons, (wheel, sdist)))
     return _built[python]
+
+
+@contextmanager
+def downloaded_sdist(session: nox.Session, requirement: str) -> Iterator[Path]:
+    """Unpack another project's sdist: what is installed often has no tests."""
+    with tempfile.TemporaryDirectory() as directory:
+        session.run(
+            *("python", "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"),
+            *("--dest", directory, requirement),
+        )
+        [archive] = Path(directory).glob("*.tar.gz")
+        with tarfile.open(archive) as sdist:
+            sdist.extractall(directory)
+        [source] = (path for path in Path(directory).iterdir() if path.is_dir())
+        yield source
 
 
 @contextmanager
@@ -332,6 +361,21 @@ def compare_trio_suite(session: nox.Session, trio: str, way: str) -> None:
         session.run("python", script, "plain", plain, *session.posargs)
         install_wheel(session, trio)
         session.run("python", script, way, plain, *session.posargs)
+
+
+def compare_anyio_suite(
+    session: nox.Session, anyio: str, ways: list[str], *requirements: str
+) -> None:
+    """Run AnyIO's suite without trio_uring, then with it in each of the *ways*."""
+    script = str(CONFORMANCE / "anyio_suite.py")
+    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "trio-uring")
+    with downloaded_sdist(session, anyio) as source:
+        session.install(NEWEST_TRIO, str(source), *ANYIO_SUITE, *requirements)
+        plain = str(source.parent / "plain.json")
+        session.run("python", script, "plain", str(source), plain, *session.posargs)
+        install_wheel(session, NEWEST_TRIO, str(source), *ANYIO_SUITE, *requirements)
+        for way in ways:
+            session.run("python", script, way, str(source), plain, *session.posargs)
 
 
 def session_python(session: nox.Session) -> str:

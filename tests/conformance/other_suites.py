@@ -1,4 +1,4 @@
-"""Suites of projects built on Trio, run on plain Trio and on the ring, and compared.
+"""Suites of projects built on Trio or AnyIO, run on plain Trio and on the ring, and compared.
 
     python other_suites.py PROJECT SOURCE
 
@@ -15,6 +15,9 @@ from pathlib import Path
 
 from suite_runner import differences, report, run_suite
 
+# Most of these suites use what pytest 8.4 removed.
+PYTEST = "pytest<8.4"
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -24,6 +27,8 @@ class Suite:
     requirements: list[str]
     arguments: list[str]
     passed_min: int  # on plain Trio: fewer means that the suite did not really run
+    pytest: str = PYTEST
+    opens_files: bool = False
 
 
 SUITES = {
@@ -58,10 +63,25 @@ SUITES = {
         ],
         passed_min=52,
     ),
+    "starlette": Suite(
+        sdist="starlette==1.10.0",
+        requirements=[
+            *(
+                "anyio",
+                "blockbuster",
+                "httpx",
+                "httpx2[zstd]",
+                "importlib-metadata",
+                "itsdangerous",
+            ),
+            *("jinja2", "opentelemetry-sdk", "python-multipart", "pyyaml"),
+        ],
+        arguments=["tests", "-k", "trio"],
+        passed_min=630,
+        pytest="pytest>=9.1",
+        opens_files=True,
+    ),
 }
-
-# These suites use what pytest 8.4 removed.
-PYTEST = "pytest<8.4"
 
 
 def main() -> int:
@@ -86,6 +106,8 @@ def main() -> int:
         problems.append(f"{plain.name}: fewer than {suite.passed_min} passed")
     if ring.summary is None or not ring.summary.ring_runs or ring.summary.fallback_runs:
         problems.append(f"{ring.name}: not every run had a ring")
+    elif suite.opens_files and not ring.summary.routes["ring"]:
+        problems.append(f"{ring.name}: no file was opened on the ring")
     return report(plain, ring, problems)
 
 

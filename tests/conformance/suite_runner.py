@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -20,6 +20,7 @@ TIMEOUT_S = 1200
 SUMMARY = re.compile(
     r"trio_uring: (?P<ring>\d+) ring runs, (?P<fallback>\d+) fallback runs; "
     r"completions: (?P<completions>[^;]*); thread hops (?P<hops>\d+)"
+    r"(?:; calls on files: (?P<routes>[^;\n]*))?"
 )
 
 
@@ -31,6 +32,7 @@ class Summary:
     fallback_runs: int
     completions: Counter[str]
     thread_hops: int
+    routes: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def parse(cls, output: str) -> Summary | None:
@@ -38,13 +40,18 @@ class Summary:
         match = SUMMARY.search(output)
         if match is None:
             return None
-        counts = (part.rsplit(" ", 1) for part in match["completions"].split(", ") if " " in part)
         return cls(
             ring_runs=int(match["ring"]),
             fallback_runs=int(match["fallback"]),
-            completions=Counter({name.strip(): int(count) for name, count in counts}),
+            completions=_counts(match["completions"]),
             thread_hops=int(match["hops"]),
+            routes=_counts(match["routes"] or ""),
         )
+
+
+def _counts(listed: str) -> Counter[str]:
+    counts = (part.rsplit(" ", 1) for part in listed.split(", ") if " " in part)
+    return Counter({name.strip(): int(count) for name, count in counts})
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ def differences(plain: Run, other: Run, *, deselected: frozenset[str] = frozense
         problems.append(f"{plain.name}: pytest ended with {plain.exit_code}")
     if other.exit_code not in {0, 1}:
         problems.append(f"{other.name}: pytest ended with {other.exit_code}")
-    excused = {test for test in plain.outcomes if _name(test) in deselected}
+    excused = {test for test in plain.outcomes if function_of(test) in deselected}
     # What plain Trio does not pass here either is the machine's doing, not ours.
     # A test that may fail (xfail, not strict) is good for either outcome at any time.
     worse = plain.tests("passed") - other.tests("passed") - other.tests("xfailed") - excused
@@ -102,6 +109,28 @@ def differences(plain: Run, other: Run, *, deselected: frozenset[str] = frozense
     problems += [f"{test}: failed, and did not run on {plain.name}" for test in sorted(new)]
     if not plain.tests("passed"):
         problems.append(f"{plain.name}: no test passed")
+    return problems
+
+
+def function_of(test: str) -> str:
+    """Return a test's name without its module and parameters."""
+    # A parameter may have colons: a test of addresses is named after "::1".
+    return test.partition("[")[0].rpartition("::")[2]
+
+
+def ring_problems(summary: Summary | None, opcodes: list[str]) -> list[str]:
+    """Return what shows that the ring was not used as it should."""
+    if summary is None:
+        return ["the summary of trio_uring's pytest plugin is missing"]
+    problems = [
+        f"no {opcode} was completed on the ring"
+        for opcode in opcodes
+        if not summary.completions[opcode]
+    ]
+    if not summary.ring_runs:
+        problems.append("no run had a ring")
+    if summary.fallback_runs:
+        problems.append(f"{summary.fallback_runs} runs fell back")
     return problems
 
 
@@ -126,6 +155,9 @@ def _print_summary(plain: Run, other: Run, summary: Summary) -> None:
     if plain.summary is not None:
         hops += f" ({plain.summary.thread_hops} on {plain.name})"
     print(f"  {'':<16} {hops}")
+    if summary.routes:
+        routes = ", ".join(f"{count} {route}" for route, count in summary.routes.most_common())
+        print(f"  calls on files: {routes}")
 
 
 def _run(command: list[str], cwd: Path, environment: dict[str, str]) -> tuple[str, int]:
@@ -164,8 +196,3 @@ def _outcomes(report: Path) -> dict[str, str]:
         if outcomes.get(test) != "failed":
             outcomes[test] = outcome
     return outcomes
-
-
-def _name(test: str) -> str:
-    """Return a test's name without its module and parameters."""
-    return test.rpartition("::")[2].partition("[")[0]

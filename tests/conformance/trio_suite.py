@@ -17,7 +17,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from suite_runner import Run, Summary, differences, report, run_suite
+from suite_runner import Run, differences, report, ring_problems, run_suite
 
 # What cannot pass on the ring, with its reason. All else that plain Trio passes, must.
 DESELECTED = {
@@ -77,7 +77,7 @@ def main() -> int:
     deselected = frozenset(DESELECTED) if options.way == "ring" else frozenset[str]()
     problems = differences(plain, run, deselected=deselected)
     if options.way == "ring":
-        problems += _ring_problems(run)
+        problems += ring_problems(run.summary, OPCODES)
     if options.way == "ring" and not _missing() and not options.pytest_arguments:
         problems += _count_problems(run)
     return report(plain, run, problems)
@@ -100,23 +100,6 @@ def _missing() -> list[str]:
 def _load(path: Path) -> Run:
     values = json.loads(path.read_text(encoding="utf-8"))
     return replace(Run(**values), summary=None)
-
-
-def _ring_problems(run: Run) -> list[str]:
-    """Return what shows that the ring was not used as it should."""
-    if run.summary is None:
-        return ["the summary of trio_uring's pytest plugin is missing"]
-    summary: Summary = run.summary
-    problems = [
-        f"no {opcode} was completed on the ring"
-        for opcode in OPCODES
-        if not summary.completions[opcode]
-    ]
-    if not summary.ring_runs:
-        problems.append("no run had a ring")
-    if summary.fallback_runs:
-        problems.append(f"{summary.fallback_runs} runs fell back")
-    return problems
 
 
 def _count_problems(run: Run) -> list[str]:
