@@ -1,0 +1,59 @@
+"""A TCP proxy: continues each connection to a local port to another.
+
+    python proxy.py 8080 example.org 80    (or --demo)
+
+It asks for a ring itself: `trio_uring.run` in the place of `trio.run`.
+"""
+
+import sys
+from functools import partial
+
+import trio
+
+import trio_uring
+
+
+async def pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+    try:
+        async for data in source:
+            await sink.send_all(data)
+        await sink.send_eof()
+    except trio.BrokenResourceError:  # one of the two is gone: so is the other, then
+        await trio.aclose_forcefully(source)
+        await trio.aclose_forcefully(sink)
+
+
+async def proxy(host: str, port: int, client: trio.SocketStream) -> None:
+    try:
+        server = await trio.open_tcp_stream(host, port)
+    except OSError as exc:
+        print(f"No connection to {host}, port {port}: {exc}", file=sys.stderr)
+        return
+    async with server, trio.open_nursery() as nursery:
+        nursery.start_soon(pump, client, server)
+        nursery.start_soon(pump, server, client)
+
+
+async def demo() -> None:
+    async def shout(stream: trio.SocketStream) -> None:
+        async for data in stream:
+            await stream.send_all(data.upper())
+
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_tcp, host="127.0.0.1")
+        [target] = await nursery.start(serve, shout, 0)
+        handler = partial(proxy, *target.socket.getsockname())
+        [listener] = await nursery.start(serve, handler, 0)
+        async with await trio.open_tcp_stream(*listener.socket.getsockname()) as stream:
+            await stream.send_all(b"through the proxy and back")
+            await stream.send_eof()
+            print(b"".join([data async for data in stream]))
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--demo"]:
+        trio_uring.run(demo)
+    else:
+        handler = partial(proxy, sys.argv[2], int(sys.argv[3]))
+        trio_uring.run(partial(trio.serve_tcp, handler, int(sys.argv[1]), host="localhost"))

@@ -1,0 +1,83 @@
+"""Every example runs, and every Python block of the README, on the installed package."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trio_uring import RingConfig, RingUnavailableError
+from trio_uring._run import probe
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+LINES_MAX = 60
+CHILD_SECONDS = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ring() -> None:
+    """Skip where there is no ring, except in CI, where that would prove nothing."""
+    try:
+        probe(RingConfig())
+    except RingUnavailableError as exc:
+        if os.environ.get("CI"):
+            pytest.fail(exc.reason, pytrace=False)
+        pytest.skip(exc.reason)
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run *command* until it ends well; return what it printed."""
+    inherited = {name: value for name, value in os.environ.items() if name[:10] != "TRIO_URING"}
+    result = subprocess.run(
+        [sys.executable, "-W", "error", *map(str, command)],
+        cwd=cwd,
+        env=inherited,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=CHILD_SECONDS,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+def test_there_are_some() -> None:
+    assert EXAMPLES
+    assert BLOCKS
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_short(example: Path) -> None:
+    assert len(example.read_text(encoding="utf-8").splitlines()) < LINES_MAX
+
+
+# Not in the checkout: its `trio_uring` has no compiled module.
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_example(example: Path, tmp_path: Path) -> None:
+    """Each has a demonstration that ends by itself, and works with and without the launcher."""
+    assert run("-m", "trio_uring", example, "--demo", cwd=tmp_path)
+    assert run(example, "--demo", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.partition("\n")[0])
+def test_readme(block: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(block, encoding="utf-8")
+    run(program, cwd=tmp_path)
+
+
+def test_what_the_readme_shows(tmp_path: Path) -> None:
+    """The first command of the README runs this example on the ring."""
+    shown = run("-m", "trio_uring", ROOT / "examples" / "echo_server.py", "--demo", cwd=tmp_path)
+    assert re.match(r"10 clients had 100 messages each echoed, on io_uring\.\n", shown)
