@@ -38,7 +38,8 @@ nox.options.error_on_missing_interpreters = True
 
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 GROUPS = {
-    group: nox.project.dependency_groups(PYPROJECT, group) for group in ("test", "lint", "types")
+    group: nox.project.dependency_groups(PYPROJECT, group)
+    for group in ("test", "lint", "types", "docs")
 }
 
 NEWEST_TRIO = next(
@@ -200,6 +201,18 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session(python=ONE_PYTHON)
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    install_wheel(session, NEWEST_TRIO, *GROUPS["docs"])
+    with elsewhere(session):
+        html = ROOT / "docs" / "_build" / "html"
+        session.run(
+            *("python", "-m", "sphinx", "--nitpicky", "--fail-on-warning", "--keep-going"),
+            *("--fresh-env", "--doctree-dir", "doctrees", str(ROOT / "docs"), str(html)),
+        )
+
+
+@nox.session(python=ONE_PYTHON)
 def bench(session: nox.Session) -> None:
     """Measure, and print; nothing passes or fails."""
     install_wheel(session, NEWEST_TRIO)
@@ -254,7 +267,8 @@ def full(session: nox.Session) -> None:
     """Run everything."""
     for name in (
         *("lint", "types", "tests", "trio_suite", "trio_suite_unused", "trio_suite_oldest"),
-        *("anyio_suite", "anyio_suite_oldest", "suites", "examples", "asan", "build", "bench"),
+        *("anyio_suite", "anyio_suite_oldest", "suites", "examples", "docs"),
+        *("asan", "build", "bench"),
     ):
         session.notify(name)
 
