@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import os
 import pathlib
 import tempfile
 from contextvars import copy_context
@@ -18,6 +19,7 @@ from functools import partial
 from types import CodeType, FunctionType, SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, Final, TypeVar, cast
 
+import anyio
 import trio
 from anyio._backends import _trio as anyio_trio
 from anyio._core import _eventloop, _tempfile
@@ -26,6 +28,7 @@ from outcome import acapture
 from ._anyio_finder import why_incompatible
 from ._files import count_thread, route
 from ._files._open import is_plain, open_file
+from ._io_manager import current_ring
 from ._run import asking, is_installed
 from ._trio_private import SteppedRun
 
@@ -55,7 +58,7 @@ _SIGNATURES: Final = {
 }
 
 
-def _check_anyio() -> None:
+def check_anyio() -> None:
     """Raise RuntimeError if the installed AnyIO is not one that this was written for."""
     if reason := why_incompatible():
         raise RuntimeError(reason)
@@ -69,7 +72,7 @@ def _check_anyio() -> None:
             )
 
 
-_check_anyio()
+check_anyio()
 
 
 class RingAwareBackend(anyio_trio.TrioBackend):
@@ -85,14 +88,13 @@ class RingAwareBackend(anyio_trio.TrioBackend):
     ) -> T:
         """Call ``func(*args)`` on the ring if that has such a call, else in a thread."""
         if limiter is None:  # whoever has one of their own means a thread
-            call = route(_unwrapped(func), args)
+            call = route(_unwrapped(func), _with_plain_paths(args))
             if call is not None:
                 return await (_abandonable(call) if abandon_on_cancel else call())
-        if _is_about_files(func):
+        if current_ring("files") is not None and _is_about_files(func):
             count_thread()
-        return await super().run_sync_in_worker_thread(
-            _with_our_files(func), args, abandon_on_cancel, limiter
-        )
+            func = _with_our_files(func)
+        return await super().run_sync_in_worker_thread(func, args, abandon_on_cancel, limiter)
 
     @classmethod
     def create_test_runner(cls, options: dict[str, Any]) -> anyio_trio.TestRunner:
@@ -217,6 +219,11 @@ _HIDING: Final = next(
     ),
     None,
 )
+
+
+def _with_plain_paths(args: tuple[Unpack[PosArgsT]]) -> tuple[Any, ...]:
+    # AnyIO's own path, whose class the route table does not know.
+    return tuple([os.fspath(arg) if type(arg) is anyio.Path else arg for arg in args])
 
 
 def _unwrapped(function: Callable[..., T]) -> Callable[..., T]:

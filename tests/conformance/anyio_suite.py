@@ -51,6 +51,10 @@ HANGS_BY_NAME = "tests/test_from_thread.py::TestBlockingPortal::test_from_async"
 # AnyIO 4.10's suite has 664 tests of Trio, 4.16's has 1117.
 PASSED_MIN = 640
 
+# One test gives a whole pytest in a subprocess 3 seconds; others count on threads that start
+# without delay. On a busy machine they fail now and then, on plain Trio, too.
+TRIES = 3
+
 # What AnyIO's sockets, pipes and files must have completed.
 OPCODES = ["RECV", "SEND", "RECVMSG", "SENDMSG", "ACCEPT", "CONNECT", "READ", "WRITE", "OPENAT"]
 
@@ -72,8 +76,9 @@ def main() -> int:
         options.plain.write_text(json.dumps(asdict(run)), encoding="utf-8")
         return 0 if run.tests("passed") else 1
     plain = replace(Run(**json.loads(options.plain.read_text(encoding="utf-8"))), summary=None)
-    if worse := _worse(options.way, plain, run):
-        run = _second_try(options.way, options.source, run, worse)
+    for _ in range(TRIES - 1):
+        if worse := _worse(options.way, plain, run):
+            run = _try_again(options.way, options.source, run, worse)
     problems = []
     if options.way != "unused":
         problems += ring_problems(run.summary, OPCODES)
@@ -130,8 +135,8 @@ def _worse(way: str, plain: Run, run: Run) -> set[str]:
     return functions - _excused(way)
 
 
-def _second_try(way: str, source: Path, run: Run, functions: set[str]) -> Run:
-    """Run some tests once more, alone: they have a few seconds each, on a busy machine."""
+def _try_again(way: str, source: Path, run: Run, functions: set[str]) -> Run:
+    """Run some tests once more, alone."""
     again = _run(way, source, [], " or ".join(sorted(functions)))
     for test in sorted(run.tests("failed") & again.tests("passed")):
         print(f"  failed, and passed alone: {test}")
