@@ -1,0 +1,275 @@
+"""Every public name, as its users' type checkers see it. Never run; mypy and pyright accept it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from typing_extensions import assert_type
+
+import trio_uring
+from trio_uring import (
+    ForkedRingError,
+    IncompatibleTrioError,
+    PositionalFile,
+    RingConfig,
+    RingUnavailableError,
+    SQPoll,
+    UnsupportedOpcodeError,
+)
+from trio_uring.lowlevel import (
+    FallbackStatistics,
+    Operation,
+    RingStatistics,
+    on_ring,
+    operations,
+    perform,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import trio
+    from outcome import Outcome
+    from trio.abc import Clock, Instrument
+
+# --- Runs -----------------------------------------------------------------------------------
+
+
+async def plain() -> str:
+    return ""
+
+
+async def with_arguments(number: int, text: str) -> list[int]:
+    return [number, len(text)]
+
+
+def runs(clock: Clock, instrument: Instrument) -> None:
+    assert_type(trio_uring.run(plain), str)
+    assert_type(trio_uring.run(with_arguments, 1, "a"), "list[int]")
+    trio_uring.run(with_arguments, 1)  # type: ignore[arg-type]
+    trio_uring.run(
+        plain,
+        clock=clock,
+        instruments=[instrument],
+        restrict_keyboard_interrupt_to_checkpoints=True,
+        strict_exception_groups=True,
+        ring=RingConfig(require=True),
+    )
+
+
+def guest_runs(soon: Callable[[Callable[[], object]], object], clock: Clock) -> None:
+    def done(outcome: Outcome[str]) -> None:
+        assert_type(outcome.unwrap(), str)
+
+    trio_uring.start_guest_run(
+        plain,
+        run_sync_soon_threadsafe=soon,
+        run_sync_soon_not_threadsafe=soon,
+        done_callback=done,
+        host_uses_signal_set_wakeup_fd=True,
+        clock=clock,
+        ring=None,
+    )
+
+
+def installing() -> None:
+    trio_uring.install()
+    trio_uring.install(RingConfig())
+    trio_uring.install(ring=None)
+    trio_uring.uninstall()
+
+
+# --- Settings -------------------------------------------------------------------------------
+
+
+def settings() -> None:
+    config = RingConfig(
+        entries=256,
+        completion_entries=4096,
+        bounded_workers=8,
+        unbounded_workers=32,
+        max_file_operations=64,
+        receive_buffers=128,
+        sqpoll=SQPoll(idle=0.05, cpu=1),
+        require=False,
+    )
+    assert_type(config.entries, int)
+    assert_type(config.completion_entries, int)
+    assert_type(config.bounded_workers, int)
+    assert_type(config.unbounded_workers, int)
+    assert_type(config.max_file_operations, int)
+    assert_type(config.receive_buffers, int)
+    assert_type(config.sqpoll, "SQPoll | None")
+    assert_type(config.require, bool)
+    assert_type(SQPoll().idle, float)
+    assert_type(SQPoll().cpu, "int | None")
+    RingConfig(256)  # type: ignore[call-arg]
+    config.entries = 1  # type: ignore[misc]
+
+
+# --- Errors ---------------------------------------------------------------------------------
+
+
+def errors(
+    unavailable: RingUnavailableError,
+    incompatible: IncompatibleTrioError,
+    unsupported: UnsupportedOpcodeError,
+    forked: ForkedRingError,
+) -> None:
+    assert_type(unavailable.reason, str)
+    assert_type(unavailable.errno, int)
+    runtime_errors: list[RuntimeError] = [unavailable, incompatible, forked]
+    required: RingUnavailableError = incompatible
+    os_error: OSError = unsupported
+    _ = runtime_errors, required, os_error
+
+
+# --- Files ----------------------------------------------------------------------------------
+
+
+async def files(path: Path) -> None:
+    async with await trio_uring.open_positional(path, os.O_RDWR | os.O_CREAT, 0o600) as file:
+        assert_type(file, PositionalFile)
+        assert_type(file.fileno(), int)
+        assert_type(file.closed, bool)
+        assert_type(await file.read_at(10, 0), bytes)
+        assert_type(await file.read_into_at(bytearray(10), 0), int)
+        assert_type(await file.readv_at([bytearray(10)], 0), int)
+        assert_type(await file.write_at(b"", 0), int)
+        assert_type(await file.writev_at([b"", memoryview(b"")], 0), int)
+        await file.fsync()
+        await file.fdatasync()
+        await file.fallocate(0, 10)
+        await file.truncate(0)
+        await file.advise(0, 0, 4)
+    as_resource: trio.abc.AsyncResource = await trio_uring.open_positional(b"name")
+    await as_resource.aclose()
+
+
+# --- Low level ------------------------------------------------------------------------------
+
+
+def statistics(ring: RingStatistics, fallback: FallbackStatistics) -> None:
+    assert_type(on_ring(), bool)
+    assert_type(ring.backend, str)
+    assert_type(ring.tasks_waiting_read, int)
+    assert_type(ring.tasks_waiting_write, int)
+    assert_type(ring.setup_flags, "tuple[str, ...]")
+    assert_type(ring.features, "tuple[str, ...]")
+    assert_type(ring.refused, "tuple[str, ...]")
+    assert_type(ring.entries, int)
+    assert_type(ring.in_flight, int)
+    assert_type(ring.submitted, int)
+    assert_type(ring.enters, int)
+    assert_type(ring.cancelled, int)
+    assert_type(ring.completed, Mapping[str, int])
+    assert_type(ring.waiting_for_limit, int)
+    assert_type(ring.routes, Mapping[str, int])
+    assert_type(fallback.backend, str)
+    assert_type(fallback.tasks_waiting_read, int)
+    assert_type(fallback.tasks_waiting_write, int)
+    assert_type(fallback.fallback_reason, str)
+
+
+async def performing(operation: Operation[list[str]]) -> None:
+    assert_type(await perform(operation), "list[str]")
+    assert_type(await perform(operations.nop()), None)
+    more_general: Operation[object] = operation
+    _ = more_general
+
+
+def on_sockets(buffers: operations.ProvidedBuffers, message: operations.Message[int]) -> None:
+    assert_type(operations.recv(3, bytearray(1), 0), Operation[int])
+    assert_type(operations.recv_select(3, buffers, 1, poll_first=True), Operation[bytes])
+    assert_type(operations.recvmsg(3, [bytearray(1)], 16, 0), "Operation[operations.Message[int]]")
+    assert_type(operations.recvmsg_select(3, buffers, 1), "Operation[operations.Message[bytes]]")
+    assert_type(operations.send(3, b""), Operation[int])
+    assert_type(operations.send_zc(3, memoryview(b"")), Operation[int])
+    assert_type(operations.sendmsg(3, [b""], [(1, 2, b"")], 0, b""), Operation[int])
+    assert_type(operations.sendmsg_zc(3, (bytearray(1),)), Operation[int])
+    assert_type(operations.accept(3), "Operation[tuple[int, bytes]]")
+    assert_type(operations.connect(3, b""), Operation[None])
+    assert_type(operations.socket(socket.AF_INET, socket.SOCK_STREAM), Operation[int])
+    assert_type(operations.bind(3, b""), Operation[None])
+    assert_type(operations.listen(3, 128), Operation[None])
+    assert_type(operations.shutdown(3, socket.SHUT_WR), Operation[None])
+    assert_type(operations.encode_sockaddr(socket.AF_INET, ("::1", 1)), "bytes | None")
+    assert_type(operations.decode_sockaddr(b""), operations.Address)
+    assert_type(buffers.group, int)
+    assert_type(buffers.take(0, 0), bytes)
+    assert_type(message.data, int)
+    assert_type(message.ancillary, "list[tuple[int, int, bytes]]")
+    assert_type(message.flags, int)
+    assert_type(message.address, operations.Address)
+
+
+def on_files(buffers: operations.ProvidedBuffers) -> None:
+    assert_type(operations.read(3, bytearray(1), 0, cancellable=True), Operation[int])
+    assert_type(operations.read_fixed(3, bytearray(1), 0, 0), Operation[int])
+    assert_type(operations.read_select(3, buffers, 1), Operation[bytes])
+    assert_type(operations.readv(3, [bytearray(1)], 0), Operation[int])
+    assert_type(operations.readv_fixed(3, [bytearray(1)], 0, 0), Operation[int])
+    assert_type(operations.write(3, b"", 0, in_worker=True), Operation[int])
+    assert_type(operations.write_fixed(3, bytearray(1), 0, 0), Operation[int])
+    assert_type(operations.writev(3, [b""], 0), Operation[int])
+    assert_type(operations.writev_fixed(3, [bytearray(1)], 0, 0), Operation[int])
+    assert_type(operations.fsync(3, data_only=True), Operation[None])
+    assert_type(operations.sync_file_range(3, 0, 1, 2), Operation[None])
+    assert_type(operations.fallocate(3, 0, 1), Operation[None])
+    assert_type(operations.fadvise(3, 0, 1, os.POSIX_FADV_DONTNEED), Operation[None])
+    assert_type(operations.ftruncate(3, 0), Operation[None])
+    assert_type(operations.splice(3, 4, 1, offset_in=0), Operation[int])
+    assert_type(operations.tee(3, 4, 1), Operation[int])
+    assert_type(operations.pipe(), "Operation[tuple[int, int]]")
+
+
+def on_paths() -> None:
+    assert_type(operations.openat("name", os.O_RDONLY, dir_fd=3), Operation[int])
+    assert_type(operations.openat2(b"name", os.O_RDONLY, resolve=8), Operation[int])
+    assert_type(operations.unlinkat(Path(), directory=True), Operation[None])
+    assert_type(operations.renameat("a", Path("b")), Operation[None])
+    assert_type(operations.mkdirat("a", 0o700), Operation[None])
+    assert_type(operations.symlinkat("a", "b"), Operation[None])
+    assert_type(operations.linkat("a", "b", follow_symlinks=True), Operation[None])
+    assert_type(operations.statx("a", follow_symlinks=False), Operation[os.stat_result])
+    assert_type(operations.statx(3), Operation[os.stat_result])
+    assert_type(operations.getxattr("a", "user.a"), Operation[bytes])
+    assert_type(operations.fgetxattr(3, b"user.a"), Operation[bytes])
+    assert_type(operations.setxattr("a", "user.a", b"", os.XATTR_CREATE), Operation[None])
+    assert_type(operations.fsetxattr(3, "user.a", bytearray()), Operation[None])
+
+
+def on_the_system(status: operations.ChildStatus) -> None:
+    with mmap.mmap(-1, 4096) as memory:
+        assert_type(operations.madvise(memory, mmap.MADV_DONTNEED), Operation[None])
+    word = bytearray(4)
+    assert_type(operations.futex_wait(word, 0, private=True), Operation[None])
+    assert_type(operations.futex_waitv([(word, 0)]), Operation[int])
+    assert_type(operations.futex_wake(word, 1), Operation[int])
+    assert_type(
+        operations.waitid(os.P_PID, 1, os.WEXITED), "Operation[operations.ChildStatus | None]"
+    )
+    assert_type(status.pid, int)
+    assert_type(status.uid, int)
+    assert_type(status.code, int)
+    assert_type(status.status, int)
+    assert_type(operations.epoll_ctl(3, 1, 4, 1), Operation[None])
+    assert_type(operations.epoll_wait(3, 10), "Operation[list[tuple[int, int]]]")
+
+
+def on_the_ring() -> None:
+    assert_type(operations.nop(), Operation[None])
+    assert_type(operations.async_cancel(3), Operation[int])
+    assert_type(operations.async_cancel_any(), Operation[int])
+    assert_type(operations.poll_add(3, 1), Operation[int])
+    assert_type(operations.close(3, in_worker=True), Operation[None])
+    assert_type(operations.timeout(1_000_000, absolute=True), Operation[None])
+    assert_type(operations.msg_ring(3, 4), Operation[None])
+    assert_type(operations.msg_ring_fd(3, 0, 4, 0), Operation[int])
+    assert_type(operations.files_update([3, -1]), "Operation[list[int]]")
+    assert_type(operations.fixed_fd_install(0), Operation[int])
