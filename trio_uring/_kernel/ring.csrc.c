@@ -28,6 +28,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "uapi.h"
@@ -319,7 +320,7 @@ static unsigned ring_publish(struct ring *ring)
 /* SQPOLL: must we wake the kernel's thread? It sets NEED_WAKEUP, looks at the tail once more,
  * and sleeps. We store the tail, and look at NEED_WAKEUP. With only release and acquire, both
  * could miss the other's store (store buffering), and the SQE would lie there for ever; a full
- * fence between our store and our load rules that out. */
+ * fence between our store and our load rules that out. tests/model/sqpoll.pml proves it. */
 static int ring_sq_needs_wakeup(struct ring *ring)
 {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -333,8 +334,6 @@ static int ring_submit(struct ring *ring, unsigned flags)
     if (ring->setup_flags & IORING_SETUP_SQPOLL) {
         if (to_submit && ring_sq_needs_wakeup(ring))
             flags |= IORING_ENTER_SQ_WAKEUP;
-        if (flags == 0)
-            return 0;
         to_submit = 0; /* the thread submits */
     }
     return sys_enter(ring, to_submit, 0, flags, NULL, 0);
@@ -374,25 +373,40 @@ static int ring_push(struct ring *ring, uint64_t user_data, unsigned opcode, uns
     return 0;
 }
 
+/* SQPOLL: wait until the thread has taken every SQE. It moves the head on only after it has
+ * issued what it took, so by then every fd has been looked up and every cancel carried out.
+ * Bounded by the thread's own work: if it sleeps we wake it, and if it is gone enter says so. */
+static int ring_wait_until_taken(struct ring *ring)
+{
+    struct timespec pause = {.tv_nsec = 50000};
+    ring_publish(ring);
+    for (unsigned looks = 0; ring_unsubmitted(ring) != 0; looks++) {
+        if (ring_sq_needs_wakeup(ring)) {
+            int result = sys_enter(ring, 0, 0, IORING_ENTER_SQ_WAKEUP, NULL, 0);
+            if (result < 0)
+                return result;
+        }
+        /* Mostly it takes a microsecond or two. But the thread may want our CPU. */
+        if (looks < 1000)
+            sched_yield();
+        else
+            nanosleep(&pause, NULL);
+    }
+    return 0;
+}
+
 /* Submit, and let cancelled and finished operations let go of their files now, before the
- * caller closes an fd. The CQEs stay in the CQ. Under SQPOLL the thread may still be about to
- * look fds up, so wait until it has taken every SQE. */
+ * caller closes an fd. The CQEs stay in the CQ. */
 static int ring_flush(struct ring *ring)
 {
-    int refused = ring_refuses(ring);
-    if (refused)
-        return refused;
-    int result;
+    int result = ring_refuses(ring);
+    if (result)
+        return result;
+    if (ring->setup_flags & IORING_SETUP_SQPOLL)
+        return ring_wait_until_taken(ring);
     do /* without SUBMIT_ALL, a bad SQE stops the batch */
         result = ring_submit(ring, IORING_ENTER_GETEVENTS);
     while (result > 0 && ring_unsubmitted(ring) != 0);
-    if (ring->setup_flags & IORING_SETUP_SQPOLL) {
-        while (ring_unsubmitted(ring) != 0 && result >= 0) {
-            if (ring_sq_needs_wakeup(ring))
-                result = sys_enter(ring, 0, 0, IORING_ENTER_SQ_WAKEUP, NULL, 0);
-            sched_yield();
-        }
-    }
     return result;
 }
 
@@ -428,7 +442,8 @@ static int ring_overflowed(struct ring *ring)
  * enter also submitted (its result is then the number of SQEs). Not a timeout: come again.
  *
  * Even with timeout 0 and nothing to submit we enter: under DEFER_TASKRUN completions are only
- * posted inside an enter with GETEVENTS. */
+ * posted inside an enter with GETEVENTS. Under SQPOLL the thread submits and posts, so we enter
+ * only to wake it or to wait. */
 static int ring_turn(struct ring *ring, double timeout, struct io_uring_cqe *out, unsigned room)
 {
     int refused = ring_refuses(ring);
@@ -436,12 +451,14 @@ static int ring_turn(struct ring *ring, double timeout, struct io_uring_cqe *out
         return refused;
     unsigned flags = IORING_ENTER_GETEVENTS;
     unsigned to_submit = ring_publish(ring);
+    int result = 0, by_itself = 0;
     if (ring->setup_flags & IORING_SETUP_SQPOLL) {
         if (to_submit && ring_sq_needs_wakeup(ring))
             flags |= IORING_ENTER_SQ_WAKEUP;
+        else
+            by_itself = 1;
         to_submit = 0;
     }
-    int result;
     if (timeout > 0 && ring_ready(ring) == 0) {
         struct uring_timespec wait = {.tv_sec = (int64_t)timeout};
         wait.tv_nsec = (int64_t)((timeout - (double)wait.tv_sec) * 1e9);
@@ -451,7 +468,8 @@ static int ring_turn(struct ring *ring, double timeout, struct io_uring_cqe *out
                            sizeof argument);
     } else {
         timeout = 0;
-        result = sys_enter(ring, to_submit, 0, flags, NULL, 0);
+        if (!by_itself)
+            result = sys_enter(ring, to_submit, 0, flags, NULL, 0);
     }
     unsigned count = ring_drain(ring, out, room);
     /* The CQ was full: completions wait in the kernel. Fetch them while there is room; more
