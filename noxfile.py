@@ -1,7 +1,7 @@
 """What is checked, and how.
 
-`nox` runs what CI runs: lint, types, the project's own tests and Trio's test suite, on every
-Python found. `nox -s full` runs the whole matrix, `nox -l` lists the sessions.
+`nox` runs what CI runs: lint, types, the model, the project's own tests and Trio's test suite, on
+every Python found. `nox -s full` runs the whole matrix, `nox -l` lists the sessions.
 
 Sessions install the wheel, not the checkout, and run elsewhere: the checkout's `trio_uring`
 has no compiled module.
@@ -120,6 +120,12 @@ def types(session: nox.Session) -> None:
     session.run("pyright", "--pythonpath", session_python(session))
     with elsewhere(session):
         session.run("pyright", "--verifytypes", "trio_uring", "--ignoreexternal")
+
+
+@nox.session(venv_backend="none")
+def model(session: nox.Session) -> None:
+    """Check the model of SQPOLL's sleep with spin: ``apt-get install spin gcc``. Ten seconds."""
+    session.run(sys.executable, str(ROOT / "tests" / "model" / "check.py"))
 
 
 @nox.session
