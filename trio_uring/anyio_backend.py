@@ -151,31 +151,43 @@ class UringTestRunner(anyio_trio.TestRunner):
 
     def __exit__(self, *_exc: object) -> None:
         """End the run; fixtures have ended before."""
-        if self._run is not None:
+        run = self._run
+        if run is not None:
             if self._send_stream is not None:
                 self._send_stream.close()
-            self._run.drive(lambda: False)
-            self._end(self._run)
+            self._drive(run, lambda: False)
+            self._forget()
+            run.result()
 
     def _call_in_runner_task(
         self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        if self._run is None:
+        run = self._run
+        if run is None:
             with asking(self._ring):
-                self._run = SteppedRun(self._run_tests_and_fixtures, **self._options)
-            self._run.drive(lambda: self._send_stream is not None)
+                run = self._run = SteppedRun(self._run_tests_and_fixtures, **self._options)
+            self._drive(run, lambda: self._send_stream is not None)
         outcomes: list[Outcome[T]] = []
         if self._send_stream is not None:
             self._send_stream.send_nowait((func(*args, **kwargs), outcomes))
-            self._run.drive(lambda: bool(outcomes))
+            self._drive(run, lambda: bool(outcomes))
         if not outcomes:
-            self._end(self._run)
+            self._forget()
+            run.result()
             raise RuntimeError("the run of tests and fixtures ended in the middle of one")
         return outcomes[0].unwrap()
 
-    def _end(self, run: SteppedRun) -> None:
+    def _drive(self, run: SteppedRun, is_enough: Callable[[], bool]) -> None:
+        try:
+            run.drive(is_enough)
+        except BaseException:  # Trio itself has crashed: what comes next gets a new run
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        if self._send_stream is not None:
+            self._send_stream.close()
         self._run = self._send_stream = None
-        run.result()
 
 
 async def _abandonable(call: Callable[[], Awaitable[T]]) -> T:
