@@ -11,7 +11,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def run_python(
     code: str,
     *arguments: object,
     options: tuple[str, ...] = ("-X", "dev", "-W", "error"),
-    **environment: str,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run *code* in a new Python, strictly, and with what *environment* adds; return how it went.
 
@@ -67,7 +67,7 @@ def run_python(
     inherited = {name: value for name, value in os.environ.items() if name[:4] != "TRIO"}
     return subprocess.run(
         [sys.executable, *options, "-c", dedent(code), *map(str, arguments)],
-        env={**inherited, "PYTHONPATH": os.pathsep.join(path), **environment},
+        env={**inherited, "PYTHONPATH": os.pathsep.join(path), **(environment or {})},
         capture_output=True,
         text=True,
         check=False,

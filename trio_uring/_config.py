@@ -23,6 +23,9 @@ class SQPoll:
     burns a whole core until it has been idle for *idle* seconds, and the completions of a
     program that waits for them arrive later, not earlier. Off unless asked for.
 
+    Beware: the thread works with the privileges that the process had when the run began. A
+    program that drops them later (setuid(2)) still opens files with the old ones.
+
     Args:
       idle: Seconds without work after which the thread goes to sleep; at least 0.001.
       cpu: The CPU to pin the thread to, or None for any.

@@ -94,13 +94,14 @@ class UringIOManager:
     It closes *ring*, which belongs to the thread of the run.
     """
 
+    begun = False  # whether there was a first turn of the loop
+
     def __init__(
         self, ring: Ring, config: RingConfig, disabled: frozenset[Layer] = frozenset()
     ) -> None:
         self.ring = ring
         self.config = config
         self.disabled = disabled
-        self._begun = False
         self._guest: GuestWakeup | None = None
         self._readiness = Readiness()
         self._watch_operation = self._readiness.watch()
@@ -123,7 +124,7 @@ class UringIOManager:
 
     def _begin(self) -> None:
         """Finish setting up, in the first turn of the loop: only now it is known for what."""
-        self._begun = True
+        self.begun = True
         if current_run_is_guest():
             self._guest = GuestWakeup()
             self.ring.register_eventfd(self._guest.eventfd)
@@ -313,10 +314,10 @@ class UringIOManager:
         self._readiness.notify_closing(fd)
 
     def _submit_now(self, ring: Ring) -> None:
-        while self._cancels:  # there was no room for all of them
+        ring.flush()
+        while self._cancels or ring.unsubmitted:  # there was no room, or no memory, for all
             self._backlog += ring.turn(0) or ()
             self._push_cancels(ring)
-        ring.flush()
 
     # ---- Trio's loop -----------------------------------------------------------------------
 
@@ -326,7 +327,7 @@ class UringIOManager:
         Falsy only if the time ran out, as Trio's clocks rely on.
         """
         ring = self.ring
-        if not self._begun:
+        if not self.begun:
             self._begin()
         if self._guest is not None:
             if timeout > 0 and not ring.usable:  # Trio's worker thread

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import struct
-from typing import TYPE_CHECKING, Final
+import time
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import attrs
 
@@ -49,6 +50,12 @@ _SQPOLL_LADDER: Final = (
 )
 _ENTRIES_MIN: Final = 8
 
+# The kernel gives a ring's memory back a while after it was closed (some 10 ms on Linux 6.18),
+# and until then it counts against RLIMIT_MEMLOCK: a program of many short runs would meet that
+# limit with rings that it has closed. So a run that gets no memory waits for it, if a ring was
+# closed this short a time ago; only then it makes do with less.
+_PATIENCE_SECONDS: Final = 0.5
+
 _OPCODES_MAX: Final = 256  # an opcode is one byte
 _OP_SUPPORTED: Final = 1  # IO_URING_OP_SUPPORTED, in struct io_uring_probe_op
 
@@ -76,6 +83,9 @@ class Ring:
 
     Source: io_uring_setup(2).
     """
+
+    _last_close: ClassVar[float] = -_PATIENCE_SECONDS
+    _too_many: ClassVar[int] = 1 << 32  # entries, refused while no closed ring could be to blame
 
     def __init__(self, config: RingConfig, *, register_fd: bool = True) -> None:
         attempts = _Attempts()
@@ -233,6 +243,14 @@ class Ring:
         if not self.closed:
             self.closed = True
             lib.ring_close(self._ring)
+            Ring._last_close = time.monotonic()
+
+    @classmethod
+    def is_worth_waiting(cls, entries: int) -> bool:
+        """Whether memory for *entries* may only be missing because a ring was just closed."""
+        if time.monotonic() >= cls._last_close + _PATIENCE_SECONDS:
+            cls._too_many = min(entries, cls._too_many)
+        return entries < cls._too_many
 
 
 def open_cached(path: bytes, flags: int) -> int | None:
@@ -255,6 +273,9 @@ def _open(config: RingConfig, attempts: _Attempts) -> CData:
         ring, result = _try_open(config, entries, ladder[step])
         if ring is not None:
             return ring
+        if result == -errno.ENOMEM and Ring.is_worth_waiting(entries):
+            time.sleep(0.005)
+            continue
         attempts.refused(f"{entries} entries, {'|'.join(flag_names(ladder[step]))}", result)
         if result == -errno.EINVAL and step + 1 < len(ladder):
             step += 1

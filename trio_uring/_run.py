@@ -183,14 +183,8 @@ def install(ring: RingConfig | None = None) -> None:
     """
     global _installed
     config = _checked(ring)
-    try:
-        _set_seams()
-    except RingUnavailableError as exc:
-        if _required(config):
-            raise
-        _warn(exc.reason)
-        return
-    _installed = config
+    if _seams_are_set(config):
+        _installed = config
 
 
 def uninstall() -> None:
@@ -208,17 +202,24 @@ def is_installed() -> bool:
 def asking(ring: RingConfig | None) -> Iterator[None]:
     """Give the Trio run that this thread starts next, inside the ``with`` block, a ring."""
     config = _checked(ring)
-    try:
-        _set_seams()
-    except RingUnavailableError as exc:
-        if _required(config):
-            raise
-        _warn(exc.reason)
+    _seams_are_set(config)
     _asked.config = config
     try:
         yield
     finally:
         _asked.config = None
+
+
+def _seams_are_set(config: RingConfig) -> bool:
+    try:
+        _set_seams()
+    except RingUnavailableError as exc:
+        if _required(config):
+            raise
+        if _environment() not in _OFF:
+            _warn(exc.reason)
+        return False
+    return True
 
 
 def _checked(ring: RingConfig | None) -> RingConfig:
@@ -296,6 +297,11 @@ class RunIOManager(UringIOManager):
         except BaseException:
             self.ring.close()
             raise
+
+    def __del__(self) -> None:
+        # Trio closes what it could set up whole; it had no fds left, for example.
+        if not self.begun:
+            self.ring.close()
 
 
 def check_system() -> None:
