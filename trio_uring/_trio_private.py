@@ -56,6 +56,7 @@ __all__ = [
     "SteppedRun",
     "TrioIOManager",
     "TrioSocket",
+    "at_cancel_point",
     "check_trio",
     "count_thread_hops",
     "current_io_manager",
@@ -171,6 +172,12 @@ def is_cancelled(task: Task) -> bool:
     return task._cancel_status.effectively_cancelled or (
         task is task._runner.main_task and task._runner.ki_pending
     )
+
+
+def at_cancel_point(task: Task) -> bool:
+    """Note that *task*, the current one, passes a cancel point; whether it is to be cancelled."""
+    task._cancel_points += 1
+    return is_cancelled(task)
 
 
 def set_io_manager(io_manager: type) -> None:

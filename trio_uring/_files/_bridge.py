@@ -37,7 +37,7 @@ from trio.lowlevel import (
     enable_ki_protection,
 )
 
-from trio_uring._trio_private import is_cancelled
+from trio_uring._trio_private import at_cancel_point
 
 try:
     import greenlet as _module
@@ -205,7 +205,7 @@ class FilesRun:
         Raises:
           BaseException: what *function* raises.
         """
-        if is_cancelled(current_task()) and not shielded:
+        if at_cancel_point(current_task()) and not shielded:
             await checkpoint_if_cancelled()
         bridge = self.idle.pop() if self.idle else Bridge(self)
         if raw is not None:
@@ -283,7 +283,7 @@ class FilesRun:
         shielded: bool = False,
     ) -> T:
         """Call ``function(*args)``, a method of a file over *raw* that never waits, here."""
-        if is_cancelled(current_task()) and not shielded:
+        if at_cancel_point(current_task()) and not shielded:
             await checkpoint_if_cancelled()
         if raw.busy:
             with trio.CancelScope(shield=shielded):
@@ -299,7 +299,7 @@ class FilesRun:
 
     @enable_ki_protection
     async def call_in_thread(
-        self, function: Callable[..., T], args: tuple[Any, ...], raw: RingFileIO | None = None
+        self, function: Callable[..., T], args: tuple[Any, ...] = (), raw: RingFileIO | None = None
     ) -> T:
         """Call ``function(*args)``, a method of a file over *raw*, in a worker thread."""
         self.in_thread += 1

@@ -15,9 +15,10 @@ import select
 import stat
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 import attrs
 import trio
@@ -29,13 +30,11 @@ from ._bridge import current_bridge
 from ._raw import RingFileIO
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ._bridge import Bridge, FilesRun
 
 _Path = str | bytes
 
-_Buffered = type[io.BufferedReader] | type[io.BufferedWriter] | type[io.BufferedRandom]
+_Buffered = Callable[[RingFileIO, int], io.BufferedReader | io.BufferedWriter | io.BufferedRandom]
 
 
 @attrs.frozen
@@ -46,8 +45,10 @@ class _Mode:
 
 
 def _mode(base: str, plus: str, kind: str) -> _Mode:
-    plain: _Buffered = io.BufferedReader if base == "r" else io.BufferedWriter
-    return _Mode(base + plus, kind == "b", io.BufferedRandom if plus else plain)
+    buffered: object = io.BufferedReader if base == "r" else io.BufferedWriter
+    if plus:
+        buffered = io.BufferedRandom
+    return _Mode(base + plus, kind == "b", cast("_Buffered", buffered))
 
 
 # Every order of a base, a plus and a kind: "rb+", "+br", ...
@@ -159,7 +160,7 @@ def open_file(
         if buffering == 0:
             return raw
         size = buffering if buffering > 1 else _buffer_size(raw)
-        result = buffered = how.buffered(raw, size)  # type: ignore[arg-type]  # as FileIO.read
+        result = buffered = how.buffered(raw, size)
         if how.binary:
             return buffered
         result = text = io.TextIOWrapper(buffered, encoding, errors, newline, line_buffering)

@@ -24,7 +24,7 @@ from trio.lowlevel import (
 from trio_uring import _operations as operations
 from trio_uring._errors import UnsupportedOpcodeError
 from trio_uring._io_manager import current_ring
-from trio_uring._trio_private import is_cancelled
+from trio_uring._trio_private import at_cancel_point
 
 from ._bridge import INLINE_MAX, files_of
 from ._raw import IN_WORKER_MIN
@@ -172,7 +172,7 @@ class PositionalFile(trio.abc.AsyncResource):
 
     @enable_ki_protection
     async def _read(self, buffers: Sequence[Buffer], offset: int) -> int:
-        if is_cancelled(current_task()):
+        if at_cancel_point(current_task()):
             await checkpoint_if_cancelled()
         fd = self._check(offset)
         manager = current_ring("files")
@@ -238,7 +238,7 @@ class PositionalFile(trio.abc.AsyncResource):
 
     @enable_ki_protection
     async def _write(self, buffers: Sequence[Buffer], offset: int) -> int:
-        if is_cancelled(current_task()):
+        if at_cancel_point(current_task()):
             await checkpoint_if_cancelled()
         fd = self._check(offset)
         manager = current_ring("files")

@@ -3,16 +3,20 @@
 Everywhere else (in a worker thread, in plain synchronous code, in a finaliser that happens to
 run inside another file's call) it is `io.FileIO`, and blocks as that does.
 
-Why the position is the kernel's
---------------------------------
+Who moves the position
+----------------------
 
 Facts. An operation with offset -1 reads or writes at the file's position and moves it, as
-read(2) does; two that overlap would use the same position. An appending write with any other
-offset does not move it. Pipes and terminals have none.
+read(2) does. But not always: after a write that was short because the disk was full, or a limit
+met, the position is where it was before (Linux 6.18: kiocb_done in io_uring/rw.c looks at the
+error of the second attempt), and the next write would overwrite the bytes. An appending write
+with any other offset does not move it. Pipes and terminals have none.
 
-What does this mean for us? One call at a time is inside a file, so nothing overlaps, and -1 is
-right for every kind of file. The position is where the standard library would have left it, for
-whoever gets the fd next: a child process, a thread, the same file used synchronously.
+What does this mean for us? Each operation on a file that has a position says where, and we move
+the position; an appending one moves it itself, and is put right if it was short. One call at a
+time is inside a file, so nothing comes between. The position is always where the standard
+library would have left it, for whoever gets the fd next: a child process, a thread, the same
+file used synchronously.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import errno
 import io
 import os
 import stat
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -30,6 +35,9 @@ from trio_uring import _operations as operations
 from trio_uring._errors import UnsupportedOpcodeError
 
 from ._bridge import current_bridge, getcurrent
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +75,7 @@ class RingFileIO(io.FileIO):
 
     closing = False  # a task waits to close the file
     _stream: bool | None = None
+    _appends: bool | None = None
     _ended = False  # whether the last read met the end
     _written = 0
 
@@ -108,12 +117,20 @@ class RingFileIO(io.FileIO):
             self._stream = not (stat.S_ISREG(mode) or stat.S_ISBLK(mode) or stat.S_ISDIR(mode))
         return self._stream
 
+    # What FileIO refuses, it refuses in its own order.
+
+    def _may_read(self) -> bool:
+        return not self.closed and self.readable()
+
+    def _may_write(self) -> bool:
+        return not self.closed and self.writable()
+
     # ---- Reading ---------------------------------------------------------------------------
 
     def readinto(self, buffer: Buffer, /) -> int | None:
         """See `io.RawIOBase.readinto`."""
         bridge = self.bridge
-        if bridge is None or getcurrent() is not bridge or not self.readable():
+        if bridge is None or getcurrent() is not bridge or not self._may_read():
             return _file_io.readinto(self, buffer)
         view = memoryview(buffer) if type(buffer) is not memoryview else buffer
         if view.readonly or not view.c_contiguous:
@@ -123,7 +140,7 @@ class RingFileIO(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes | None:  # type: ignore[override]
         """See `io.RawIOBase.read`."""
         bridge = self.bridge
-        if bridge is None or getcurrent() is not bridge or not self.readable():
+        if bridge is None or getcurrent() is not bridge or not self._may_read():
             return _file_io.read(self, size)
         if size is None:
             size = -1
@@ -136,7 +153,7 @@ class RingFileIO(io.FileIO):
     def readall(self) -> bytes | None:  # type: ignore[override]
         """See `io.RawIOBase.readall`."""
         bridge = self.bridge
-        if bridge is None or getcurrent() is not bridge or not self.readable():
+        if bridge is None or getcurrent() is not bridge or not self._may_read():
             return _file_io.readall(self)
         self._ended = False
         data = self._read_bytes(bridge, _FIRST_SIZE)
@@ -217,9 +234,7 @@ class RingFileIO(io.FileIO):
         try:
             while True:
                 if not self.is_stream:
-                    in_worker = view.nbytes > IN_WORKER_MIN
-                    operation = operations.read(self.fileno(), view, _HERE, in_worker=in_worker)
-                    return done + bridge.perform(operation)
+                    return done + self._read_at_position(bridge, view)
                 operation = operations.read(self.fileno(), view, _HERE, cancellable=True)
                 try:
                     return done + self._wait(bridge, operation)
@@ -231,6 +246,20 @@ class RingFileIO(io.FileIO):
             if done:  # the next read meets it again
                 return done
             raise
+
+    def _read_at_position(self, bridge: Bridge, view: memoryview) -> int:
+        in_worker = view.nbytes > IN_WORKER_MIN
+        position = self._position()
+        count = bridge.perform(operations.read(self.fileno(), view, position, in_worker=in_worker))
+        if position != _HERE:
+            _file_io.seek(self, position + count)
+        return count
+
+    def _position(self) -> int:
+        try:
+            return self.tell()
+        except OSError:  # some files in /proc
+            return _HERE
 
     def _wait(self, bridge: Bridge, operation: Operation[int]) -> int:
         """Perform a transfer that may wait for ever."""
@@ -249,7 +278,7 @@ class RingFileIO(io.FileIO):
     def write(self, data: Buffer, /) -> int | None:  # type: ignore[override]
         """See `io.RawIOBase.write`."""
         bridge = self.bridge
-        if bridge is None or getcurrent() is not bridge or not self.writable():
+        if bridge is None or getcurrent() is not bridge or not self._may_write():
             return _file_io.write(self, data)
         try:
             view = memoryview(data)
@@ -297,13 +326,21 @@ class RingFileIO(io.FileIO):
         fd = self.fileno()
         if self.is_stream:
             return self._wait(bridge, operations.write(fd, view, _HERE, cancellable=True))
+        if self._appends is None:
+            self._appends = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
         in_worker = view.nbytes > IN_WORKER_MIN
-        return bridge.perform(operations.write(fd, view, _HERE, in_worker=in_worker))
+        position = _HERE if self._appends else self._position()
+        count = bridge.perform(operations.write(fd, view, position, in_worker=in_worker))
+        if position != _HERE:
+            _file_io.seek(self, position + count)
+        elif self._appends and count < view.nbytes:
+            _file_io.seek(self, 0, os.SEEK_END)
+        return count
 
     def truncate(self, size: int | None = None, /) -> int:
         """See `io.IOBase.truncate`."""
         bridge = self.bridge
-        if bridge is None or getcurrent() is not bridge or not self.writable():
+        if bridge is None or getcurrent() is not bridge or not self._may_write():
             return _file_io.truncate(self, size)
         if size is None:
             size = self.tell()

@@ -1,0 +1,338 @@
+"""Random calls on `trio.open_file`'s files and on `open`'s: everything must be equal.
+
+Results, exceptions, positions after each call, and what the file holds in the end. A second
+test injects short transfers, interruptions and a full disk under both.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import tempfile
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+import trio_uring
+from trio_uring import RingConfig
+from trio_uring._files._methods import raw_of
+from trio_uring._files._raw import RingFileIO
+from trio_uring._io_manager import UringIOManager
+from trio_uring._kernel.uapi import Opcode
+from trio_uring._operations._operation import NO_ADDRESS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from trio_uring.lowlevel import Operation
+
+# Examples for each mode. The long profile makes 200,000 calls and more.
+LONG = os.environ.get("TRIO_URING_FUZZ") == "long"
+EXAMPLES = 500 if LONG else 8
+
+MODES = [base + plus + kind for base in "rwxa" for plus in ("", "+") for kind in ("b", "t")]
+ENCODINGS = ["utf-8", "utf-16", "iso2022_jp", "latin-1", "utf-8-sig"]
+NEWLINES = [None, "", "\n", "\r", "\r\n"]
+
+fuzzed = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+)
+
+Call = tuple[str, tuple[Any, ...]]
+CLOSE: Call = ("close", ())
+
+# Of io_uring.h: the result of a NOP is what its len says. Linux 6.11.
+NOP_INJECT_RESULT = 1
+
+
+# --- What is called -------------------------------------------------------------------------
+
+SIZES = st.sampled_from([-1, None, 0, 1, 2, 3, 7, 64, 100, 4095, 4096, 4097, 20000])
+OFFSETS = st.sampled_from([-3, -1, 0, 1, 2, 5, 64, 100, 4096, 9999])
+
+
+def texts(encoding: str) -> st.SearchStrategy[str]:
+    """Return texts that *encoding* can mostly encode; what it cannot is an error on both sides."""
+    alphabet = {"latin-1": "ab\n\r \xe9", "iso2022_jp": "ab\n\r \u3042\u3044"}.get(
+        encoding, "ab\n\r \u3042\xe9\U0001f600"
+    )
+    return st.builds(
+        lambda text, times: text * times,
+        st.text(alphabet=alphabet, max_size=30),
+        st.sampled_from([1, 1, 1, 3, 300]),
+    )
+
+
+def data() -> st.SearchStrategy[bytes]:
+    return st.builds(
+        lambda part, times: part * times,
+        st.binary(max_size=30) | st.sampled_from([b"\n", b"line\n", b"a\r\nb\rc\n"]),
+        st.sampled_from([1, 1, 1, 3, 300]),
+    )
+
+
+def calls(pieces: st.SearchStrategy[Any], *, binary: bool) -> st.SearchStrategy[list[Call]]:
+    """Return lists of calls that a file of this kind has, and a few that it has not."""
+    sized = ["read", "readline", "read1", "peek"] if binary else ["read", "readline"]
+    call: st.SearchStrategy[Call] = st.one_of(
+        st.tuples(st.sampled_from(sized), st.tuples(SIZES)),
+        st.tuples(
+            st.sampled_from(["read", "readline", "readlines", "flush", "tell", "readall"]),
+            st.just(()),
+        ),
+        st.tuples(st.just("readlines"), st.tuples(SIZES)),
+        st.tuples(st.sampled_from(["readinto", "readinto1"]), st.tuples(st.integers(0, 5000))),
+        st.tuples(st.just("write"), st.tuples(pieces)),
+        st.tuples(st.just("write"), st.tuples(pieces)),
+        st.tuples(st.just("writelines"), st.tuples(st.lists(pieces, max_size=3))),
+        st.tuples(st.just("seek"), st.tuples(OFFSETS, st.sampled_from([0, 0, 0, 1, 2, 3, 9]))),
+        st.tuples(st.just("seek back"), st.tuples(st.integers(0, 5))),
+        st.tuples(st.just("truncate"), st.tuples(st.sampled_from([None, 0, 3, 70, 5000, -1]))),
+        # Not seek for text: CPython 3.11 crashes in the call after that.
+        st.tuples(
+            st.sampled_from(["write", "read", "seek" if binary else "read"]), st.just((1.5,))
+        ),
+        st.sampled_from([CLOSE] + [("tell", ())] * 5),
+    )
+    return st.lists(call, min_size=6, max_size=30)
+
+
+@st.composite
+def scenarios(draw: st.DrawFn, mode: str) -> tuple[dict[str, Any], bytes, list[Call]]:
+    """Draw the arguments of open, what the file holds at first, and calls."""
+    binary = "b" in mode
+    if binary:
+        arguments = {"buffering": draw(st.sampled_from([-1, 0, 2, 7, 64, 4096]))}
+        return arguments, draw(data()), draw(calls(data(), binary=True))
+    encoding = draw(st.sampled_from(ENCODINGS))
+    arguments = {
+        "buffering": draw(st.sampled_from([-1, 1, 2, 64, 4096])),
+        "encoding": encoding,
+        "newline": draw(st.sampled_from(NEWLINES)),
+        "errors": draw(st.sampled_from([None, "strict", "replace"])),
+    }
+    content = draw(texts(encoding)).encode(encoding, "replace")
+    return arguments, content, draw(calls(texts(encoding), binary=False))
+
+
+# --- Both sides -----------------------------------------------------------------------------
+
+
+def outcome_of(exc: BaseException) -> tuple[object, ...]:
+    """Return what must be equal of an exception."""
+    if isinstance(exc, AttributeError):
+        return (AttributeError,)
+    return (
+        type(exc),
+        str(exc),
+        getattr(exc, "errno", None),
+        getattr(exc, "characters_written", None),
+    )
+
+
+class Reference:
+    """The standard library's file, called synchronously."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    async def call(self, name: str, args: tuple[Any, ...]) -> object:
+        return getattr(self.file, name)(*args)
+
+
+class Ours:
+    """Ours, as a Trio program calls it."""
+
+    def __init__(self, file: Any) -> None:
+        self.wrapper = file
+        self.file = file.wrapped
+
+    async def call(self, name: str, args: tuple[Any, ...]) -> object:
+        return await getattr(self.wrapper, "aclose" if name == "close" else name)(*args)
+
+
+async def outcomes(side: Reference | Ours, sequence: list[Call]) -> list[object]:
+    """Make the calls; return what came of each, and the position then."""
+    results: list[object] = []
+    cookies: list[int] = [0]
+    for name, args in sequence:
+        buffer: bytearray | None = None
+        arguments = args
+        if name == "seek back":  # to where a tell() was; for text, that is a cookie
+            arguments = (cookies[args[0] % len(cookies)],)
+        elif name.startswith("readinto"):
+            buffer = bytearray(args[0])
+            arguments = (buffer,)
+        result: object
+        try:
+            result = await side.call("seek" if name == "seek back" else name, arguments)
+        except Exception as exc:  # noqa: BLE001 (whichever it is, it must be the same)
+            result = outcome_of(exc)
+        else:
+            if name == "tell":
+                cookies.append(result)
+        position = None if side.file.closed else os.lseek(side.file.fileno(), 0, os.SEEK_CUR)
+        results.append((name, args, result, buffer and bytes(buffer), position))
+    return results
+
+
+calls_made: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _counts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Print how many calls were made in each mode."""
+    yield
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        counts = ", ".join(f"{mode} {n}" for mode, n in calls_made.items())
+        print(f"\ncalls compared: {calls_made.total()} ({counts})")
+
+
+Scenario = tuple[dict[str, Any], bytes, list[Call]]
+
+
+def compare(mode: str, scenario: Scenario, open_reference: Callable[..., Any] = open) -> None:
+    """Make the same calls on both, each on a file of its own, and compare all there is."""
+    arguments, content, sequence = scenario
+    with tempfile.TemporaryDirectory() as directory:
+        ours_path, reference_path = Path(directory, "ours"), Path(directory, "reference")
+        if "x" not in mode:
+            ours_path.write_bytes(content)
+            reference_path.write_bytes(content)
+
+        async def main() -> tuple[object, object]:
+            ours = Ours(await trio.open_file(ours_path, mode, **arguments))
+            assert raw_of(ours.file) is not None
+            got = await outcomes(ours, [*sequence, CLOSE])
+            reference = Reference(open_reference(reference_path, mode, **arguments))
+            expected = await outcomes(reference, [*sequence, CLOSE])
+            return got, expected
+
+        got, expected = trio_uring.run(main, ring=RingConfig(require=True))
+        calls_made[mode] += len(sequence)
+        assert got == expected
+        assert ours_path.read_bytes() == reference_path.read_bytes()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_calls_are_those_of_the_standard_library(mode: str) -> None:
+    @fuzzed
+    @given(scenarios(mode))
+    def check(scenario: Scenario) -> None:
+        compare(mode, scenario)
+
+    check()
+
+
+# --- Faults ---------------------------------------------------------------------------------
+
+
+class Plan:
+    """What happens to each raw transfer: a fault, or nothing; then nothing for ever."""
+
+    def __init__(self, faults: list[int | str | None]) -> None:
+        self._faults = list(reversed(faults))
+
+    def next(self) -> int | str | None:
+        return self._faults.pop() if self._faults else None
+
+
+class FaultyFileIO(io.FileIO):
+    """The reference: an interruption is nothing there, CPython begins again by itself."""
+
+    plan: Plan
+
+    def readinto(self, buffer: Any, /) -> int:
+        fault = self.plan.next()
+        if fault == "full":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().readinto(memoryview(buffer)[:fault] if type(fault) is int else buffer)
+
+    def write(self, data: Any, /) -> int:
+        fault = self.plan.next()
+        if type(data) is float:
+            return super().write(data)
+        if fault == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(memoryview(data).cast("B")[:fault] if type(fault) is int else data)
+
+
+def open_faulty(
+    plan: Plan, path: Path, mode: str, buffering: int = -1, **arguments: Any
+) -> io.IOBase:
+    raw = FaultyFileIO(path, mode.replace("b", "").replace("t", ""))
+    raw.plan = plan
+    size = buffering if buffering > 1 else raw._blksize  # type: ignore[attr-defined]
+    if buffering == 0:
+        return raw
+    plain = io.BufferedReader if mode[0] == "r" else io.BufferedWriter
+    buffered = (io.BufferedRandom if "+" in mode else plain)(raw, size)
+    if "b" in mode:
+        return buffered
+    return io.TextIOWrapper(buffered, **arguments, line_buffering=buffering == 1)
+
+
+def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the kernel itself transfer less, or answer with an error, where *plan* says so."""
+    fault: list[int | str | None] = [None]
+
+    def planned(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: RingFileIO, buffer: Any, /) -> object:
+            if self.bridge is not None:
+                fault[0] = plan.next()
+            try:
+                return method(self, buffer)
+            finally:
+                fault[0] = None
+
+        return call
+
+    start = UringIOManager._start
+
+    def start_faulty(self: UringIOManager, operation: Operation[Any], task: Any) -> Any:
+        now, sqe = fault[0], operation.sqe
+        error = {Opcode.READ: errno.EIO, Opcode.WRITE: errno.ENOSPC}.get(operation.opcode)
+        if error is None or now is None:
+            return start(self, operation, task)
+        fault[0] = None
+        if type(now) is int:
+            operation.sqe = (*sqe[:6], min(now, sqe[6]), *sqe[7:])  # type: ignore[assignment]
+        else:
+            res = -(errno.EINTR if now == "interrupted" else error) & 0xFFFFFFFF
+            operation.sqe = (Opcode.NOP, 0, 0, -1, 0, NO_ADDRESS, res, NOP_INJECT_RESULT, 0, 0, 0)
+        try:
+            return start(self, operation, task)
+        finally:
+            operation.sqe = sqe
+
+    monkeypatch.setattr(UringIOManager, "_start", start_faulty)
+    monkeypatch.setattr(RingFileIO, "_nowait_read", False)
+    monkeypatch.setattr(RingFileIO, "_nowait_write", False)
+    monkeypatch.setattr(RingFileIO, "readinto", planned(RingFileIO.readinto))
+    monkeypatch.setattr(RingFileIO, "write", planned(RingFileIO.write))
+
+
+FAULTS = st.lists(st.sampled_from([None, None, 1, 2, 7, 100, "interrupted", "full"]), max_size=12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_faults_are_met_as_the_standard_library_meets_them(mode: str) -> None:
+    @fuzzed
+    @given(scenarios(mode), FAULTS)
+    def check(scenario: Scenario, faults: list[int | str | None]) -> None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            inject_into_ours(Plan(faults), monkeypatch)
+            compare(mode, scenario, partial(open_faulty, Plan(faults)))
+
+    check()

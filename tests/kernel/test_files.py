@@ -1,0 +1,814 @@
+"""Files on the ring: the bridge, the locks, errors, large transfers, and what goes to threads."""
+
+from __future__ import annotations
+
+import contextvars
+import errno
+import gc
+import io
+import os
+import resource
+import signal
+import stat
+import sys
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from races import current_manager
+from trio.testing import wait_all_tasks_blocked
+
+import trio_uring
+from trio_uring import _files
+from trio_uring._files import _bridge, _routes, _seams
+from trio_uring._files._bridge import POOL_MAX, files_of
+from trio_uring._files._open import open_file
+from trio_uring._files._raw import RingFileIO
+from trio_uring._in_flight import InFlight
+from trio_uring._io_manager import UringIOManager
+from trio_uring._kernel.uapi import Opcode, SqeFlag
+from trio_uring._operations._operation import NO_ADDRESS
+from trio_uring.lowlevel import RingStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from trio.lowlevel import Task
+
+    from trio_uring.lowlevel import Operation
+
+# Of io_uring.h: the result of a NOP is what its len says. Linux 6.11.
+NOP_INJECT_RESULT = 1
+
+pytestmark = pytest.mark.usefixtures("fd_ledger")
+
+
+def statistics() -> RingStatistics:
+    found = trio.lowlevel.current_statistics().io_statistics
+    assert isinstance(found, RingStatistics)
+    return found
+
+
+def routes() -> dict[str, int]:
+    return dict(statistics().routes)
+
+
+class Operations:
+    """Every operation that starts while this is in place; some get an error for a result."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started: list[Operation[Any]] = []
+        self.errors: dict[int, int] = {}
+        start = UringIOManager._start
+
+        def recording(manager: UringIOManager, operation: Operation[Any], task: Task) -> InFlight:
+            self.started.append(operation)
+            sqe = operation.sqe
+            if operation.opcode in self.errors:
+                if operation.opcode == Opcode.CLOSE:
+                    os.close(operation.fd)
+                res = -self.errors.pop(operation.opcode) & 0xFFFFFFFF
+                operation.sqe = (
+                    Opcode.NOP, 0, 0, -1, 0, NO_ADDRESS, res, NOP_INJECT_RESULT, 0, 0, 0
+                )  # fmt: skip
+            try:
+                return start(manager, operation, task)
+            finally:
+                operation.sqe = sqe
+
+        monkeypatch.setattr(UringIOManager, "_start", recording)
+
+    def of(self, opcode: Opcode) -> list[Operation[Any]]:
+        return [operation for operation in self.started if operation.opcode == opcode]
+
+
+@pytest.fixture
+def operations(monkeypatch: pytest.MonkeyPatch) -> Operations:
+    return Operations(monkeypatch)
+
+
+@pytest.fixture
+def nowait_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every transfer go through the ring, as on a file system that cannot say it waits."""
+    monkeypatch.setattr(RingFileIO, "_nowait_read", False)
+    monkeypatch.setattr(RingFileIO, "_nowait_write", False)
+
+
+# --- Files as users know them ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["rb", "r", "r+b", "r+", "ab", "a+", "wb", "w+"])
+async def test_a_file_is_pythons_own_over_our_raw_layer(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"some bytes")
+    with path.open(mode) as expected:
+        async with await trio.open_file(path, mode) as file:
+            assert type(file.wrapped) is type(expected)
+            assert (file.name, file.mode) == (expected.name, expected.mode)
+            buffered = file.buffer if isinstance(expected, io.TextIOWrapper) else file
+            assert type(buffered.raw) is RingFileIO
+            assert isinstance(buffered.raw, io.FileIO)
+            assert not os.get_inheritable(file.fileno())
+    assert file.closed
+
+
+async def test_an_unbuffered_file_is_the_raw_layer_itself(tmp_path: Path) -> None:
+    async with await trio.open_file(tmp_path / "file", "w+b", buffering=0) as file:
+        assert type(file.wrapped) is RingFileIO
+        assert await file.write(b"0123456789") == 10
+        await file.seek(2)
+        assert await file.read(3) == b"234"
+        assert await file.readall() == b"56789"
+        assert await file.truncate(4) == 4
+        assert await file.truncate() == 10
+        await file.seek(0)
+        assert await file.read() == b"0123" + bytes(6)
+        buffer = bytearray(4)
+        await file.seek(0)
+        assert await file.readinto(buffer) == 4
+
+
+async def test_nothing_goes_to_a_thread(tmp_path: Path) -> None:
+    path = trio.Path(tmp_path, "file")
+    async with await path.open("w") as file:
+        await file.writelines(["one\n", "two\n"])
+        await file.flush()
+    async with await trio.open_file(path) as file:
+        assert [line async for line in file] == ["one\n", "two\n"]
+        await file.seek(0)
+        assert await file.readlines() == ["one\n", "two\n"]
+    assert await path.read_text() == "one\ntwo\n"
+    assert await path.write_bytes(b"bytes") == 5
+    assert await path.read_bytes() == b"bytes"
+    assert (await path.stat()).st_size == 5
+    assert await path.exists()
+    assert await path.is_file()
+    assert not await path.is_dir()
+    assert not await path.is_symlink()
+    link = path.with_name("link")
+    await link.symlink_to(path)
+    assert await link.is_symlink()
+    assert stat.S_ISLNK((await link.lstat()).st_mode)
+    await path.with_name("hard").hardlink_to(path)
+    moved = await path.rename(path.with_name("moved"))
+    assert type(moved) is trio.PosixPath
+    await (await moved.replace(path)).unlink()
+    await path.unlink(missing_ok=True)
+    directory = trio.Path(tmp_path, "a", "b")
+    await directory.mkdir(parents=True)
+    await directory.mkdir(exist_ok=True)
+    await directory.rmdir()
+    assert routes()["thread"] == 0
+    assert routes()["ring"] > 0
+
+
+async def test_what_has_no_operation_goes_to_a_thread(tmp_path: Path) -> None:
+    path = trio.Path(tmp_path, "file")
+    await path.touch()
+    await path.chmod(0o600)
+    assert [found.name for found in await trio.Path(tmp_path).iterdir()] == ["file"]
+    assert routes()["thread"] == 3
+
+
+async def test_a_foreign_file_stays_on_threads() -> None:
+    file = trio.wrap_file(io.BytesIO(b"foreign"))
+    assert await file.read() == b"foreign"
+    await file.aclose()
+    assert routes() == {"ring": 0, "inline": 0, "thread": 2}
+
+
+async def test_files_may_be_left_to_trio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(current_manager(), "disabled", frozenset(["files"]))
+    async with await trio.open_file(tmp_path / "file", "wb") as file:
+        assert type(file.raw) is io.FileIO
+
+
+async def test_without_bridges_all_goes_to_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (_bridge, _routes, _seams):
+        monkeypatch.setattr(module, "BRIDGE_REFUSED", "files: for a test")
+    async with await trio.open_file(tmp_path / "file", "wb") as file:
+        assert type(file.raw) is io.FileIO
+        await file.write(b"bytes")
+    assert routes()["thread"] == 3
+    assert "files: for a test" in statistics().refused
+
+
+def test_a_file_outlives_the_run_it_was_opened_in(tmp_path: Path) -> None:
+    async def open_and_write() -> Any:
+        file = await trio.open_file(tmp_path / "file", "w+")
+        await file.write("in a run\n")
+        return file
+
+    file = trio_uring.run(open_and_write)
+    file.wrapped.write("outside\n")
+
+    async def read() -> str:
+        await file.seek(0)
+        text: str = await file.read()
+        await file.aclose()
+        return text
+
+    assert trio.run(read) == "in a run\noutside\n"
+
+
+async def test_a_file_works_synchronously_and_in_threads(tmp_path: Path) -> None:
+    async with await trio.open_file(tmp_path / "file", "w+b") as file:
+        file.wrapped.write(b"synchronous")
+        file.wrapped.seek(0)
+        assert await trio.to_thread.run_sync(file.wrapped.read) == b"synchronous"
+
+
+async def test_an_opener_runs_in_a_thread_and_the_file_is_ours(tmp_path: Path) -> None:
+    opened: list[object] = []
+
+    def opener(path: str, flags: int) -> int:
+        opened.append(path)
+        with pytest.raises(RuntimeError):
+            trio.lowlevel.current_task()
+        return os.open(path, flags)
+
+    path = str(tmp_path / "file")
+    async with await trio.open_file(path, "wb", opener=opener) as file:
+        assert type(file.raw) is RingFileIO
+    assert opened == [path]
+
+
+async def test_an_fd_is_opened_and_kept_open_if_asked(tmp_path: Path) -> None:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    async with await trio.open_file(fd, "w+", closefd=False) as file:
+        await file.write("text")
+    assert os.pread(fd, 10, 0) == b"text"
+    await (await trio.open_file(fd, "rb")).aclose()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+async def test_a_closing_file_warns_when_it_is_forgotten(tmp_path: Path) -> None:
+    file = await trio.open_file(tmp_path / "file", "wb")
+    with pytest.warns(ResourceWarning, match="unclosed file"):
+        del file
+        gc.collect()
+
+
+async def test_offsets_beyond_4_gib(tmp_path: Path, nowait_refused: None) -> None:
+    far = 5 << 30
+    async with await trio.open_file(tmp_path / "sparse", "w+b") as file:
+        await file.seek(far)
+        await file.write(b"far away")
+        await file.seek(far - 2)
+        assert await file.read() == b"\0\0far away"
+        assert await file.tell() == far + 8
+
+
+async def test_proc_and_tmpfs() -> None:
+    expected = Path("/proc/self/cmdline").read_bytes()
+    assert await trio.Path("/proc/self/cmdline").read_bytes() == expected
+    assert "VmRSS" in await trio.Path("/proc/self/status").read_text()
+    assert len(await trio.Path("/proc/kallsyms").read_bytes()) > 1 << 20
+    path = trio.Path(f"/dev/shm/trio_uring-{os.getpid()}")
+    await path.write_bytes(b"x" * 100_000)
+    assert await path.read_bytes() == b"x" * 100_000
+    await path.unlink()
+
+
+@pytest.mark.parametrize("size", [0, 1, 16383, 16384, 16385, 300_000, 3 << 20])
+@pytest.mark.parametrize("nowait", [True, False])
+async def test_reading_all(
+    tmp_path: Path, size: int, nowait: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RingFileIO, "_nowait_read", nowait)
+    data = os.urandom(size)
+    (tmp_path / "file").write_bytes(data)
+    async with await trio.open_file(tmp_path / "file", "rb") as file:
+        assert await file.read() == data
+        assert await file.read() == b""
+
+
+async def test_large_transfers_are_copied_by_workers(
+    tmp_path: Path, operations: Operations
+) -> None:
+    data = os.urandom(1 << 20)
+    async with await trio.open_file(tmp_path / "file", "w+b") as file:
+        await file.write(data)
+        await file.seek(0)
+        assert await file.read(1 << 20) == data
+    for opcode in (Opcode.WRITE, Opcode.READ):
+        [large] = [operation for operation in operations.of(opcode) if operation.sqe[6] > 1 << 18]
+        assert large.sqe[1] & SqeFlag.ASYNC
+    # The last close of what was written much to, too.
+    assert [bool(close.sqe[1]) for close in operations.of(Opcode.CLOSE)] == [False, True]
+
+
+async def test_large_texts_are_decoded_in_threads(tmp_path: Path) -> None:
+    text = "line\n" * 300_000
+    path = trio.Path(tmp_path, "file")
+    await path.write_text(text)
+    assert routes()["thread"] == 1
+    assert await path.read_text() == text
+    assert routes()["thread"] == 2
+    async with await trio.open_file(path) as file:
+        assert await file.read() == text
+        await file.seek(0)
+        assert len(await file.readlines()) == 300_000
+        assert routes()["thread"] == 4
+        await file.seek(0)
+        assert await file.readline() == "line\n"
+        assert routes()["thread"] == 4
+
+
+async def test_a_long_call_lets_others_run(tmp_path: Path, operations: Operations) -> None:
+    (tmp_path / "file").write_bytes(b"x" * (1 << 20) + b"\n")
+    async with await trio.open_file(tmp_path / "file", "rb") as file:
+        operations.started.clear()
+        assert len(await file.readline()) == (1 << 20) + 1
+    # After each 256 KiB from the page cache it takes its turn on the ring.
+    assert 3 <= len(operations.of(Opcode.READ)) <= 5
+
+
+# --- The bridge -----------------------------------------------------------------------------
+
+
+async def test_a_call_runs_in_a_copy_of_the_context() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+    variable.set("the task's")
+
+    def call() -> str:
+        seen = variable.get()
+        variable.set("changed")
+        return seen
+
+    assert await files_of(current_manager()).call(call) == "the task's"
+    assert variable.get() == "the task's"
+
+
+async def test_exceptions_keep_their_context() -> None:
+    def call() -> None:
+        try:
+            raise KeyError("inner")
+        except KeyError:
+            raise ValueError("outer")  # noqa: B904 (the context is what is tested)
+
+    with pytest.raises(ValueError, match="outer") as caught:
+        await files_of(current_manager()).call(call)
+    assert isinstance(caught.value.__context__, KeyError)
+
+
+async def test_bridges_are_pooled_within_a_bound(tmp_path: Path) -> None:
+    files = files_of(current_manager())
+    for _ in range(5):
+        await trio.Path(tmp_path).stat()
+    assert len(files.idle) == 1
+    async with trio.open_nursery() as nursery:
+        for _ in range(POOL_MAX + 20):
+            nursery.start_soon(trio.Path(tmp_path).stat)
+    assert len(files.idle) == POOL_MAX
+
+
+def test_ctrl_c_waits_for_the_call_to_end() -> None:
+    seen: list[str] = []
+
+    def call() -> None:
+        signal.raise_signal(signal.SIGINT)
+        seen.append("not interrupted")
+
+    async def main() -> None:
+        await files_of(current_manager()).call(call)
+        seen.append("after the call")
+        await trio.lowlevel.checkpoint()
+        seen.append("never")
+
+    with pytest.raises(KeyboardInterrupt):
+        trio_uring.run(main)
+    assert seen[0] == "not interrupted"
+    assert "never" not in seen
+
+
+async def test_another_file_inside_a_call_blocks_as_always(
+    tmp_path: Path, operations: Operations, nowait_refused: None
+) -> None:
+    (tmp_path / "file").write_bytes(b"other")
+    other = await trio.open_file(tmp_path / "file", "r+b")
+    operations.started.clear()
+
+    def finaliser() -> bytes:
+        data: bytes = other.wrapped.read()
+        other.wrapped.close()
+        return data
+
+    assert await files_of(current_manager()).call(finaliser) == b"other"
+    assert operations.started == []
+
+
+async def test_a_cancelled_task_does_not_begin(tmp_path: Path) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await trio.open_file(tmp_path / "file", "wb")
+    assert scope.cancelled_caught
+    assert not (tmp_path / "file").exists()
+
+
+async def test_every_call_is_a_checkpoint(tmp_path: Path) -> None:
+    file = await trio.open_file(tmp_path / "file", "w+b")
+    for call in (
+        partial(file.write, b"bytes"),
+        partial(file.seek, 0),
+        file.tell,
+        partial(file.read, 1),
+        partial(file.read, 0),
+        file.flush,
+        trio.Path(tmp_path).stat,
+        file.aclose,
+        file.aclose,
+    ):
+        with trio.testing.assert_checkpoints():
+            await call()
+
+
+async def test_a_file_closes_even_if_cancelled(tmp_path: Path) -> None:
+    file = await trio.open_file(tmp_path / "file", "wb")
+    await file.write(b"kept")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await file.aclose()
+    assert scope.cancelled_caught
+    assert file.closed
+    assert (tmp_path / "file").read_bytes() == b"kept"
+
+
+async def test_an_abandoned_call_is_leaked(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    raw = RingFileIO(read_end, "r", closefd=False)
+    leaked = len(_bridge._leaked)
+    call = files_of(current_manager()).call(raw.read, (1,), raw)
+    call.send(None)  # it waits in the kernel
+    call.close()  # as when a crashed run is collected
+    assert len(_bridge._leaked) == leaked + 1
+    os.write(write_end, b"x")
+    await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+    os.close(read_end)
+    os.close(write_end)
+
+
+# --- One task at a time ---------------------------------------------------------------------
+
+
+async def test_tasks_take_turns_in_a_file(nowait_refused: None) -> None:
+    read_end, write_end = os.pipe()
+    lines: list[bytes] = []
+
+    async with await trio.open_file(read_end, "rb") as file:
+
+        async def read_line() -> None:
+            lines.append(await file.readline())
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(read_line)
+                await wait_all_tasks_blocked()
+            with trio.CancelScope() as scope:  # one that waits in line may leave it
+                scope.cancel()
+                await file.readline()
+            os.write(write_end, b"one\ntw")
+            await wait_all_tasks_blocked()
+            assert lines == [b"one\n"]
+            os.write(write_end, b"o\nthree\n")
+    assert lines == [b"one\n", b"two\n", b"three\n"]
+    os.close(write_end)
+
+
+async def test_a_task_in_line_can_be_cancelled() -> None:
+    read_end, write_end = os.pipe()
+    async with await trio.open_file(read_end, "rb") as file, trio.open_nursery() as nursery:
+        nursery.start_soon(file.readline)
+        await wait_all_tasks_blocked()
+        scopes = [trio.CancelScope() for _ in range(2)]
+
+        async def in_line(scope: trio.CancelScope, call: Callable[[], Any]) -> None:
+            with scope:
+                await call()
+
+        nursery.start_soon(in_line, scopes[0], file.readline)
+        nursery.start_soon(in_line, scopes[1], file.tell)
+        await wait_all_tasks_blocked()
+        for scope in scopes:
+            scope.cancel()
+        await wait_all_tasks_blocked()
+        assert all(scope.cancelled_caught for scope in scopes)
+        os.write(write_end, b"\n")
+    os.close(write_end)
+
+
+# --- Errors ---------------------------------------------------------------------------------
+
+
+def facts(exc: OSError) -> tuple[object, ...]:
+    return type(exc), exc.errno, exc.strerror, exc.filename, exc.filename2, str(exc)
+
+
+ERRORS: list[tuple[str, str, str]] = [
+    ("missing", "rb", "no such file"),
+    ("missing/below", "wb", "no such directory"),
+    ("file/below", "rb", "not a directory"),
+    (".", "rb", "a directory"),
+    (".", "wb", "a directory to write"),
+    ("file", "xb", "exists"),
+    ("loop", "rb", "too many links"),
+    ("x" * 300, "rb", "a long name"),
+    ("socket", "rb", "a socket"),
+]
+
+
+@pytest.mark.parametrize(("name", "mode"), [row[:2] for row in ERRORS], ids=[r[2] for r in ERRORS])
+async def test_errors_of_open(tmp_path: Path, name: str, mode: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    os.mknod(tmp_path / "socket", 0o600 | stat.S_IFSOCK)
+    path = str(tmp_path / name)
+    with pytest.raises(OSError) as expected:  # noqa: PT011 (whichever it is)
+        open(path, mode)  # noqa: PTH123, SIM115
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        await trio.open_file(path, mode)
+    assert facts(caught.value) == facts(expected.value)
+
+
+async def test_too_many_open_files(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = str(tmp_path / "file")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as expected:
+            open(path)  # noqa: PTH123, SIM115
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            await trio.open_file(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert facts(caught.value) == facts(expected.value)
+
+
+async def test_a_file_closes_with_no_fd_to_spare(tmp_path: Path) -> None:
+    file = await trio.open_file(tmp_path / "file", "wb")
+    await file.write(b"x" * (1 << 20))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        await file.aclose()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert file.closed
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_a_file_that_grows_too_big(tmp_path: Path) -> None:
+    async with await trio.open_file(tmp_path / "file", "wb", buffering=0) as file:
+        with file_size_limit(4096):
+            assert await file.write(bytes(5000)) == 4096
+            with pytest.raises(OSError, match="File too large") as caught:
+                await file.write(b"more")
+            assert caught.value.errno == errno.EFBIG
+            with pytest.raises(OSError, match="File too large"):
+                await file.truncate(10_000)
+
+
+@pytest.mark.parametrize("kind", ["wb", "w"])
+async def test_a_full_disk_loses_nothing_that_io_would_keep(kind: str) -> None:
+    data = b"kept" if kind == "wb" else "kept"
+    with open("/dev/full", kind) as expected:  # noqa: PTH123
+        expected.write(data)
+        with pytest.raises(OSError, match="No space left") as theirs:
+            expected.flush()
+        file = await trio.open_file("/dev/full", kind)
+        await file.write(data)
+        for _ in range(2):  # it is still there to be written, and still cannot be
+            with pytest.raises(OSError, match="No space left") as ours:
+                await file.flush()
+            assert facts(ours.value) == facts(theirs.value)
+        with pytest.raises(OSError, match="No space left"):
+            await file.aclose()
+        assert file.closed
+        with pytest.raises(OSError, match="No space left"):
+            expected.close()
+
+
+@pytest.mark.parametrize(
+    ("opcode", "code"),
+    [
+        (Opcode.READ, errno.EIO),
+        (Opcode.READ, errno.EINTR),
+        (Opcode.WRITE, errno.ENOSPC),
+        (Opcode.WRITE, errno.EDQUOT),
+        (Opcode.WRITE, errno.EIO),
+        (Opcode.WRITE, errno.EINTR),
+        (Opcode.CLOSE, errno.EIO),
+        (Opcode.CLOSE, errno.ENOSPC),
+    ],
+    ids=str,
+)
+async def test_errors_of_transfers(
+    tmp_path: Path, operations: Operations, nowait_refused: None, opcode: Opcode, code: int
+) -> None:
+    file = await trio.open_file(tmp_path / "file", "w+b")
+    operations.errors[opcode] = code
+    try:
+        await file.write(b"data")
+        await file.flush()
+        await file.seek(0)
+        assert await file.read() == b"data"
+        await file.aclose()
+    except OSError as exc:
+        assert exc.errno == code
+        assert code != errno.EINTR
+    else:
+        assert code == errno.EINTR
+    await file.aclose()
+    assert file.closed
+    assert (tmp_path / "file").read_bytes() == b"data"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: partial(path.stat),
+        lambda path: partial(path.unlink),
+        lambda path: partial(path.rmdir),
+        lambda path: partial((path / "below").mkdir),
+        lambda path: partial(path.rename, path.with_name("target")),
+        lambda path: partial(path.hardlink_to, path.with_name("target")),
+        lambda path: partial((path / "below").symlink_to, "target"),
+        lambda path: partial(path.read_text),
+    ],
+)
+async def test_errors_of_paths(tmp_path: Path, make: Callable[[Any], Callable[[], Any]]) -> None:
+    with pytest.raises(OSError) as expected:  # noqa: PT011
+        make(tmp_path / "missing")()
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        await make(trio.Path(tmp_path / "missing"))()
+    assert facts(caught.value) == facts(expected.value)
+    assert routes()["thread"] == 0
+
+
+# --- Audit events ---------------------------------------------------------------------------
+
+_events: list[tuple[str, tuple[Any, ...]]] = []
+_listening = False
+
+
+def _hook(event: str, args: tuple[Any, ...]) -> None:
+    if _listening and (event == "open" or event.startswith("os.")):
+        _events.append((event, args))
+
+
+@contextmanager
+def audited() -> Iterator[list[tuple[str, tuple[Any, ...]]]]:
+    global _listening
+    if not _events:
+        sys.addaudithook(_hook)
+    _events.clear()
+    _listening = True
+    heard: list[tuple[str, tuple[Any, ...]]] = []
+    try:
+        yield heard
+    finally:
+        _listening = False
+        heard += _events
+        _events[:] = [("one, so that the hook is added once", ())]
+
+
+async def test_audit_events_are_those_of_the_standard_library(tmp_path: Path) -> None:
+    def exercise(path: Any) -> Iterator[Callable[[], Any]]:
+        below = path / "below"
+        yield partial(below.mkdir, 0o700)
+        yield partial((below / "file").write_text, "text")
+        yield partial((below / "file").read_bytes)
+        yield partial((below / "link").symlink_to, "file")
+        yield partial((below / "hard").hardlink_to, below / "file")
+        yield partial((below / "hard").rename, below / "moved")
+        yield partial((below / "moved").replace, below / "again")
+        for name in ("file", "link", "again"):
+            yield partial((below / name).unlink)
+        yield partial(below.rmdir)
+
+    with audited() as expected:
+        for call in exercise(tmp_path):
+            call()
+    with audited() as heard:
+        for call in exercise(trio.Path(tmp_path)):
+            await call()
+    assert heard == expected
+    assert routes()["thread"] == 0
+
+
+# --- The route table ------------------------------------------------------------------------
+
+
+async def test_only_exact_matches_are_routed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class MyPath(type(tmp_path)):  # type: ignore[misc]
+        pass
+
+    route = _files.route
+    assert route(os.stat, (str(tmp_path),)) is not None
+    assert route(os.stat, (tmp_path,)) is not None
+    assert route(partial(os.stat, str(tmp_path), follow_symlinks=False)) is not None
+    assert route(tmp_path.stat) is not None
+    assert route(partial(tmp_path.mkdir, exist_ok=True)) is not None
+    assert route(open, (str(tmp_path / "file"), "w")) is not None
+    for function, args in (
+        (MyPath(tmp_path).stat, ()),
+        (os.stat, (MyPath(tmp_path),)),
+        (os.stat, ("a\0b",)),
+        (os.stat, ()),
+        (os.stat, (str(tmp_path), 5)),
+        (partial(os.stat, str(tmp_path), dir_fd=3), ()),
+        (os.unlink, (5,)),
+        (open, (str(tmp_path), "rw")),
+        (open, (str(tmp_path), "r", -1, "no such codec")),
+        (open, (str(tmp_path), "r", -1, "idna")),
+        (open, (str(tmp_path), "r", -1, None, "my error handler")),
+        (open, ()),
+        (partial(open, str(tmp_path), nonsense=1), ()),
+        (tmp_path.iterdir, ()),
+        (tmp_path.touch, ()),
+        (partial(tmp_path.rename, 5), ()),
+        (partial(tmp_path.mkdir, "mode"), ()),
+        (partial(tmp_path.mkdir, nonsense=True), ()),
+        (partial(tmp_path.write_text, "x" * (2 << 20)), ()),
+        (io.BytesIO().read, ()),
+        (len, ((),)),
+        (lambda: None, ()),
+        (print, ()),
+    ):
+        assert route(function, args) is None, (function, args)
+    monkeypatch.setattr(os, "stat", lambda *_args, **_keywords: None)
+    assert route(tmp_path.stat) is None
+    assert route(os.stat, (str(tmp_path),)) is None
+
+
+async def test_functions_of_os(tmp_path: Path) -> None:
+    async def call(function: Callable[..., Any], *args: Any) -> Any:
+        steps = _files.route(function, args)
+        assert steps is not None
+        return await steps()
+
+    path, other = str(tmp_path / "file"), bytes(tmp_path / "other")
+    file = await call(open, path, "w+b")
+    assert type(file.raw) is RingFileIO
+    await call(file.write, b"0123456789")
+    await call(file.flush)
+    assert await call(os.fstat, file.fileno()) == os.stat(path)
+    assert await call(os.stat, file.fileno()) == os.stat(path)
+    await call(os.ftruncate, file.fileno(), 4)
+    await call(os.fsync, file.fileno())
+    await call(os.fdatasync, file.fileno())
+    assert await call(os.stat, path) == os.stat(path)
+    assert await call(os.lstat, path) == os.lstat(path)
+    await call(file.close)
+    await call(os.rename, os.fsencode(path), other)
+    await call(os.symlink, b"file", other + b"-link")
+    await call(os.link, other, other + b"-hard")
+    await call(os.replace, other, other + b"-hard")
+    await call(os.unlink, other + b"-link")
+    await call(os.remove, other)
+    await call(os.remove, other + b"-hard")
+    await call(os.mkdir, other, 0o700)
+    await call(os.rmdir, other)
+    assert list(tmp_path.iterdir()) == []
+    assert routes()["thread"] == 0
+
+
+async def test_pathlib_paths_are_pathlib_paths(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    steps = _files.route((tmp_path / "file").rename, (tmp_path / "moved",))
+    assert steps is not None
+    moved = await steps()
+    assert type(moved) is type(tmp_path)
+    assert moved == tmp_path / "moved"
+
+
+def test_open_file_elsewhere_is_open(tmp_path: Path) -> None:
+    with pytest.warns(RuntimeWarning, match="line buffering"):
+        file = open_file(str(tmp_path / "file"), "wb", 1)
+    with file:
+        file.write(b"blocking")
+    with pytest.raises(LookupError):
+        open_file(str(tmp_path / "file"), encoding="no such codec")
+    assert (tmp_path / "file").read_bytes() == b"blocking"
