@@ -18,8 +18,9 @@ Facts. A finder sees no module that an earlier finder finds, and pytest puts its
 what is there. With ``TRIO_URING`` set, this package may be imported while AnyIO's module is
 half done: it is the one that imports Trio.
 
-What does this mean for us? The finder returns to the front until AnyIO's module has come by,
-and each run that gets a ring looks at what was loaded without us.
+What does this mean for us? Until AnyIO's module has come by, the finder returns to the front,
+whenever it is asked for anything and when a run gets a ring. And each such run looks at what was
+loaded without us.
 """
 
 from __future__ import annotations
@@ -55,14 +56,15 @@ _warned: Final[set[str]] = set()
 
 def install() -> None:
     """Let AnyIO find our backends, now and later."""
-    if not any(isinstance(finder, Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, Finder())
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
     if _before_ring_run not in before_ring_runs:
         before_ring_runs.append(_before_ring_run)
     adopt()
 
 
 def _before_ring_run() -> None:
+    _finder.return_to_front()
     adopt(wanted=True)
 
 
@@ -134,8 +136,7 @@ class Finder:
         """Find one of the two modules."""
         if name == ANYIO_TRIO_URING:
             return ModuleSpec(name, _NewModule())
-        if ANYIO_TRIO not in sys.modules:
-            self._move_to_front()
+        self.return_to_front()
         if name == ANYIO_TRIO:
             for finder in sys.meta_path:
                 if finder is not self and (spec := finder.find_spec(name, path, target)):
@@ -144,12 +145,16 @@ class Finder:
                     return spec
         return None
 
-    def _move_to_front(self) -> None:
+    def return_to_front(self) -> None:
+        """Be the first to be asked, until AnyIO's module for Trio is loaded."""
         # Another thread may be going through the list: put in first, so that it sees some
         # finder twice, not one too few.
-        if self in sys.meta_path[1:]:
+        if ANYIO_TRIO not in sys.modules and self in sys.meta_path[1:]:
             sys.meta_path.insert(0, self)
             del sys.meta_path[sys.meta_path.index(self, 1)]
+
+
+_finder: Final = Finder()
 
 
 class _NewModule(Loader):
