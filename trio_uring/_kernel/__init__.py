@@ -5,8 +5,8 @@ without io_uring nothing is compiled; the package still imports there, and every
 back to Trio's own I/O before one of these would be touched.
 """
 
-import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 elif sys.platform == "linux":
     # In the root of a checkout, ``python -m trio_uring`` imports the source tree, which has no
     # compiled module, in the place of the installed package, which has: take it from there.
-    __path__ += [os.path.join(entry, "trio_uring", "_kernel") for entry in sys.path]
+    __path__ += [str(Path(entry, "trio_uring", "_kernel")) for entry in sys.path]
     from ._ring import ffi, lib
 
     CData = ffi.CData
