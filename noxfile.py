@@ -219,6 +219,17 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session(python=ONE_PYTHON)
+def fuzz(session: nox.Session) -> None:
+    """Try the state machines of `tests/fuzz` far longer than `tests` does."""
+    install_wheel(session, NEWEST_TRIO, *GROUPS["test"])
+    run_pytest(
+        session,
+        *(session.posargs or ["tests/fuzz", "-o", "faulthandler_timeout=3600"]),
+        env={"TRIO_URING_FUZZ_EXAMPLES": "20000"},
+    )
+
+
+@nox.session(python=ONE_PYTHON)
 def bench(session: nox.Session) -> None:
     """Measure, and print; nothing passes or fails."""
     install_wheel(session, NEWEST_TRIO)
@@ -274,7 +285,7 @@ def full(session: nox.Session) -> None:
     for name in (
         *("lint", "types", "tests", "trio_suite", "trio_suite_unused", "trio_suite_oldest"),
         *("anyio_suite", "anyio_suite_oldest", "suites", "examples", "docs"),
-        *("asan", "build", "bench"),
+        *("asan", "fuzz", "build", "bench"),
     ):
         session.notify(name)
 

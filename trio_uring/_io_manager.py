@@ -187,7 +187,7 @@ class UringIOManager:
         entry: InFlight | None = None
         task = current_task()
         try:
-            while entry is None or entry.res == -errno.EINTR:
+            while entry is None or (entry.res == -errno.EINTR and not entry.closing):
                 if operation.bounded:
                     await self._file_limit.acquire_shielded()
                 entry = self._start(operation, task)
@@ -337,10 +337,14 @@ class UringIOManager:
             self._push_cancels(ring)
         if not self._watching:
             self._watch()
-        completions = ring.turn(0 if self._backlog else timeout)
-        if self._backlog:
+        # There is something to do already, or there was no room to ask for it: no sleep.
+        hurry = self._backlog or self._cancels or not self._watching
+        completions = ring.turn(0 if hurry else timeout)
+        if hurry:
             completions = self._backlog + (completions or [])
             self._backlog = []
+            if not completions:
+                return _WOKEN
         elif completions is None:
             return _WOKEN
         self._unprocessed = completions

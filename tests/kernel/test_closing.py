@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 from ledgers import ByteLedger, Rounds
-from races import NOT_READY, every_order, race
+from races import NOT_READY, current_manager, every_order, race
 from trio.lowlevel import FdStream, notify_closing, wait_readable
 from trio.testing import wait_all_tasks_blocked
 
@@ -172,6 +172,20 @@ async def test_closing_both_ends_of_a_splice() -> None:
             notify_closing((source, target)[end])
         for fd in (*pipes[0], *pipes[1]):
             os.close(fd)
+
+
+async def test_closing_what_is_read_midway_in_a_call() -> None:
+    """A worker's wait ends with EINTR, which there means: begin again. But not on a closed fd."""
+    read_end, write_end = os.pipe()
+    try:
+        async with trio.open_nursery() as nursery:
+            read = operations.read(read_end, bytearray(1), -1, cancellable=True, in_worker=True)
+            nursery.start_soon(expect_closed, current_manager().perform_midway(read))
+            await wait_all_tasks_blocked()
+            notify_closing(read_end)
+    finally:
+        os.close(read_end)
+        os.close(write_end)
 
 
 # --- Races ----------------------------------------------------------------------------------
