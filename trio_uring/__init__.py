@@ -11,6 +11,7 @@ from ._config import RingConfig as RingConfig, SQPoll as SQPoll
 from ._errors import (
     ForkedRingError as ForkedRingError,
     IncompatibleTrioError as IncompatibleTrioError,
+    OperationCancelledError as OperationCancelledError,
     RingUnavailableError as RingUnavailableError,
     UnsupportedOpcodeError as UnsupportedOpcodeError,
 )
@@ -18,6 +19,8 @@ from ._files import (
     PositionalFile as PositionalFile,
     open_positional as open_positional,
 )
+from ._operations import Linked as Linked, linked as linked
+from ._powers import perform_many as perform_many
 from ._run import (
     install as install,
     run as run,

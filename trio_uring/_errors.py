@@ -49,6 +49,14 @@ class UnsupportedOpcodeError(OSError):
     """The running kernel does not know an operation's opcode. ``errno`` is ``EOPNOTSUPP``."""
 
 
+class OperationCancelledError(OSError):
+    """An operation did nothing, because something else stopped it. ``errno`` is ``ECANCELED``.
+
+    In the outcomes of `trio_uring.perform_many`: an operation before it in its linked chain
+    failed; or the task was cancelled after other operations of the batch had succeeded.
+    """
+
+
 class ForkedRingError(RuntimeError):
     """A forked child used the ring of its parent; it must start a run of its own."""
 
@@ -64,6 +72,11 @@ def operation_error(
     if filename is None:
         return OSError(-res, os.strerror(-res))
     return OSError(-res, os.strerror(-res), filename, None, filename2)
+
+
+def operation_cancelled(why: str) -> OperationCancelledError:
+    """Return the error for an operation that did nothing, and say *why*."""
+    return OperationCancelledError(errno.ECANCELED, why)
 
 
 def setup_error(result: int, doing: str) -> RingUnavailableError:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import attrs
 import trio
 from trio.lowlevel import Abort, ParkingLot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from trio.lowlevel import RaiseCancelT, Task
 
-    from ._operations import Operation
+    from ._operations import Exclusive, Operation, OperationArray
+    from ._readiness import Readiness
+    from ._ring import Ring
+
+T = TypeVar("T")
 
 
-class _CanCancel(Protocol):
+class _Manager(Protocol):
     def request_cancel(self, entry: InFlight) -> None:
         """Ask the kernel to stop an operation."""
+
+    def failed(self, operation: Operation[T], entry: InFlight) -> T:
+        """Raise what a negative result means."""
 
 
 @attrs.define(eq=False)
 class InFlight:
     """An operation between its push and its last CQE, and the task that waits for it."""
 
-    manager: _CanCancel
+    manager: _Manager
     operation: Operation[object]
     user_data: int
     task: Task | None  # None once it is done
@@ -49,6 +56,9 @@ class InFlight:
             self.manager.request_cancel(self)
         return Abort.FAILED
 
+    def done(self) -> None:
+        """For a `Part`: wake who waits for it."""
+
     def unwrap(self) -> None:
         """Stand for ``outcome.Value(None)`` in reschedule.
 
@@ -57,12 +67,135 @@ class InFlight:
         """
 
 
+class _Batch(Protocol):
+    def part_done(self, part: Part) -> None:
+        """Take note of a part's last CQE."""
+
+
+@attrs.define(eq=False)
+class Part(InFlight):
+    """One of several operations that a task waits for together. *task* is None throughout."""
+
+    batch: _Batch = attrs.field(kw_only=True)
+    chain: Sequence[Part] = ()
+    running: bool = False
+
+    def done(self) -> None:
+        """Tell the batch."""
+        self.batch.part_done(self)
+
+
+@attrs.define(eq=False)
+class Group:
+    """Operations that end by themselves, in flight together; their completions come as one."""
+
+    array: OperationArray[object]
+    start: int
+    end: int
+    opcodes: Mapping[int, int]  # how many of each
+    places: int  # at the limit of file operations
+    task: Task
+    results: Sequence[tuple[int, int]] = ()  # res and flags of each, once it is done
+    raise_cancel: RaiseCancelT | None = None
+
+    def abort(self, raise_cancel: RaiseCancelT) -> Abort:
+        """Remember that the task was cancelled; the operations end by themselves."""
+        self.raise_cancel = raise_cancel
+        return Abort.FAILED
+
+    def unwrap(self) -> None:
+        """As in `InFlight`."""
+
+    def discard(self) -> None:
+        """Drop the results, which no task will ever see; close the fds among them."""
+        operations = self.array.operations[self.start : self.end]
+        for operation, (res, _) in zip(operations, self.results, strict=False):
+            if res >= 0 and operation.discard is not None:
+                operation.discard(res)
+        self.array.release()
+
+
+class Groups(dict[int, Group]):
+    """The groups in flight, by the number that the ring gave each."""
+
+    def __init__(self, ring: Ring) -> None:
+        super().__init__()
+        self._ring = ring
+
+    def add(self, group: Group) -> int:
+        """Begin; returns the user_data of the group's first operation."""
+        number, user_data = self._ring.open_batch(group.end - group.start)
+        self[number] = group
+        return user_data
+
+    def finish(self, number: int) -> Group:
+        """End; returns the group, with its results."""
+        group = self.pop(number)
+        group.results = self._ring.close_batch(number, group.end - group.start)
+        return group
+
+    def operations(self) -> int:
+        """Return how many operations are in flight in groups."""
+        return sum(group.end - group.start for group in self.values())
+
+
+class Waiting(dict[int, "list[InFlight]"]):
+    """By fd, what would have to be cancelled before that fd can be closed."""
+
+    def __init__(self, readiness: Readiness) -> None:
+        super().__init__()
+        self._readiness = readiness
+
+    def enlist(self, entry: InFlight) -> None:
+        """Add *entry*.
+
+        Raises:
+          trio.BusyResourceError: another task waits for the same thing on the same fd.
+        """
+        operation = entry.operation
+        fd = operation.fd
+        if fd < 0 or not operation.on_fd:
+            return
+        waiting = self.get(fd)
+        if operation.exclusive is not None and (waiting or fd in self._readiness.waits):
+            self.check_exclusive(fd, operation.exclusive)
+        if waiting is None:
+            self[fd] = [entry]
+        else:
+            waiting.append(entry)
+        if operation.second_fd >= 0:
+            self.setdefault(operation.second_fd, []).append(entry)
+
+    def strike(self, entry: InFlight) -> None:
+        """Take off again. After notify_closing() the list may be gone, or be a new file's."""
+        operation = entry.operation
+        self._strike_at(operation.fd, entry)
+        if operation.second_fd >= 0:
+            self._strike_at(operation.second_fd, entry)
+
+    def _strike_at(self, fd: int, entry: InFlight) -> None:
+        waiting = self.get(fd)
+        if waiting is not None and entry in waiting:
+            if len(waiting) == 1:
+                del self[fd]
+            else:
+                waiting.remove(entry)
+
+    def check_exclusive(self, fd: int, exclusive: Exclusive) -> None:
+        """Raise `trio.BusyResourceError` if a task waits so on *fd*."""
+        if self._readiness.is_busy(fd, exclusive) or any(
+            entry.operation.exclusive == exclusive for entry in self.get(fd, ())
+        ):
+            raise trio.BusyResourceError("another task is already reading / writing this fd")
+
+
 @attrs.define(eq=False)
 class FifoLimit:
     """At most so many at once; the others wait in line."""
 
     free: int
     line: ParkingLot = attrs.Factory(ParkingLot)
+    gathering: trio.StrictFIFOLock = attrs.Factory(trio.StrictFIFOLock)
 
     async def acquire(self) -> None:
         """Take a place. If cancelled while in line, none was taken."""
@@ -78,6 +211,34 @@ class FifoLimit:
         else:
             with trio.CancelScope(shield=True):
                 await self.line.park()
+
+    async def acquire_many(self, count: int) -> None:
+        """Take *count* places; no more than there are altogether.
+
+        They are gathered one by one, in line with all others. Two that gather at the same time
+        could each hold what the other waits for, so only one does, and then the next.
+        If cancelled, none was taken.
+        """
+        if self.free >= count:
+            self.free -= count
+            return
+        async with self.gathering:
+            taken = 0
+            try:
+                while taken < count:
+                    await self.acquire()
+                    taken += 1
+            except BaseException:
+                self.release_many(taken)
+                raise
+
+    def release_many(self, count: int) -> None:
+        """Give *count* places back."""
+        if self.line:
+            for _ in range(count):
+                self.release()
+        else:
+            self.free += count
 
     def release(self) -> None:
         """Give the place to the first in line, if there is one."""

@@ -18,9 +18,9 @@ from trio.lowlevel import Abort, current_task, wait_task_rescheduled
 
 from ._buffer_pool import BufferPool
 from ._errors import CANCELLED_RESULTS, operation_error, unsupported_opcode
-from ._in_flight import FifoLimit, InFlight
+from ._in_flight import FifoLimit, Groups, InFlight, Waiting
 from ._kernel.uapi import CqeFlag, Opcode
-from ._operations import Exclusive, Operation, async_cancel
+from ._operations import Operation, async_cancel
 from ._readiness import GuestWakeup, Readiness
 from ._statistics import RingStatistics, flag_names, totals
 from ._trio_private import (
@@ -31,12 +31,13 @@ from ._trio_private import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from trio.lowlevel import RaiseCancelT, Task
 
     from ._config import RingConfig
-    from ._in_flight import Companion
+    from ._in_flight import Companion, Group, Part
+    from ._operations import Exclusive, OperationArray
     from ._readiness import HasFileNo
     from ._ring import Completion, Ring
 
@@ -55,7 +56,8 @@ _F_NOTIF: Final = int(CqeFlag.NOTIF)
 _NOBODY: Final = 0
 _CANCEL: Final = 1
 _WATCH: Final = 2
-_FIRST: Final = 3
+_GROUP: Final = 3  # BATCH_DONE in the C core, which makes these completions
+_FIRST: Final = 4
 
 # "Not a timeout", where there is no completion to report: a signal, or the guest's worker.
 _WOKEN: Final = ((_NOBODY, 0, 0),)
@@ -109,9 +111,11 @@ class UringIOManager:
         self._watching = False
         self._next_user_data = _FIRST
         self._in_flight: dict[int, InFlight] = {}
-        # fd -> what would have to be cancelled before that fd can be closed.
-        self._waiting: dict[int, list[InFlight]] = {}
-        self._file_limit = FifoLimit(config.max_file_operations)
+        self._groups = Groups(ring)
+        self.waiting = Waiting(self._readiness)
+        self.file_limit = FifoLimit(config.max_file_operations)
+        # Cancelled batches with chains, whose later operations can only be cancelled later.
+        self.chains_to_cancel: set[Callable[[], object]] = set()
         self._cancels: deque[int] = deque()
         self._backlog: list[Completion] = []
         # What get_events() returned, and process_events() has not come to yet.
@@ -166,12 +170,12 @@ class UringIOManager:
             if is_cancelled(task):
                 await trio.lowlevel.checkpoint_if_cancelled()
             if operation.bounded:
-                await self._file_limit.acquire()
+                await self.file_limit.acquire()
             entry = self._start(operation, task)
             await wait_task_rescheduled(entry.abort)
             if entry.res >= 0:
                 return operation.decode(entry.res, entry.flags)
-            return self._failed(operation, entry)
+            return self.failed(operation, entry)
         finally:
             # Not while the kernel may still touch the buffers: a crashing run ends up here too.
             if operation.pins and (entry is None or entry.task is None):
@@ -189,12 +193,12 @@ class UringIOManager:
         try:
             while entry is None or (entry.res == -errno.EINTR and not entry.closing):
                 if operation.bounded:
-                    await self._file_limit.acquire_shielded()
+                    await self.file_limit.acquire_shielded()
                 entry = self._start(operation, task)
                 await wait_task_rescheduled(_not_midway)
             if entry.res >= 0:
                 return operation.decode(entry.res, entry.flags)
-            return self._failed(operation, entry)
+            return self.failed(operation, entry)
         finally:
             if operation.pins and (entry is None or entry.task is None):
                 operation.release()
@@ -205,57 +209,39 @@ class UringIOManager:
         entry = InFlight(self, operation, user_data, task)
         try:
             if operation.cancellable:
-                self._enlist(entry)
+                self.waiting.enlist(entry)
             while not self.ring.push(operation, user_data):
                 # Not even submitting made room: completions must be taken out first.
                 self._backlog += self.ring.turn(0) or ()
         except BaseException:
-            self._strike(entry)
+            self.waiting.strike(entry)
             if operation.bounded:
-                self._file_limit.release()
+                self.file_limit.release()
             raise
         self._in_flight[user_data] = entry
         return entry
 
-    def _enlist(self, entry: InFlight) -> None:
-        """Add to what must be cancelled before the fd can be closed."""
-        operation = entry.operation
-        fd = operation.fd
-        if fd < 0 or not operation.on_fd:
-            return
-        waiting = self._waiting.get(fd)
-        if operation.exclusive is not None and (waiting or fd in self._readiness.waits):
-            self._check_exclusive(fd, operation.exclusive)
-        if waiting is None:
-            self._waiting[fd] = [entry]
-        else:
-            waiting.append(entry)
-        if operation.second_fd >= 0:
-            self._waiting.setdefault(operation.second_fd, []).append(entry)
+    def start_parts(self, parts: Sequence[Part], array: OperationArray[object]) -> None:
+        """Submit the *parts* of a batch, which *array* describes. See _powers/_batch.py."""
+        first = self._next_user_data
+        self._next_user_data = first + len(parts)
+        for user_data, part in enumerate(parts, first):
+            part.user_data = user_data
+            self._in_flight[user_data] = part
+        self._push_many(array, 0, array.count, first)
 
-    def _strike(self, entry: InFlight) -> None:
-        """Take off again. After notify_closing() the list may be gone, or be a new file's."""
-        operation = entry.operation
-        self._strike_at(operation.fd, entry)
-        if operation.second_fd >= 0:
-            self._strike_at(operation.second_fd, entry)
+    def start_group(self, group: Group) -> None:
+        """Submit *group*, whose task is woken when all of it is done."""
+        user_data = self._groups.add(group)
+        self._push_many(group.array, group.start, group.end, user_data - group.start)
 
-    def _strike_at(self, fd: int, entry: InFlight) -> None:
-        waiting = self._waiting.get(fd)
-        if waiting is not None and entry in waiting:
-            if len(waiting) == 1:
-                del self._waiting[fd]
-            else:
-                waiting.remove(entry)
+    def _push_many(
+        self, array: OperationArray[object], start: int, end: int, user_data: int
+    ) -> None:
+        while (start := self.ring.push_many(array.fields, start, end, user_data)) < end:
+            self._backlog += self.ring.turn(0) or ()
 
-    def _check_exclusive(self, fd: int, exclusive: Exclusive) -> None:
-        waiting = self._waiting.get(fd, ())
-        if self._readiness.is_busy(fd, exclusive) or any(
-            entry.operation.exclusive == exclusive for entry in waiting
-        ):
-            raise trio.BusyResourceError("another task is already reading / writing this fd")
-
-    def _failed(self, operation: Operation[T], entry: InFlight) -> T:
+    def failed(self, operation: Operation[T], entry: InFlight) -> T:
         """Raise what a negative result means."""
         res = entry.res
         if operation.buffers is not None:
@@ -305,7 +291,7 @@ class UringIOManager:
         ring = self.ring
         if not ring.usable:
             return  # a forked child closes what it inherited; its epoll is its parent's, too
-        entries = self._waiting.pop(fd, ())
+        entries = self.waiting.pop(fd, ())
         for entry in entries:
             entry.closing = entry.raise_cancel is None
             self.request_cancel(entry)
@@ -363,6 +349,15 @@ class UringIOManager:
                     self._readiness.harvest()
                 elif user_data == _CANCEL:
                     self._completed[self._cancel_opcode] += 1
+                    if res == -errno.ENOENT:
+                        for ask_again in self.chains_to_cancel.copy():
+                            ask_again()
+                elif user_data == _GROUP:
+                    group = self._groups.finish(res)
+                    for opcode, count in group.opcodes.items():
+                        self._completed[opcode] += count
+                    self.file_limit.release_many(group.places)
+                    reschedule(group.task, group)
                 continue
             entry = in_flight[user_data]
             operation = entry.operation
@@ -378,11 +373,14 @@ class UringIOManager:
             del in_flight[user_data]
             self._completed[operation.opcode] += 1
             if operation.bounded:
-                self._file_limit.release()
+                self.file_limit.release()
             if operation.cancellable:
-                self._strike(entry)
+                self.waiting.strike(entry)
             task, entry.task = entry.task, None
-            reschedule(task, entry)
+            if task is not None:
+                reschedule(task, entry)
+            else:
+                entry.done()
 
     def _watch(self) -> None:
         """Have the ring watch the epoll fd; called again after each completion of that."""
@@ -405,15 +403,15 @@ class UringIOManager:
     def _check_ready(self, fd: int | HasFileNo, exclusive: Exclusive) -> None:
         if not isinstance(fd, int):
             fd = fd.fileno()
-        if fd in self._waiting:
-            self._check_exclusive(fd, exclusive)
+        if fd in self.waiting:
+            self.waiting.check_exclusive(fd, exclusive)
 
     def statistics(self) -> RingStatistics:
         """Return what the ring is, and what it has done so far."""
         ring = self.ring
         companion = self.companion
         readiness = self._readiness.statistics()
-        waits = [e.operation.exclusive for entries in self._waiting.values() for e in entries]
+        waits = [e.operation.exclusive for entries in self.waiting.values() for e in entries]
         refused = (*ring.refused, self._pool_refused)
         if companion is not None:
             refused += companion.refused()
@@ -424,12 +422,12 @@ class UringIOManager:
             features=flag_names(ring.features),
             refused=tuple(filter(None, refused)),
             entries=ring.entries,
-            in_flight=len(self._in_flight),
+            in_flight=len(self._in_flight) + self._groups.operations(),
             submitted=ring.submitted,
             enters=ring.enters,
             cancelled=self._cancelled,
             completed={opcode.name: n for opcode in Opcode if (n := self._completed[opcode])},
-            waiting_for_limit=self._file_limit.line.statistics().tasks_waiting,
+            waiting_for_limit=self.file_limit.line.statistics().tasks_waiting,
             routes=companion.routes() if companion is not None else {},
         )
 
@@ -446,7 +444,7 @@ class UringIOManager:
             self._discard(*completion)
         drained = self.ring.usable and self._drain(self.ring)
         if not drained:
-            _leaked.append((list(self._in_flight.values()), self._pool))
+            _leaked.append((list(self._in_flight.values()), self._groups, self._pool))
         elif self._pool is not None:
             self._pool.close()
         self.ring.close()
@@ -468,7 +466,7 @@ class UringIOManager:
             self._cancels.append(_WATCH)
         deadline = time.monotonic() + _DRAIN_SECONDS
         with suppress(OSError, RuntimeError):
-            while self._in_flight or self._watching:
+            while self._in_flight or self._groups or self._watching:
                 self._push_cancels(ring)
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -477,12 +475,14 @@ class UringIOManager:
                 self._backlog = []
                 for completion in completions:
                     self._discard(*completion)
-        return not (self._in_flight or self._watching)
+        return not (self._in_flight or self._groups or self._watching)
 
     def _discard(self, user_data: int, res: int, flags: int) -> None:
         """Take note of a completion that no task will ever see; close an fd that it carries."""
         if user_data == _WATCH:
             self._watching = False
+        if user_data == _GROUP:
+            self._groups.finish(res).discard()
         if user_data < _FIRST:
             return
         entry = self._in_flight[user_data]

@@ -30,6 +30,7 @@ Completion = tuple[int, int, int]  # user_data, res, flags
 REAP_MAX: Final = 1024
 
 _CQE = struct.Struct("=QiI")
+_RESULT = struct.Struct("=iI")  # of an operation in a batch
 
 # The flag ladder. Each step gives up what an older kernel does not know (EINVAL), in the
 # order in which the flags came: DEFER_TASKRUN 6.1, SINGLE_ISSUER 6.0, COOP_TASKRUN 5.19,
@@ -186,6 +187,42 @@ class Ring:
         if result == -errno.EAGAIN:
             return False
         raise ring_error(result)
+
+    def push_many(self, fields: CData, start: int, end: int, user_data: int) -> int:
+        """Put operations *start* to *end* of an array in the SQ, under *user_data* + index.
+
+        Returns:
+          The index of the first for which there is no room before CQEs are reaped.
+
+        Raises:
+          OSError: ``EINVAL``: a linked chain is longer than the SQ.
+          ForkedRingError: in a child of the process that made the ring.
+          RuntimeError: in another thread, or the ring is closed.
+        """
+        result = lib.ring_push_many(self._ring, fields, start, end, user_data)
+        if result < 0:
+            raise ring_error(result)
+        return result
+
+    def open_batch(self, count: int) -> tuple[int, int]:
+        """Begin a batch: *count* operations whose completions `turn` tells as one.
+
+        Returns:
+          The batch's number, which is the ``res`` of that completion; and the user_data for
+          its operations.
+        """
+        result = lib.batch_open(self._ring, count)
+        if result < 0:
+            raise ring_error(result)
+        return result, lib.batch_user_data(result)
+
+    def close_batch(self, batch: int, count: int) -> list[tuple[int, int]]:
+        """End a batch that is done; returns ``res`` and ``flags`` of each operation."""
+        results = ffi.buffer(lib.batch_results(self._ring, batch), count * _RESULT.size)
+        try:
+            return list(_RESULT.iter_unpack(results))
+        finally:
+            lib.batch_close(self._ring, batch)
 
     def flush(self) -> None:
         """Submit what was pushed, and let cancelled operations let go of their files, now."""

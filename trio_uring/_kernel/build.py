@@ -10,7 +10,12 @@ import cffi
 
 _HERE = Path(__file__).parent
 
-_SOURCES = ("ring.csrc.c", "buffer_ring.csrc.c", "open_cached.csrc.c")  # one unit, in this order
+_SOURCES = (  # one unit, in this order
+    "ring.csrc.c",
+    "push.csrc.c",
+    "buffer_ring.csrc.c",
+    "open_cached.csrc.c",
+)
 
 ffibuilder = cffi.FFI()
 ffibuilder.cdef((_HERE / "ring.cdef.txt").read_text())

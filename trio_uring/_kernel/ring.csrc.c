@@ -56,8 +56,13 @@ struct ring {
     size_t rings_size, sqes_size;
 
     unsigned long long enters, pushed;
+    struct batch **batches; /* see push.csrc.c */
+    unsigned batch_slots, batches_open;
     struct ring *next, **link;  /* every open ring of this process, for fork */
 };
+
+static int batch_collect(struct ring *ring, struct io_uring_cqe *cqes, unsigned count);
+static void batch_free_all(struct ring *ring);
 
 /* ---- Fork ------------------------------------------------------------------------------
  *
@@ -291,8 +296,10 @@ static void ring_close(struct ring *ring)
  * the kernel may still use it. */
 static void ring_free(struct ring *ring)
 {
-    if (ring->closed)
+    if (ring->closed) {
+        batch_free_all(ring);
         free(ring);
+    }
 }
 
 static int ring_register(struct ring *ring, unsigned opcode, void *argument, unsigned count)
@@ -337,40 +344,6 @@ static int ring_submit(struct ring *ring, unsigned flags)
         to_submit = 0; /* the thread submits */
     }
     return sys_enter(ring, to_submit, 0, flags, NULL, 0);
-}
-
-/* Fill one SQE. A full SQ is no error: what is queued is submitted, and under SQPOLL we wait
- * until the thread took some. -EAGAIN: still no room (the caller reaps and tries again). */
-static int ring_push(struct ring *ring, uint64_t user_data, unsigned opcode, unsigned sqe_flags,
-                     unsigned ioprio, int fd, uint64_t off, void *addr, unsigned len,
-                     unsigned op_flags, unsigned buf_index, int splice_fd_in, uint64_t addr3)
-{
-    int refused = ring_refuses(ring);
-    if (refused)
-        return refused;
-    if (ring_unsubmitted(ring) >= ring->sq_entries) {
-        int sqpoll = (ring->setup_flags & IORING_SETUP_SQPOLL) != 0;
-        int result = ring_submit(ring, sqpoll ? IORING_ENTER_SQ_WAIT : 0);
-        if (ring_unsubmitted(ring) >= ring->sq_entries)
-            return result < 0 && result != -EBUSY && result != -EINTR ? result : -EAGAIN;
-    }
-    struct io_uring_sqe *sqe = &ring->sqes[ring->sq_pushed & ring->sq_mask];
-    memset(sqe, 0, sizeof *sqe);
-    sqe->opcode = (uint8_t)opcode;
-    sqe->flags = (uint8_t)sqe_flags;
-    sqe->ioprio = (uint16_t)ioprio;
-    sqe->fd = fd;
-    sqe->off = off;
-    sqe->addr = (uint64_t)(uintptr_t)addr;
-    sqe->len = len;
-    sqe->op_flags = op_flags;
-    sqe->buf_index = (uint16_t)buf_index;
-    sqe->splice_fd_in = splice_fd_in;
-    sqe->addr3 = addr3;
-    sqe->user_data = user_data;
-    ring->sq_pushed++;
-    ring->pushed++;
-    return 0;
 }
 
 /* SQPOLL: wait until the thread has taken every SQE. It moves the head on only after it has
@@ -483,7 +456,7 @@ static int ring_turn(struct ring *ring, double timeout, struct io_uring_cqe *out
         count += more;
     }
     if (count > 0)
-        return (int)count;
+        return ring->batches_open ? batch_collect(ring, out, count) : (int)count;
     if (result == -ETIME)
         return 0;
     /* No memory for requests or completions just now: what was pushed stays in the SQ. */

@@ -38,6 +38,13 @@ from ._files import (
     writev as writev,
     writev_fixed as writev_fixed,
 )
+from ._many import (
+    Linked as Linked,
+    OperationArray as OperationArray,
+    array_of as array_of,
+    linked as linked,
+    read_many as read_many,
+)
 from ._message import Message as Message
 from ._network import (
     accept as accept,

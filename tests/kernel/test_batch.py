@@ -1,0 +1,663 @@
+"""`perform_many` and `linked` on a real ring: outcomes, limits, cancelling, chains."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as stdlib_socket
+import tempfile
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import outcome
+import pytest
+import trio
+from ledgers import ByteLedger, Rounds
+from races import Order, current_manager, every_order, race
+from trio.testing import wait_all_tasks_blocked
+
+import trio_uring
+from trio_uring import (
+    OperationCancelledError,
+    RingConfig,
+    UnsupportedOpcodeError,
+    linked,
+    perform_many,
+)
+from trio_uring._in_flight import Group
+from trio_uring._io_manager import UringIOManager
+from trio_uring._ring import Ring
+from trio_uring.lowlevel import Operation, RingStatistics, operations, perform
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterator
+
+PAGE: Final = 4096
+PAGES: Final = 64
+DATA: Final = os.urandom(PAGES * PAGE)
+ROUNDS: Final = 1600
+
+pytestmark = pytest.mark.usefixtures("fd_ledger")
+
+
+@pytest.fixture
+def file() -> Iterator[int]:
+    with tempfile.TemporaryFile() as opened:
+        opened.write(DATA)
+        opened.flush()
+        yield opened.fileno()
+
+
+def statistics() -> RingStatistics:
+    return current_manager().statistics()
+
+
+@contextmanager
+def completing(**expected: int) -> Iterator[None]:
+    """Fail unless so many operations of these opcodes complete."""
+    before = statistics().completed
+    yield
+    after = statistics().completed
+    assert {name: after.get(name, 0) - before.get(name, 0) for name in expected} == expected
+
+
+def unwrapped(outcomes: list[outcome.Outcome[Any]]) -> list[Any]:
+    return [each.unwrap() for each in outcomes]
+
+
+def error(result: outcome.Outcome[object]) -> BaseException:
+    assert isinstance(result, outcome.Error)
+    return result.error
+
+
+@contextmanager
+def pairs(count: int) -> Iterator[list[tuple[stdlib_socket.socket, stdlib_socket.socket]]]:
+    with ExitStack() as stack:
+        made = [stdlib_socket.socketpair() for _ in range(count)]
+        for pair in made:
+            for sock in pair:
+                stack.enter_context(sock)
+        yield made
+
+
+def every_page(fd: int, buffers: list[bytearray]) -> list[Operation[int]]:
+    return [operations.read(fd, buffer, i * PAGE) for i, buffer in enumerate(buffers)]
+
+
+# --- Outcomes -------------------------------------------------------------------------------
+
+
+async def test_outcomes_come_in_order(file: int) -> None:
+    with completing(NOP=1, READ=3):
+        first, second, third, fourth = await perform_many(
+            [
+                operations.read(file, buffer := bytearray(100), 5),
+                operations.nop(),
+                operations.read(-7, bytearray(3), 0),
+                operations.read(file, bytearray(3), len(DATA) - 1),
+            ]
+        )
+    assert first.unwrap() == 100
+    assert buffer == DATA[5:105]
+    assert second.unwrap() is None
+    assert isinstance(error(third), OSError)
+    assert cast("OSError", error(third)).errno == errno.EBADF
+    assert fourth.unwrap() == 1
+
+
+async def test_outcomes_can_be_unwrapped_once(file: int) -> None:
+    """They are made in a quick way; that must not show."""
+    results = await perform_many([operations.nop(), operations.nop()])
+    assert results == [outcome.Value(None), outcome.Value(None)]
+    assert [repr(result) for result in results] == ["Value(None)"] * 2
+    assert hash(results[0]) == hash(outcome.Value(None))
+    results[0].unwrap()
+    with pytest.raises(outcome.AlreadyUsedError):
+        results[0].unwrap()
+    assert results[1].unwrap() is None
+
+
+async def test_it_is_one_step(file: int) -> None:
+    buffers = [bytearray(PAGE) for _ in range(PAGES)]
+    steps = 0
+
+    class Steps(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            nonlocal steps
+            steps += task is this_task
+
+    this_task = trio.lowlevel.current_task()
+    instrument = Steps()
+    described = every_page(file, buffers)
+    for buffer in buffers:
+        os.preadv(file, [buffer], 0)  # so that all pages are cached
+    enters = statistics().enters
+    trio.lowlevel.add_instrument(instrument)
+    with completing(READ=PAGES):
+        results = await perform_many(described)
+    trio.lowlevel.remove_instrument(instrument)
+    assert unwrapped(results) == [PAGE] * PAGES
+    assert b"".join(buffers) == DATA
+    assert steps == 1
+    assert statistics().enters - enters <= 2
+
+
+async def test_described_all_at_once(file: int) -> None:
+    buffer = bytearray(PAGES * PAGE)
+    with completing(READ=PAGES):
+        results = await perform_many(
+            operations.read_many(file, buffer, range(0, PAGES * PAGE, PAGE), PAGE)
+        )
+    assert unwrapped(results) == [PAGE] * PAGES
+    assert buffer == DATA
+    offsets = [0, len(DATA), len(DATA) - 3, 7]
+    results = await perform_many(operations.read_many(file, buffer, offsets, 10))
+    assert unwrapped(results) == [10, 0, 3, 10]
+    assert buffer[30:40] == DATA[7:17]
+    results = await perform_many(operations.read_many(-7, buffer, offsets, 10, in_worker=True))
+    assert [cast("OSError", error(result)).errno for result in results] == [errno.EBADF] * 4
+    assert await perform_many(operations.read_many(file, buffer, [], 10)) == []
+    buffer.append(0)  # nothing holds it
+
+
+@pytest.mark.parametrize("entries", [8, 256])
+@pytest.mark.parametrize("completion_entries", [8, 4096])
+async def test_more_than_fit(file: int, entries: int, completion_entries: int) -> None:
+    """Whatever the SQ and the CQ hold, in a run of its own."""
+
+    async def main() -> None:
+        buffers = [bytearray(PAGE) for _ in range(PAGES)]
+        assert unwrapped(await perform_many(every_page(file, buffers))) == [PAGE] * PAGES
+        assert b"".join(buffers) == DATA
+        assert await perform_many([operations.nop() for _ in range(1000)])
+        with pairs(100) as made:
+            for _, theirs in made:
+                theirs.send(b"x")
+            with completing(RECV=100):
+                results = await perform_many(
+                    [operations.recv(ours.fileno(), bytearray(9)) for ours, _ in made]
+                )
+            assert unwrapped(results) == [1] * 100
+
+    ring = RingConfig(
+        entries=entries, completion_entries=max(entries, completion_entries), require=True
+    )
+    await trio.to_thread.run_sync(lambda: trio_uring.run(main, ring=ring))
+
+
+async def test_nothing_to_do() -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await perform_many([])
+    assert scope.cancelled_caught
+    assert await perform_many([]) == []
+    assert await perform_many(iter([operations.nop()])) == [outcome.Value(None)]
+
+
+@pytest.mark.parametrize("chained", [False, True])
+async def test_the_same_operation_twice(*, chained: bool) -> None:
+    operation = operations.nop()
+    with pytest.raises(ValueError, match="occurs twice"):
+        await perform_many([linked([operation]) if chained else operation, operation])
+    with pytest.raises(ValueError, match="occurs twice"):
+        await perform_many(linked([operation, operation]))
+
+
+@pytest.mark.parametrize("wrong", [3, None, [operations.nop()], operations.nop])
+async def test_what_is_no_operation(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="operations"):
+        await perform_many([wrong])
+    with pytest.raises(TypeError, match="operations"):
+        linked([wrong])
+    with pytest.raises(TypeError):
+        await perform_many(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_an_opcode_that_the_kernel_does_not_know(*, waits: bool) -> None:
+    unknown = Operation(251, lambda res, _: res, cancellable=waits)
+    before, it, after = await perform_many([operations.nop(), unknown, operations.nop()])
+    assert isinstance(error(it), UnsupportedOpcodeError)
+    assert before.unwrap() is after.unwrap() is None
+
+
+def test_without_a_ring() -> None:
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="not on io_uring"):
+            await perform_many([operations.nop()])
+
+    trio.run(main)
+
+
+# --- Limits ---------------------------------------------------------------------------------
+
+
+@pytest.mark.ring(max_file_operations=4)
+async def test_the_limit_of_file_operations(file: int) -> None:
+    """Batches and single operations take their turns; no more than four are in flight."""
+    most = 0
+
+    async def one(offset: int) -> None:
+        nonlocal most
+        buffer = bytearray(PAGE)
+        await perform(operations.read(file, buffer, offset, in_worker=True))
+        most = max(most, statistics().in_flight)
+        assert buffer == DATA[offset : offset + PAGE]
+
+    async def many(count: int) -> None:
+        nonlocal most
+        buffers = [bytearray(PAGE) for _ in range(count)]
+        described = [
+            operations.read(file, buffer, i * PAGE, in_worker=True)
+            for i, buffer in enumerate(buffers)
+        ]
+        assert unwrapped(await perform_many(described)) == [PAGE] * count
+        most = max(most, statistics().in_flight)
+        assert b"".join(buffers) == DATA[: count * PAGE]
+
+    async def described() -> None:
+        buffer = bytearray(11 * PAGE)
+        await perform_many(operations.read_many(file, buffer, range(0, 11 * PAGE, PAGE), PAGE))
+        assert buffer == DATA[: 11 * PAGE]
+
+    with completing(READ=3 * (10 + 3 + 11 + 1 + 4)):
+        async with trio.open_nursery() as nursery:
+            for i in range(3):
+                nursery.start_soon(many, 10)
+                nursery.start_soon(many, 3)
+                nursery.start_soon(described)
+                nursery.start_soon(one, i * PAGE)
+                nursery.start_soon(many, 4)
+    assert 0 < most <= 4
+    assert current_manager().file_limit.free == 4
+
+
+@pytest.mark.ring(max_file_operations=2)
+async def test_who_waits_for_ever_takes_no_place(file: int) -> None:
+    """Reads of files get their turn while receives of the same batch go on waiting."""
+    with pairs(1) as [(ours, theirs)]:
+        results: list[outcome.Outcome[int]] = []
+
+        async def batch() -> None:
+            nonlocal results
+            reads = [operations.read(file, bytearray(9), i) for i in range(5)]
+            chain = linked(
+                [operations.recv(ours.fileno(), bytearray(9)), operations.read(file, b, 0)]
+            )
+            results = await perform_many([*reads[:2], chain, *reads[2:]])
+
+        b = bytearray(5)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(batch)
+            await wait_all_tasks_blocked()
+            assert statistics().in_flight == 2  # the chain
+            assert current_manager().file_limit.free == 2
+            theirs.send(b"abc")
+        assert unwrapped(results) == [9, 9, 3, 5, 9, 9, 9]
+        assert current_manager().file_limit.free == 2
+
+
+@pytest.mark.ring(max_file_operations=2)
+async def test_cancelled_in_line(file: int) -> None:
+    """Nothing was begun, so nothing is lost, and no place is kept."""
+    limit = current_manager().file_limit
+    await limit.acquire_many(2)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(perform_many, [operations.fsync(file), operations.fsync(file)])
+            nursery.start_soon(perform_many, [operations.fsync(file), operations.poll_add(file, 1)])
+            await wait_all_tasks_blocked()
+            limit.release()  # one of them has this now
+            await wait_all_tasks_blocked()
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert limit.free == 1
+    limit.release()
+
+
+@pytest.mark.ring(entries=8, max_file_operations=4)
+async def test_chains_that_are_too_long(file: int) -> None:
+    with pytest.raises(ValueError, match="longer than the ring's 8"):
+        await perform_many(linked([operations.nop() for _ in range(9)]))
+    with pytest.raises(ValueError, match="max_file_operations, 4"):
+        await perform_many(linked([operations.fsync(file) for _ in range(5)]))
+    with pytest.raises(ValueError, match="at least one"):
+        linked([])
+    long = [linked([operations.nop() for _ in range(8)]) for _ in range(5)]
+    assert unwrapped(await perform_many(long)) == [None] * 40
+    chains = [linked([operations.fsync(file) for _ in range(3)]) for _ in range(5)]
+    with completing(FSYNC=15):
+        assert unwrapped(await perform_many(chains)) == [None] * 15
+
+
+# --- Cancelling -----------------------------------------------------------------------------
+
+
+async def test_cancelling_a_batch(rounds: Rounds) -> None:
+    """Whatever the order of events, each byte is in an outcome, or still in its socket."""
+    with pairs(3) as made:
+        ledgers = [ByteLedger() for _ in made]
+
+        def receive() -> Awaitable[list[outcome.Outcome[int]]]:
+            for buffer in buffers:
+                buffer.append(0)  # nothing of the last round holds it
+            return perform_many(
+                [
+                    operations.recv(ours.fileno(), buffer)
+                    for (ours, _), buffer in zip(made, buffers, strict=True)
+                ]
+            )
+
+        buffers = [bytearray(20) for _ in made]
+        for number, order in enumerate(every_order(ROUNDS)):
+            ready = made if order in (Order.READY_SEEN, Order.NO_CANCEL) or number % 2 else made[1:]
+
+            def send(ready: list[Any] = ready) -> None:
+                for pair in ready:
+                    pair[1].send(ledgers[made.index(pair)].take(10))
+
+            result = await race(rounds, order, receive, send)
+            received = [0] * 3
+            if result:
+                assert any(isinstance(each, outcome.Value) for each in result.value)
+                for i, each in enumerate(result.value):
+                    if isinstance(each, outcome.Value):
+                        received[i] = each.value
+                    else:
+                        assert isinstance(error(each), OperationCancelledError)
+            for ledger, pair, count, buffer in zip(ledgers, made, received, buffers, strict=True):
+                ledger.received(buffer[:count])
+                if ledger.missing:
+                    ledger.received(pair[0].recv(100, stdlib_socket.MSG_DONTWAIT))
+                assert not ledger.missing
+
+
+async def test_cancelling_accepts(rounds: Rounds) -> None:
+    """No connection is lost; the fd ledger sees to their fds."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(stdlib_socket.create_server(("", 0))) for _ in range(2)]
+        for order in every_order(400):
+            clients: list[stdlib_socket.socket] = []
+
+            def connect(clients: list[stdlib_socket.socket] = clients) -> None:
+                clients.extend(
+                    stdlib_socket.create_connection(each.getsockname()) for each in listeners
+                )
+
+            result = await race(
+                rounds,
+                order,
+                lambda: perform_many([operations.accept(each.fileno()) for each in listeners]),
+                connect,
+            )
+            accepted = 0
+            for each in result.value if result else ():
+                if isinstance(each, outcome.Value):
+                    os.close(each.value[0])
+                    accepted += 1
+            for _ in range(len(clients) - accepted):
+                for listener in listeners:
+                    listener.setblocking(False)
+                    try:
+                        listener.accept()[0].close()
+                    except BlockingIOError:
+                        continue
+                    accepted += 1
+            assert accepted == len(clients)
+            for client in clients:
+                client.close()
+
+
+async def test_what_ends_by_itself_is_waited_for(file: int) -> None:
+    buffers = [bytearray(PAGE) for _ in range(PAGES)]
+    described = every_page(file, buffers)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(perform_many, described)
+            await wait_all_tasks_blocked()
+            scope.cancel()
+    for buffer in buffers:
+        buffer.append(0)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        with completing(READ=0):
+            await perform_many(every_page(file, buffers))
+    assert scope.cancelled_caught
+    for buffer in buffers:
+        buffer.append(0)
+
+
+@pytest.mark.ring(max_file_operations=2)
+@pytest.mark.parametrize("waits", [False, True])
+async def test_cancelled_between_parts(file: int, *, waits: bool) -> None:
+    """What was done is told; what had not begun does not begin."""
+    limit = current_manager().file_limit
+    with pairs(1) as [(ours, _)]:
+        described: list[Operation[Any]] = [operations.fsync(file) for _ in range(4)]
+        if waits:
+            described.append(operations.recv(ours.fileno(), bytearray(1)))
+        results: list[outcome.Outcome[Any]] = []
+        with trio.CancelScope() as scope:
+
+            async def batch() -> None:
+                nonlocal results
+                results = await perform_many(described)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(batch)
+                while not statistics().in_flight:
+                    await trio.lowlevel.checkpoint()
+                await limit.acquire_many(2)  # behind the first part, before the second
+                await wait_all_tasks_blocked()
+                scope.cancel()
+        assert unwrapped(results[:2]) == [None, None]
+        assert all(isinstance(error(each), OperationCancelledError) for each in results[2:])
+        assert len(results) == len(described)
+    assert limit.free == 0
+    limit.release_many(2)
+
+
+async def test_errors_alone_are_not_a_cancellation() -> None:
+    """All had failed by themselves before the cancel: that is the result."""
+    results: list[outcome.Outcome[int]] = []
+    with trio.CancelScope() as scope:
+
+        async def batch() -> None:
+            nonlocal results
+            results = await perform_many([operations.recv(-7, bytearray(1)) for _ in range(3)])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(batch)
+            await wait_all_tasks_blocked()
+            scope.cancel()
+    assert [cast("OSError", error(each)).errno for each in results] == [errno.EBADF] * 3
+
+
+# --- Who waits for what ---------------------------------------------------------------------
+
+
+async def test_two_that_wait_for_the_same() -> None:
+    with pairs(2) as [(ours, theirs), (other, others)]:
+        results: list[outcome.Outcome[int]] = []
+
+        async def batch() -> None:
+            nonlocal results
+            results = await perform_many(
+                [
+                    operations.recv(ours.fileno(), bytearray(9)),
+                    operations.recv(ours.fileno(), bytearray(9)),
+                    linked(
+                        [
+                            operations.recv(other.fileno(), bytearray(9)),
+                            operations.recv(ours.fileno(), bytearray(9)),
+                        ]
+                    ),
+                ]
+            )
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(batch)
+            await wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                await perform(operations.recv(ours.fileno(), bytearray(9)))
+            others.send(b"x")
+            await perform(operations.recv(other.fileno(), bytearray(9)))  # the chain let go of it
+            theirs.send(b"abc")
+        assert results[0].unwrap() == 3
+        assert isinstance(error(results[1]), trio.BusyResourceError)
+        assert isinstance(error(results[2]), OperationCancelledError)
+        assert isinstance(error(results[3]), trio.BusyResourceError)
+        results = await perform_many([operations.recv(-7, bytearray(1))])
+
+
+async def test_only_refused_ones() -> None:
+    with pairs(1) as [(ours, theirs)]:
+        sock = trio.socket.from_stdlib_socket(ours)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sock.recv, 9)
+            await wait_all_tasks_blocked()
+            buffer = bytearray(1)
+            [result] = await perform_many([operations.recv(ours.fileno(), buffer)])
+            assert isinstance(error(result), trio.BusyResourceError)
+            buffer.append(0)
+            theirs.send(b"x")
+
+
+async def test_closing() -> None:
+    with pairs(2) as [(ours, _), (other, others)]:
+        results: list[outcome.Outcome[int]] = []
+
+        async def batch() -> None:
+            nonlocal results
+            results = await perform_many(
+                [operations.recv(sock.fileno(), bytearray(9)) for sock in (ours, other)]
+            )
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(batch)
+            await wait_all_tasks_blocked()
+            trio.lowlevel.notify_closing(ours)
+            ours.close()
+            await wait_all_tasks_blocked()
+            others.send(b"ab")
+        assert isinstance(error(results[0]), trio.ClosedResourceError)
+        assert results[1].unwrap() == 2
+
+
+# --- Chains ---------------------------------------------------------------------------------
+
+
+async def test_a_chain_runs_in_order(file: int) -> None:
+    buffer = bytearray(5)
+    chain = linked(
+        [
+            operations.write(file, b"first", 0),
+            operations.write(file, b"third", 0),
+            operations.read(file, buffer, 0),
+        ]
+    )
+    with completing(WRITE=2, READ=1):
+        assert unwrapped(await perform_many(chain)) == [5, 5, 5]
+    assert buffer == b"third"
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_broken_chain(file: int, *, waits: bool) -> None:
+    with pairs(1) as [(ours, theirs)]:
+        theirs.send(b"x")
+        first = operations.recv(ours.fileno(), bytearray(1)) if waits else operations.nop()
+        results = await perform_many(
+            [
+                operations.nop(),
+                linked(
+                    [
+                        first,
+                        operations.read(file, bytearray(9), len(DATA) - 1),  # short: so it failed
+                        operations.write(file, b"never", 0),
+                        operations.fsync(file),
+                    ]
+                ),
+                operations.nop(),
+            ]
+        )
+        assert unwrapped(results[:3]) == [None, 1 if waits else None, 1]
+        assert results[5].unwrap() is None
+        for result in results[3:5]:
+            assert isinstance(error(result), OperationCancelledError)
+            assert "linked chain" in str(error(result))
+    assert os.pread(file, 5, 0) == DATA[:5]
+
+
+@pytest.mark.parametrize("first_has_come", [False, True])
+async def test_cancelling_a_chain(*, first_has_come: bool) -> None:
+    with pairs(2) as [(ours, theirs), (other, _)]:
+        results: list[outcome.Outcome[int]] = []
+        with trio.CancelScope() as scope:
+
+            async def batch() -> None:
+                nonlocal results
+                results = await perform_many(
+                    linked(operations.recv(s.fileno(), bytearray(9)) for s in (ours, other))
+                )
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(batch)
+                await wait_all_tasks_blocked()
+                if first_has_come:
+                    theirs.send(b"abc")
+                    await wait_all_tasks_blocked()
+                scope.cancel()
+        if first_has_come:
+            assert results[0].unwrap() == 3
+            assert isinstance(error(results[1]), OperationCancelledError)
+        else:
+            assert not results
+            assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("answered", [False, True])
+async def test_cancelling_what_has_not_begun(*, answered: bool) -> None:
+    """The kernel does not know it yet, so it is asked again once it has begun."""
+    with pairs(2) as [(ours, theirs), (other, others)]:
+        head = operations.recv(ours.fileno(), bytearray(9))
+        head.cancellable = False
+        results: list[outcome.Outcome[int]] = []
+        with trio.CancelScope() as scope:
+
+            async def batch() -> None:
+                nonlocal results
+                results = await perform_many(
+                    linked([head, operations.recv(other.fileno(), bytearray(9))])
+                )
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(batch)
+                await wait_all_tasks_blocked()
+                scope.cancel()
+                if answered:
+                    with trio.CancelScope(shield=True):
+                        await wait_all_tasks_blocked()
+                theirs.send(b"abc")
+        assert results[0].unwrap() == 3
+        assert isinstance(error(results[1]), OperationCancelledError)
+        others.send(b"x")
+        assert other.recv(9) == b"x"
+    assert not current_manager().chains_to_cancel
+
+
+# --- The end of a run -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("submitted", [False, True])
+async def test_a_ring_that_closes(*, submitted: bool) -> None:
+    """It waits for groups, and closes the fds among their results."""
+    config = RingConfig()
+    manager = UringIOManager(Ring(config), config)
+    array = operations.array_of([operations.nop(), operations.openat("/dev/null", os.O_RDONLY)])
+    task = trio.lowlevel.current_task()
+    manager.start_group(Group(array, 0, 2, array.opcodes, 0, task))
+    assert manager.statistics().in_flight == 2
+    if submitted:
+        manager.ring.flush()
+    manager.close()
+    assert manager.statistics().in_flight == 0
