@@ -56,7 +56,10 @@ PASSED_MIN = 640
 TRIES = 3
 
 # What AnyIO's sockets, pipes and files must have completed.
-OPCODES = ["RECV", "SEND", "RECVMSG", "SENDMSG", "ACCEPT", "CONNECT", "READ", "WRITE", "OPENAT"]
+OPCODES = [
+    *("RECV", "SEND", "RECVMSG", "SENDMSG", "ACCEPT", "CONNECT", "READ", "WRITE"),
+    *("OPENAT", "CLOSE", "STATX", "MKDIRAT", "UNLINKAT"),
+]
 
 
 def main() -> int:
