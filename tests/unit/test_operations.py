@@ -84,6 +84,7 @@ AT_SYMLINK_NOFOLLOW = 0x100
 AT_SYMLINK_FOLLOW = 0x400
 AT_NO_AUTOMOUNT = 0x800
 AT_EMPTY_PATH = 0x1000
+STATX_DIOALIGN = 0x2000
 STATX_BASIC_STATS = 0x7FF  # linux/stat.h
 CLOEXEC = os.O_CLOEXEC
 PRIVATE_FUTEX = Futex2Flag.SIZE_U32 | Futex2Flag.PRIVATE
@@ -236,6 +237,9 @@ SQES = [
       "len": STATX_BASIC_STATS, "op_flags": AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT}),
     (operations.statx(3),
      {"opcode": Opcode.STATX, "fd": 3, "addr": b"", "off": At(bytes(256)), "len": STATX_BASIC_STATS,
+      "op_flags": AT_EMPTY_PATH | AT_NO_AUTOMOUNT}),
+    (operations.statx_alignment(3),
+     {"opcode": Opcode.STATX, "fd": 3, "addr": b"", "off": At(bytes(256)), "len": STATX_DIOALIGN,
       "op_flags": AT_EMPTY_PATH | AT_NO_AUTOMOUNT}),
     (operations.getxattr("a", "user.b"),
      {"opcode": Opcode.GETXATTR, "addr": b"user.b", "off": At(bytes(65536)), "len": 65536,

@@ -6,6 +6,7 @@ from ._attributes import (
     getxattr as getxattr,
     setxattr as setxattr,
     statx as statx,
+    statx_alignment as statx_alignment,
 )
 from ._control import (
     async_cancel as async_cancel,

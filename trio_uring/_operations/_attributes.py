@@ -24,11 +24,15 @@ _AT_EMPTY_PATH: Final = 0x1000
 # fields to come; of those that are there, these are what stat(2) knows.
 _STATX_SIZE: Final = 256
 _STATX_BASIC_STATS: Final = 0x7FF
+_STATX_DIOALIGN: Final = 0x2000
 _STATX = struct.Struct(
     "=4x I 8x III H 2x QQQ 8x"  # blksize; nlink, uid, gid; mode; ino, size, blocks
     " qI 4x 16x qI 4x qI 4x"  # atime, (birth,) ctime, mtime: seconds and nanoseconds
     " II II"  # rdev, dev: major and minor
 )
+
+# stx_mask, stx_dio_mem_align, stx_dio_offset_align.
+_STATX_ALIGNMENT = struct.Struct("=I 148x II")
 
 # The largest value of an extended attribute (XATTR_SIZE_MAX of linux/limits.h).
 _XATTR_SIZE_MAX: Final = 65536
@@ -69,6 +73,36 @@ def statx(
         cancellable=False,
         bounded=True,
         filename=name,
+    )
+
+
+def statx_alignment(fd: int) -> Operation[tuple[int, int] | None]:
+    """Ask what direct I/O (``O_DIRECT``) on an open file has to be a multiple of.
+
+    Completes with: for addresses, and for offsets and sizes, in bytes; zeros if the file cannot
+      be used so; None if the file system does not say.
+    Fails with: ``EBADF``, ``EIO``: see statx(2).
+    If cancelled: it still completes.
+    Since: Linux 5.6, and 6.1 for an answer. Source: io_uring_prep_statx(3), statx(2).
+    """
+    status = bytearray(_STATX_SIZE)
+    pin = pin_writable(status)
+
+    def decode(_res: int, _flags: int) -> tuple[int, int] | None:
+        mask, address, offset = _STATX_ALIGNMENT.unpack_from(status)
+        return (address, offset) if mask & _STATX_DIOALIGN else None
+
+    return Operation(
+        Opcode.STATX,
+        decode,
+        fd,
+        b"",
+        _STATX_DIOALIGN,
+        _AT_EMPTY_PATH | _AT_NO_AUTOMOUNT,
+        address_of(pin),
+        pins=(pin,),
+        cancellable=False,
+        bounded=True,
     )
 
 

@@ -204,6 +204,18 @@ def address_of(memory: CData) -> int:
     return int(ffi.cast("uintptr_t", memory))
 
 
+def where(buffer: Buffer) -> int:
+    """Return the address at which *buffer* begins, now.
+
+    Raises:
+      TypeError, BufferError, ValueError: not a buffer, or not contiguous.
+    """
+    pin = ffi.from_buffer("char[]", buffer)
+    address = address_of(pin)
+    ffi.release(pin)
+    return address
+
+
 def as_address(number: int) -> CData:
     """Return *number* for the SQE's addr, where an operation uses that for a number."""
     return ffi.cast("void *", number)
