@@ -2,8 +2,8 @@
 
 The public names: `run`, `start_guest_run`, `install` and `uninstall` decide which Trio runs
 get a ring, `RingConfig` and `SQPoll` how it is set up. `open_positional` opens a file for many
-tasks at once; all other files are `trio.open_file`'s. `trio_uring.lowlevel` has the
-operations themselves.
+tasks at once, `open_direct` one past the page cache; all other files are `trio.open_file`'s.
+`trio_uring.lowlevel` has the operations themselves.
 """
 
 from . import _anyio_finder
@@ -20,7 +20,13 @@ from ._files import (
     open_positional as open_positional,
 )
 from ._operations import Linked as Linked, linked as linked
-from ._powers import perform_many as perform_many
+from ._powers import (
+    BufferLease as BufferLease,
+    DirectFile as DirectFile,
+    RegisteredBuffers as RegisteredBuffers,
+    open_direct as open_direct,
+    perform_many as perform_many,
+)
 from ._run import (
     install as install,
     run as run,

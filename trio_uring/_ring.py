@@ -147,6 +147,11 @@ class Ring:
         """What was asked of the kernel and refused."""
         return tuple(self._attempts.steps)
 
+    def note_refused(self, what: str, error: OSError) -> None:
+        """Have the statistics say, once, that *what* is not in use."""
+        if not any(step.startswith(f"{what}: ") for step in self._attempts.steps):
+            self._attempts.refused(what, -(error.errno or 0))
+
     @property
     def fd(self) -> int:
         """The ring's file descriptor; -1 once it is closed."""

@@ -1,3 +1,5 @@
 """What io_uring can do and no readiness loop can."""
 
 from ._batch import perform_many as perform_many
+from ._direct import DirectFile as DirectFile, open_direct as open_direct
+from ._registered import BufferLease as BufferLease, RegisteredBuffers as RegisteredBuffers
