@@ -241,11 +241,20 @@ def test_calls_are_those_of_the_standard_library(mode: str) -> None:
 class Plan:
     """What happens to each raw transfer: a fault, or nothing; then nothing for ever."""
 
-    def __init__(self, faults: list[int | str | None]) -> None:
+    def __init__(self, faults: list[int | str | None], mode: str) -> None:
         self._faults = list(reversed(faults))
+        # CPython 3.11 crashes in the call after a text file's failed read.
+        self.read_error = errno.EIO if "b" in mode else None
 
     def next(self) -> int | str | None:
         return self._faults.pop() if self._faults else None
+
+
+def is_transfer(raw: io.FileIO, buffer: Any, *, reading: bool) -> bool:
+    """Whether a raw call comes to the point of transferring bytes."""
+    if raw.closed or type(buffer) is float or not memoryview(buffer).nbytes:
+        return False
+    return raw.readable() if reading else raw.writable()
 
 
 class FaultyFileIO(io.FileIO):
@@ -254,15 +263,17 @@ class FaultyFileIO(io.FileIO):
     plan: Plan
 
     def readinto(self, buffer: Any, /) -> int:
+        if not is_transfer(self, buffer, reading=True):
+            return super().readinto(buffer)
         fault = self.plan.next()
-        if fault == "full":
+        if fault == "full" and self.plan.read_error is not None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return super().readinto(memoryview(buffer)[:fault] if type(fault) is int else buffer)
 
     def write(self, data: Any, /) -> int:
-        fault = self.plan.next()
-        if type(data) is float:
+        if not is_transfer(self, data, reading=False):
             return super().write(data)
+        fault = self.plan.next()
         if fault == "full":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return super().write(memoryview(data).cast("B")[:fault] if type(fault) is int else data)
@@ -287,9 +298,9 @@ def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the kernel itself transfer less, or answer with an error, where *plan* says so."""
     fault: list[int | str | None] = [None]
 
-    def planned(method: Callable[..., Any]) -> Callable[..., Any]:
+    def planned(method: Callable[..., Any], *, reading: bool) -> Callable[..., Any]:
         def call(self: RingFileIO, buffer: Any, /) -> object:
-            if self.bridge is not None:
+            if self.bridge is not None and is_transfer(self, buffer, reading=reading):
                 fault[0] = plan.next()
             try:
                 return method(self, buffer)
@@ -302,14 +313,20 @@ def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def start_faulty(self: UringIOManager, operation: Operation[Any], task: Any) -> Any:
         now, sqe = fault[0], operation.sqe
-        error = {Opcode.READ: errno.EIO, Opcode.WRITE: errno.ENOSPC}.get(operation.opcode)
-        if error is None or now is None:
+        errors = {Opcode.READ: plan.read_error, Opcode.WRITE: errno.ENOSPC}
+        error = errors.get(Opcode(operation.opcode))
+        if (
+            operation.opcode not in errors
+            or now is None
+            or (now == "full" and error is None)
+        ):
             return start(self, operation, task)
         fault[0] = None
         if type(now) is int:
             operation.sqe = (*sqe[:6], min(now, sqe[6]), *sqe[7:])  # type: ignore[assignment]
         else:
-            res = -(errno.EINTR if now == "interrupted" else error) & 0xFFFFFFFF
+            code = errno.EINTR if now == "interrupted" else error or 0
+            res = -code & 0xFFFFFFFF
             operation.sqe = (Opcode.NOP, 0, 0, -1, 0, NO_ADDRESS, res, NOP_INJECT_RESULT, 0, 0, 0)
         try:
             return start(self, operation, task)
@@ -319,8 +336,8 @@ def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(UringIOManager, "_start", start_faulty)
     monkeypatch.setattr(RingFileIO, "_nowait_read", False)
     monkeypatch.setattr(RingFileIO, "_nowait_write", False)
-    monkeypatch.setattr(RingFileIO, "readinto", planned(RingFileIO.readinto))
-    monkeypatch.setattr(RingFileIO, "write", planned(RingFileIO.write))
+    monkeypatch.setattr(RingFileIO, "readinto", planned(RingFileIO.readinto, reading=True))
+    monkeypatch.setattr(RingFileIO, "write", planned(RingFileIO.write, reading=False))
 
 
 FAULTS = st.lists(st.sampled_from([None, None, 1, 2, 7, 100, "interrupted", "full"]), max_size=12)
@@ -332,7 +349,7 @@ def test_faults_are_met_as_the_standard_library_meets_them(mode: str) -> None:
     @given(scenarios(mode), FAULTS)
     def check(scenario: Scenario, faults: list[int | str | None]) -> None:
         with pytest.MonkeyPatch.context() as monkeypatch:
-            inject_into_ours(Plan(faults), monkeypatch)
-            compare(mode, scenario, partial(open_faulty, Plan(faults)))
+            inject_into_ours(Plan(faults, mode), monkeypatch)
+            compare(mode, scenario, partial(open_faulty, Plan(faults, mode)))
 
     check()

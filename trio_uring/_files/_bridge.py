@@ -39,18 +39,18 @@ from trio.lowlevel import (
 
 from trio_uring._trio_private import at_cancel_point
 
-try:
-    import greenlet as _module
-    from greenlet import getcurrent, greenlet
+if TYPE_CHECKING:
+    from greenlet import __version__ as _version, getcurrent, greenlet
+else:
+    try:
+        from greenlet import __version__ as _version, getcurrent, greenlet
+    except ImportError:
+        _version = ""
+        greenlet = object
 
-    _version = _module.__version__
-except ImportError:
-    _version = ""
-    greenlet = object  # type: ignore[assignment, misc]
-
-    def getcurrent() -> greenlet:
-        """Stand in where nothing runs on a bridge: never reached."""
-        raise NotImplementedError
+        def getcurrent() -> greenlet:
+            """Stand in where nothing runs on a bridge: never reached."""
+            raise NotImplementedError
 
 
 __all__ = [
@@ -123,7 +123,10 @@ class Bridge(greenlet):
         self.manager = files.manager
         self.adopted: list[RingFileIO] = []
 
-    def run(self, *start: Any) -> None:  # noqa: ANN401 (a Start, once unpacked)
+    def run(  # pyright: ignore[reportIncompatibleMethodOverride] (greenlet's documented way)
+        self,
+        *start: Any,  # noqa: ANN401 (a Start, once unpacked)
+    ) -> None:
         """Run a call, and then those that come with each switch from the task."""
         while True:
             run, function, args = start
@@ -168,8 +171,8 @@ def current_bridge() -> Bridge | None:
 async def _in_thread_midway(function: Callable[[], T]) -> T:
     # The call has begun: Trio does not end it here, but would not let it begin if cancelled.
     with trio.CancelScope(shield=True):
-        outcome = await trio.to_thread.run_sync(capture, function)
-    return outcome.unwrap()
+        return (await trio.to_thread.run_sync(capture, function)).unwrap()
+    raise AssertionError("a shielded scope swallows no exception")
 
 
 class FilesRun:

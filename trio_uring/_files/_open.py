@@ -80,6 +80,7 @@ _ERRORS: Final = frozenset(
 _SLOW_CODECS: Final = frozenset(("encodings.idna", "encodings.punycode"))
 
 _CREATES: Final = os.O_CREAT | os.O_TRUNC
+_O_PATH: Final = getattr(os, "O_PATH", 0)  # only a place in the file system, not its contents
 
 # The permissions of a new file, less the umask; as FileIO has it.
 _MODE: Final = 0o666
@@ -189,20 +190,35 @@ def _buffer_size(raw: RingFileIO) -> int:
 # open that waits can be cancelled, and holds a kernel worker meanwhile: when all hold one,
 # nothing else on files gets done.
 #
-# What does this mean for us? Open at once, look, and only for a FIFO open again, waiting. Half
-# of the workers may be held so; beyond that the wait is a thread's, as in Trio.
+# With O_CREAT or O_TRUNC the kernel opens in a worker, and waits there.
+#
+# What does this mean for us? Open at once, look, and only for a FIFO open again, waiting; where
+# a file may be created, look first. Half of the workers may be held so; beyond that the wait is
+# a thread's, as in Trio.
 
 
 def _open_on_ring(path: _Path, flags: int) -> int:
     """Stand for open(2), as an opener that runs on a bridge."""
     bridge = current_bridge()
     assert bridge is not None
-    fd = None
-    if not flags & _CREATES:
-        fd = open_cached(os.fsencode(path), flags)
+    if flags & _CREATES:
+        return _create(bridge, path, flags)
+    fd = open_cached(os.fsencode(path), flags)
     if fd is None:
         return _open_slowly(bridge, path, flags)
     return _wait_if_fifo(bridge, path, flags, fd)
+
+
+def _create(bridge: Bridge, path: _Path, flags: int) -> int:
+    if flags & os.O_ACCMODE == os.O_WRONLY:
+        fd = open_cached(os.fsencode(path), _O_PATH)
+        if fd is not None:
+            mode = os.fstat(fd).st_mode
+            os.close(fd)
+            if stat.S_ISFIFO(mode):
+                return bridge.wait_for(_open_waiting(bridge.files, path, flags))
+    # It may be a FIFO that was not cached: if cancelled, this ends too, and loses no fd.
+    return bridge.perform_cancellable(operations.openat(path, flags, _MODE))
 
 
 def _open_slowly(bridge: Bridge, path: _Path, flags: int) -> int:

@@ -235,6 +235,8 @@ class RingFileIO(io.FileIO):
             while True:
                 if not self.is_stream:
                     return done + self._read_at_position(bridge, view)
+                if not os.get_blocking(self.fileno()):  # the ring would wait all the same
+                    return _file_io.readinto(self, view)
                 operation = operations.read(self.fileno(), view, _HERE, cancellable=True)
                 try:
                     return done + self._wait(bridge, operation)
@@ -308,6 +310,8 @@ class RingFileIO(io.FileIO):
             else:
                 bridge.budget -= done
         while done < size:
+            if self.is_stream and not os.get_blocking(self.fileno()):
+                return done + (_file_io.write(self, view[done:]) or 0) or None
             try:
                 done += self._write_on_ring(bridge, view[done:] if done else view)
             except InterruptedError:

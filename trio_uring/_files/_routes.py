@@ -19,7 +19,7 @@ import pathlib
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
 
@@ -62,9 +62,10 @@ def route(
         return None
     keywords: Mapping[str, Any] = {}
     if type(function) is partial:
-        args = (*function.args, *args)
-        keywords = function.keywords
-        function = function.func
+        bound = cast("partial[T]", function)
+        args = (*bound.args, *args)
+        keywords = bound.keywords
+        function = bound.func
     kind = type(function)
     files = files_of(manager)
     if kind is BuiltinFunctionType or kind is MethodType:

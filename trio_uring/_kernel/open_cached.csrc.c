@@ -13,15 +13,17 @@ struct uring_open_how { uint64_t flags, mode, resolve; };
 #define __NR_openat2 437 /* the same on every architecture */
 #endif
 
-/* O_NONBLOCK keeps the open of a FIFO, or of a file with a lease, from waiting. */
+/* O_NONBLOCK keeps the open of a FIFO, or of a file with a lease, from waiting. With O_PATH
+ * nothing waits. */
 static int open_cached(const char *path, int flags)
 {
-    struct uring_open_how how = {.flags = (uint64_t)(flags | O_NONBLOCK | O_CLOEXEC),
+    int nonblock = flags & O_PATH ? 0 : O_NONBLOCK;
+    struct uring_open_how how = {.flags = (uint64_t)(flags | nonblock | O_CLOEXEC),
                                  .resolve = URING_RESOLVE_CACHED};
     int fd = (int)syscall(__NR_openat2, AT_FDCWD, path, &how, sizeof how);
     if (fd < 0)
         return -errno;
-    if (!(flags & O_NONBLOCK))
+    if (nonblock & ~flags)
         fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
     return fd;
 }
