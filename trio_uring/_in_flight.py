@@ -56,6 +56,11 @@ class InFlight:
             self.manager.request_cancel(self)
         return Abort.FAILED
 
+    def discard(self) -> None:
+        """Do away with a result that no task will see: close an fd that it carries."""
+        if self.res >= 0 and self.operation.discard is not None:
+            self.operation.discard(self.res)
+
     def done(self) -> None:
         """For a `Part`: wake who waits for it."""
 
@@ -65,6 +70,11 @@ class InFlight:
         A completion wakes its task with this entry itself: making a `Value` and unwrapping it
         would be a tenth of the time that an operation takes (benchmarks/bench_echo.py).
         """
+
+
+def not_midway(_raise_cancel: RaiseCancelT) -> Abort:
+    """Let an operation go on, for Trio."""
+    return Abort.FAILED
 
 
 class _Batch(Protocol):

@@ -14,11 +14,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import trio
-from trio.lowlevel import Abort, current_task, wait_task_rescheduled
+from trio.lowlevel import current_task, wait_task_rescheduled
 
 from ._buffer_pool import BufferPool
 from ._errors import CANCELLED_RESULTS, operation_error, unsupported_opcode
-from ._in_flight import FifoLimit, Groups, InFlight, Waiting
+from ._in_flight import FifoLimit, Groups, InFlight, Waiting, not_midway
 from ._kernel.uapi import CqeFlag, Opcode
 from ._operations import Operation, async_cancel
 from ._readiness import GuestWakeup, Readiness
@@ -33,7 +33,7 @@ from ._trio_private import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from trio.lowlevel import RaiseCancelT, Task
+    from trio.lowlevel import Task
 
     from ._config import RingConfig
     from ._in_flight import Companion, Group, Part
@@ -72,10 +72,6 @@ _DRAIN_SECONDS: Final = 2.0
 
 # What the kernel may still write to when a ring could not be drained: kept for ever, on purpose.
 _leaked: Final[list[object]] = []
-
-
-def _not_midway(_raise_cancel: RaiseCancelT) -> Abort:
-    return Abort.FAILED
 
 
 def current_ring(layer: Layer) -> UringIOManager | None:
@@ -176,6 +172,10 @@ class UringIOManager:
             if entry.res >= 0:
                 return operation.decode(entry.res, entry.flags)
             return self.failed(operation, entry)
+        except GeneratorExit:  # the run crashed, and its tasks are being collected
+            if entry is not None and entry.task is None:
+                entry.discard()
+            raise
         finally:
             # Not while the kernel may still touch the buffers: a crashing run ends up here too.
             if operation.pins and (entry is None or entry.task is None):
@@ -195,10 +195,14 @@ class UringIOManager:
                 if operation.bounded:
                     await self.file_limit.acquire_shielded()
                 entry = self._start(operation, task)
-                await wait_task_rescheduled(_not_midway)
+                await wait_task_rescheduled(not_midway)
             if entry.res >= 0:
                 return operation.decode(entry.res, entry.flags)
             return self.failed(operation, entry)
+        except GeneratorExit:  # the run crashed, and its tasks are being collected
+            if entry is not None and entry.task is None:
+                entry.discard()
+            raise
         finally:
             if operation.pins and (entry is None or entry.task is None):
                 operation.release()

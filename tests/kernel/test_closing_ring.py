@@ -1,0 +1,81 @@
+"""How a run ends: orderly, or with operations in flight, and what comes after."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from broken_runs import BROKEN_RUNS
+from children import run_python
+from ledgers import open_fds
+
+import trio_uring
+from trio_uring import RingConfig, SQPoll
+from trio_uring.lowlevel import on_ring
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.mark.parametrize("program", BROKEN_RUNS, ids=lambda program: program.__name__)
+def test_broken_runs(program: Callable[[], None]) -> None:
+    """Where Trio crashes. It complains of its tasks itself; we must not, nor crash as well."""
+    result = run_python(
+        f"import broken_runs; broken_runs.{program.__name__}()", options=("-X", "dev")
+    )
+    assert result.returncode == 0, result.stderr
+    # Tasks end in our code, because there they waited: `perform` is in their tracebacks.
+    assert "io_manager.py" not in result.stderr.replace("perform", ""), result.stderr
+
+
+@pytest.mark.parametrize("config", [RingConfig(), RingConfig(sqpoll=SQPoll(idle=0.001))])
+def test_runs_leave_nothing_behind(config: RingConfig) -> None:
+    async def main(fail: bool) -> None:
+        assert on_ring()
+        a, b = trio.socket.socketpair()
+        with a, b:
+            await b.send(b"x")
+            assert await a.recv(1) == b"x"
+            with trio.move_on_after(0):
+                await a.recv(1)
+            if fail:
+                raise KeyError
+
+    before = open_fds()
+    for number in range(20):
+        if number % 2:
+            with pytest.raises(KeyError):
+                trio_uring.run(main, True, ring=config)
+        else:
+            trio_uring.run(main, False, ring=config)
+    assert open_fds() == before
+
+
+def test_a_run_that_does_nothing() -> None:
+    async def main() -> None:
+        pass
+
+    before = open_fds()
+    trio_uring.run(main, ring=RingConfig(require=True))
+    assert open_fds() == before
+
+
+def test_terminals_that_were_left_cost_no_buffer() -> None:
+    """A read of such a terminal takes a buffer, and fails with EIO."""
+
+    async def main() -> None:
+        master, terminal = os.openpty()
+        os.close(terminal)
+        os.set_blocking(master, False)
+        async with trio.lowlevel.FdStream(master) as stream:
+            for _ in range(10):
+                with pytest.raises(trio.BrokenResourceError):
+                    await stream.receive_some()
+        a, b = trio.socket.socketpair()
+        with a, b, trio.fail_after(30):
+            await b.send(b"x")
+            assert await a.recv(1) == b"x"
+
+    trio_uring.run(main, ring=RingConfig(require=True, receive_buffers=2))
