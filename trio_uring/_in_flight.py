@@ -23,9 +23,11 @@ T = TypeVar("T")
 class _Manager(Protocol):
     def request_cancel(self, entry: InFlight) -> None:
         """Ask the kernel to stop an operation."""
+        ...
 
     def failed(self, operation: Operation[T], entry: InFlight) -> T:
         """Raise what a negative result means."""
+        ...
 
 
 @attrs.define(eq=False)
@@ -263,9 +265,12 @@ class Companion(Protocol):
 
     def routes(self) -> Mapping[str, int]:
         """Return how many calls went which way."""
+        ...
 
     def refused(self) -> tuple[str, ...]:
         """Return what is not in use, and why."""
+        ...
 
     def close(self, *, drained: bool) -> None:
         """End; if the ring could not be drained, touch nothing that waits for it."""
+        ...

@@ -40,6 +40,7 @@ class HasFileNo(Protocol):
 
     def fileno(self) -> int:
         """Return the file descriptor."""
+        ...
 
 
 class Readiness(EpollIOManager):

@@ -65,7 +65,7 @@ _OP_SUPPORTED: Final = 1  # IO_URING_OP_SUPPORTED, in struct io_uring_probe_op
 class _Attempts:
     """Each step down the ladder that set-up had to take, for the statistics."""
 
-    steps: list[str] = attrs.Factory(list)
+    steps: list[str] = attrs.field(factory=list[str])
 
     def refused(self, what: str, result: int) -> None:
         self.steps.append(f"{what}: {errno.errorcode.get(-result, -result)}")

@@ -46,7 +46,7 @@ from ._trio_private import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Sequence
 
     import outcome
     from trio.abc import Clock, Instrument
@@ -199,7 +199,7 @@ def is_installed() -> bool:
 
 
 @contextmanager
-def asking(ring: RingConfig | None) -> Iterator[None]:
+def asking(ring: RingConfig | None) -> Generator[None, None, None]:
     """Give the Trio run that this thread starts next, inside the ``with`` block, a ring."""
     config = _checked(ring)
     _seams_are_set(config)

@@ -67,8 +67,8 @@ class Totals:
 
     ring_runs: int = 0
     fallback_runs: int = 0
-    completed: Counter[str] = attrs.Factory(Counter)
-    routes: Counter[str] = attrs.Factory(Counter)
+    completed: Counter[str] = attrs.field(factory=Counter[str])
+    routes: Counter[str] = attrs.field(factory=Counter[str])
 
     def add(self, statistics: RingStatistics) -> None:
         """Add those of a run that ends."""

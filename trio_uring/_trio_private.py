@@ -182,12 +182,12 @@ def at_cancel_point(task: Task) -> bool:
 
 def set_io_manager(io_manager: type) -> None:
     """Let every later run construct *io_manager*; a class, since Trio's tests patch it."""
-    vars(_run)["TheIOManager"] = io_manager
+    setattr(_run, "TheIOManager", io_manager)  # noqa: B010
 
 
 def set_socket_type(socket_type: type[TrioSocket]) -> None:
     """Let every way to make a socket give a *socket_type*."""
-    vars(_socket)["_SocketType"] = socket_type
+    setattr(_socket, "_SocketType", socket_type)  # noqa: B010
 
 
 def set_fd_stream_methods(
@@ -273,7 +273,7 @@ def count_thread_hops() -> Callable[[], int]:
         hops += 1
         return original(*args, **kwargs)
 
-    vars(_threads)["start_thread_soon"] = counting
+    setattr(_threads, "start_thread_soon", counting)  # noqa: B010
     return lambda: hops
 
 
@@ -300,8 +300,8 @@ def set_thread_hop(run_sync: Callable[..., Awaitable[object]]) -> None:
 
     In place of `trio.to_thread.run_sync`, with its positional arguments.
     """
-    vars(_file_io)["trio"] = _TrioForFiles(run_sync)
-    vars(_path)["run_sync"] = run_sync
+    setattr(_file_io, "trio", _TrioForFiles(run_sync))  # noqa: B010
+    setattr(_path, "run_sync", run_sync)  # noqa: B010
 
 
 def set_file_methods(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from typing import Any
 
 from trio_uring._kernel.sockets import AF_INET, AF_INET6, AF_UNIX
 
@@ -27,10 +28,12 @@ def encode_sockaddr(family: int, address: object) -> bytes | None:
     """
     try:
         if family == AF_INET and isinstance(address, tuple):
-            host, port = address
+            parts: tuple[Any, ...] = address
+            host, port = parts
             return _INET.pack(family, port.to_bytes(2, "big"), socket.inet_pton(family, host))
         if family == AF_INET6 and isinstance(address, tuple):
-            host, port, flow, scope = (*address, 0, 0)[:4]
+            parts = (*address, 0, 0)
+            host, port, flow, scope = parts[:4]
             return _INET6.pack(
                 family,
                 port.to_bytes(2, "big"),

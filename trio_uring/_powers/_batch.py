@@ -12,7 +12,7 @@ import errno
 from collections import Counter, deque
 from itertools import repeat
 from types import MemberDescriptorType
-from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeVar, cast
 
 import outcome
 import trio
@@ -168,8 +168,8 @@ _MODEL: Final = outcome.Value(None)
 
 
 def _values(values: Sequence[T]) -> list[outcome.Outcome[T]]:
-    made: list[outcome.Outcome[T]]
-    made = list(map(outcome.Value.__new__, repeat(outcome.Value, len(values))))
+    blank = map(outcome.Value.__new__, repeat(outcome.Value, len(values)))
+    made = cast("list[outcome.Outcome[T]]", list(blank))
     for slot in _SLOTS:
         if slot.__name__ == "value":
             deque(map(slot.__set__, made, values), maxlen=0)

@@ -284,8 +284,9 @@ async def _alignment(fd: int, name: str | bytes) -> tuple[int, int]:
     if manager is not None:
         told = await manager.perform_midway(operations.statx_alignment(fd))
     if told is None:  # no ring; a kernel before 6.1; a file system that leaves it out
-        told = (_logical_block_size(os.fstat(fd)),) * 2
-        if not told[0]:
+        block_size = _logical_block_size(os.fstat(fd))
+        told = (block_size, block_size)
+        if not block_size:
             raise _unsupported(
                 name,
                 "it is in no block device, and does not say how it can be used past the page "
