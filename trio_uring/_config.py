@@ -2,6 +2,8 @@
 
 import attrs
 
+from ._kernel.uapi import Opcode
+
 
 def _check_type(name: str, value: object, *types: type) -> None:
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
@@ -68,6 +70,10 @@ class RingConfig:
         power of two. Only buffers that were used occupy memory. If more receives complete
         in one turn of the loop, the rest try again in the next.
       sqpoll: A kernel thread polls the submission queue; see `SQPoll`. Off by default.
+      allowed_operations: The operations that the run may perform, by their names in the kernel:
+        ``frozenset({"RECV", "SEND"})``; the kernel refuses all others, with `PermissionError`,
+        until the ring is closed (``IORING_REGISTER_RESTRICTIONS``). ``NOP``, ``POLL_ADD`` and
+        ``ASYNC_CANCEL``, which every run needs, are always among them. None allows all.
       require: If this system cannot give a ring, raise `RingUnavailableError` instead of
         falling back to Trio's own I/O.
 
@@ -82,6 +88,7 @@ class RingConfig:
     max_file_operations: int = 64
     receive_buffers: int = 128
     sqpoll: SQPoll | None = None
+    allowed_operations: frozenset[str] | None = None
     require: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -95,4 +102,8 @@ class RingConfig:
             raise ValueError(f"receive_buffers must be a power of two, not {self.receive_buffers}")
         if self.sqpoll is not None:
             _check_type("sqpoll", self.sqpoll, SQPoll)
+        if self.allowed_operations is not None:
+            _check_type("allowed_operations", self.allowed_operations, frozenset)
+            if unknown := self.allowed_operations - Opcode.__members__.keys():
+                raise ValueError(f"allowed_operations has unknown names: {sorted(unknown)}")
         _check_type("require", self.require, bool)

@@ -114,3 +114,11 @@ def unsupported_opcode(opcode: int) -> UnsupportedOpcodeError:
         errno.EOPNOTSUPP,
         f"the running kernel ({kernel}) does not support IORING_OP_{name}, which {since}",
     )
+
+
+def forbidden_opcode(opcode: int) -> PermissionError:
+    """Return the error for an *opcode* that the run's settings do not allow."""
+    name = Opcode(opcode).name
+    return PermissionError(
+        errno.EACCES, f"this run may not perform {name}: see RingConfig.allowed_operations"
+    )

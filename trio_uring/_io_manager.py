@@ -17,7 +17,7 @@ import trio
 from trio.lowlevel import current_task, wait_task_rescheduled
 
 from ._buffer_pool import BufferPool
-from ._errors import CANCELLED_RESULTS, operation_error, unsupported_opcode
+from ._errors import CANCELLED_RESULTS, forbidden_opcode, operation_error, unsupported_opcode
 from ._in_flight import FifoLimit, Groups, InFlight, Waiting, not_midway
 from ._kernel.uapi import CqeFlag, Opcode
 from ._operations import Operation, async_cancel
@@ -260,6 +260,8 @@ class UringIOManager:
             return operation.decode(0, entry.flags)
         if res == -errno.EINVAL and operation.opcode not in self.ring.supported:
             raise unsupported_opcode(operation.opcode)
+        if res == -errno.EACCES and not self.ring.allows(operation.opcode):
+            raise forbidden_opcode(operation.opcode)
         raise operation_error(res, operation.filename, operation.filename2)
 
     # ---- Cancellation ----------------------------------------------------------------------

@@ -15,7 +15,13 @@ import attrs
 
 from ._errors import ring_error, setup_error
 from ._kernel import ffi, lib
-from ._kernel.uapi import FeatureFlag, RegisterOpcode, SetupFlag
+from ._kernel.uapi import (
+    FeatureFlag,
+    Opcode,
+    RegisterOpcode,
+    RestrictionOpcode as Restriction,
+    SetupFlag,
+)
 from ._statistics import flag_names
 
 if TYPE_CHECKING:
@@ -57,6 +63,22 @@ _ENTRIES_MIN: Final = 8
 # closed this short a time ago; only then it makes do with less.
 _PATIENCE_SECONDS: Final = 0.5
 
+# struct io_uring_restriction: what kind of rule, and for which opcode, or for which flags.
+_RESTRICTION = struct.Struct("=HB13x")
+_ALWAYS_ALLOWED: Final = frozenset({"NOP", "POLL_ADD", "ASYNC_CANCEL"})
+_ALL_SQE_FLAGS: Final = 0x7F
+# What rings are asked for once they run.
+_REGISTRATIONS: Final = (
+    RegisterOpcode.EVENTFD,
+    RegisterOpcode.UNREGISTER_EVENTFD,
+    RegisterOpcode.RING_FDS,
+    RegisterOpcode.UNREGISTER_RING_FDS,
+    RegisterOpcode.PBUF_RING,
+    RegisterOpcode.UNREGISTER_PBUF_RING,
+    RegisterOpcode.BUFFERS2,
+    RegisterOpcode.BUFFERS_UPDATE,
+)
+
 _OPCODES_MAX: Final = 256  # an opcode is one byte
 _OP_SUPPORTED: Final = 1  # IO_URING_OP_SUPPORTED, in struct io_uring_probe_op
 
@@ -91,7 +113,7 @@ class Ring:
     def __init__(self, config: RingConfig, *, register_fd: bool = True) -> None:
         attempts = _Attempts()
         self._ring = _open(config, attempts)
-        self.setup_flags = SetupFlag(lib.ring_setup_flags(self._ring))
+        self.setup_flags = SetupFlag(lib.ring_setup_flags(self._ring)) & ~SetupFlag.R_DISABLED
         self.features = FeatureFlag(lib.ring_features(self._ring))
         self.entries = lib.ring_sq_entries(self._ring)
         self.completion_entries = lib.ring_cq_entries(self._ring)
@@ -101,6 +123,9 @@ class Ring:
         try:
             self.supported = self._probe()
             self._limit_workers(config, attempts)
+            self._allowed = _allowed_opcodes(config)
+            if self._allowed is not None:
+                self._restrict(self._allowed & self.supported)
         except BaseException:
             self.close()
             raise
@@ -132,6 +157,24 @@ class Ring:
         result = lib.ring_register(self._ring, RegisterOpcode.IOWQ_MAX_WORKERS, workers, 2)
         if result < 0:
             attempts.refused("IOWQ_MAX_WORKERS", result)
+
+    def _restrict(self, opcodes: frozenset[int]) -> None:
+        # Until the ring is enabled it takes no operation, and from then on only these. What is
+        # not named is forbidden, so flags and registrations that harm nobody are named, too.
+        rules = [_RESTRICTION.pack(Restriction.SQE_OP, opcode) for opcode in sorted(opcodes)]
+        rules.append(_RESTRICTION.pack(Restriction.SQE_FLAGS_ALLOWED, _ALL_SQE_FLAGS))
+        rules += (_RESTRICTION.pack(Restriction.REGISTER_OP, op) for op in _REGISTRATIONS)
+        for opcode, argument, count in (
+            (RegisterOpcode.RESTRICTIONS, b"".join(rules), len(rules)),
+            (RegisterOpcode.ENABLE_RINGS, ffi.NULL, 0),
+        ):
+            result = lib.ring_register(self._ring, opcode, argument, count)  # type: ignore[arg-type]
+            if result < 0:
+                raise setup_error(result, "allowed_operations (IORING_REGISTER_RESTRICTIONS)")
+
+    def allows(self, opcode: int) -> bool:
+        """Whether the settings allow *opcode*."""
+        return self._allowed is None or opcode in self._allowed
 
     def register_fd(self) -> None:
         """Register the ring's own fd, which makes each enter cheaper.
@@ -307,6 +350,12 @@ def open_cached(path: bytes, flags: int) -> int | None:
     return fd if fd >= 0 else None
 
 
+def _allowed_opcodes(config: RingConfig) -> frozenset[int] | None:
+    if config.allowed_operations is None:
+        return None
+    return frozenset(Opcode[name] for name in config.allowed_operations | _ALWAYS_ALLOWED)
+
+
 def _open(config: RingConfig, attempts: _Attempts) -> CData:
     """Walk down the ladder: weaker flags on EINVAL, fewer entries on ENOMEM."""
     ladder = _LADDER if config.sqpoll is None else _SQPOLL_LADDER
@@ -335,6 +384,8 @@ def _try_open(config: RingConfig, entries: int, flags: SetupFlag) -> tuple[CData
         if config.sqpoll.cpu is not None:
             cpu = config.sqpoll.cpu
             flags |= SetupFlag.SQ_AFF
+    if config.allowed_operations is not None:
+        flags |= SetupFlag.R_DISABLED
     out = ffi.new("struct ring *[1]")
     result = lib.ring_open(out, entries, completion_entries, flags, idle_ms, cpu)
     return (ffi.gc(out[0], lib.ring_free) if result == 0 else None), result

@@ -1,0 +1,99 @@
+"""``RingConfig(allowed_operations=...)``: the kernel refuses all others."""
+
+from __future__ import annotations
+
+import errno
+import socket as stdlib_socket
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+import trio_uring
+from trio_uring import RegisteredBuffers, RingConfig, SQPoll
+from trio_uring.lowlevel import RingStatistics, operations, perform
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("fd_ledger")
+
+NOTHING = frozenset[str]()
+SOCKETS = frozenset({"RECV", "SEND"})
+
+
+def statistics() -> RingStatistics:
+    found = trio.lowlevel.current_statistics().io_statistics
+    assert isinstance(found, RingStatistics)
+    return found
+
+
+async def use_what_is_allowed() -> None:
+    ours, theirs = stdlib_socket.socketpair()
+    with theirs, trio.socket.from_stdlib_socket(ours) as sock:
+        assert await perform(operations.send(sock.fileno(), b"x")) == 1
+        assert theirs.recv(2) == b"x"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sock.recv, 1)
+            await wait_all_tasks_blocked()
+            theirs.send(b"x")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await sock.recv(1)
+        assert scope.cancelled_caught
+
+
+async def try_what_is_not() -> None:
+    before = statistics().completed.get("NOP", 0)
+    for operation in (operations.openat("/dev/null", 0, 0), operations.pipe()):
+        with pytest.raises(PermissionError, match=r"may not perform (OPENAT|PIPE)") as raised:
+            await perform(operation)
+        assert raised.value.errno == errno.EACCES
+    await perform(operations.nop())
+    assert statistics().completed["NOP"] == before + 1
+
+
+@pytest.mark.ring(allowed_operations=SOCKETS)
+async def test_restricted() -> None:
+    await use_what_is_allowed()
+    await try_what_is_not()
+    assert statistics().refused == ()
+    assert "R_DISABLED" not in statistics().setup_flags
+    assert {"SINGLE_ISSUER", "DEFER_TASKRUN"} <= set(statistics().setup_flags)
+
+
+@pytest.mark.ring(allowed_operations=SOCKETS, sqpoll=SQPoll(idle=0.001))
+async def test_restricted_with_a_polling_thread() -> None:
+    await use_what_is_allowed()
+    await try_what_is_not()
+
+
+@pytest.mark.ring(allowed_operations=NOTHING)
+async def test_nothing_is_allowed() -> None:
+    """But what every run needs: wake-ups, other threads, registrations of memory."""
+    await try_what_is_not()
+    assert await trio.to_thread.run_sync(int) == 0
+    with RegisteredBuffers(1, 1) as buffers:
+        assert buffers.registered
+    ours, theirs = stdlib_socket.socketpair()
+    with ours, theirs, pytest.raises(PermissionError, match="may not perform SEND"):
+        await perform(operations.send(ours.fileno(), b"x"))
+
+
+async def test_by_default_all_is_allowed(tmp_path: Path) -> None:
+    await perform(operations.mkdirat(tmp_path / "directory"))
+    assert statistics().completed["MKDIRAT"] == 1
+
+
+@pytest.mark.parametrize(
+    ("allowed", "error"), [(["RECV"], TypeError), (frozenset({"recv"}), ValueError)]
+)
+def test_wrong_settings(allowed: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match="allowed_operations"):
+        RingConfig(allowed_operations=allowed)  # type: ignore[arg-type]
+
+
+def test_as_a_plain_run() -> None:
+    config = RingConfig(require=True, allowed_operations=SOCKETS)
+    trio_uring.run(try_what_is_not, ring=config)
