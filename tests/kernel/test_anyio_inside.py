@@ -200,7 +200,7 @@ async def test_open_file(tmp_path: Path) -> None:
 async def test_path(tmp_path: Path) -> None:
     path = anyio.Path(tmp_path, "file")
     with Counted() as counted:
-        await path.write_text("text")
+        await path.write_bytes(b"text")
         assert await path.read_bytes() == b"text"
         assert await path.exists()
         assert await path.is_file()

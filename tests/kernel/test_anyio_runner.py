@@ -124,11 +124,11 @@ def test_sockets_between_two_tests(runner: TestRunner) -> None:
 
 def test_outside_nothing_runs(runner: TestRunner) -> None:
     async def test() -> None:
-        assert runner.is_running()
+        assert trio.lowlevel.in_trio_task()
 
-    assert not runner.is_running()
+    assert not trio.lowlevel.in_trio_task()
     runner.run_test(test, {})
-    assert not runner.is_running()
+    assert not trio.lowlevel.in_trio_task()
     with pytest.raises(sniffio.AsyncLibraryNotFoundError):
         sniffio.current_async_library()
 
