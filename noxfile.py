@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 nox.needs_version = ">=2024.10.9"
-nox.options.sessions = ["lint", "types", "tests", "trio_suite", "anyio_suite"]
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = True
 
@@ -97,6 +96,14 @@ def _runs(version: str) -> bool:
 
 PYTHONS = _find_pythons()
 ONE_PYTHON = MAIN_PYTHON if MAIN_PYTHON in PYTHONS or not PYTHONS else PYTHONS[0]
+
+# Our own tests on the oldest, the main and the newest Python; the others add little but time.
+FEW_PYTHONS = [version for version in PYTHONS if version in {PYTHONS[0], ONE_PYTHON, PYTHONS[-1]}]
+nox.options.sessions = [
+    *("lint", "types"),
+    *(f"tests({version}-newest-trio)" for version in FEW_PYTHONS),
+    *("trio_suite", "anyio_suite"),
+]
 
 
 # --- The sessions of `nox` ------------------------------------------------------------------
