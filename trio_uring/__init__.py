@@ -3,6 +3,7 @@
 The public names: `run`, `start_guest_run`, `install` and `uninstall` decide which Trio runs
 get a ring, `RingConfig` and `SQPoll` how it is set up. `open_positional` opens a file for many
 tasks at once, `open_direct` one past the page cache; all other files are `trio.open_file`'s.
+`perform_many` performs operations together, and `send_file` sends a file into a socket.
 `trio_uring.lowlevel` has the operations themselves.
 """
 
@@ -24,8 +25,10 @@ from ._powers import (
     BufferLease as BufferLease,
     DirectFile as DirectFile,
     RegisteredBuffers as RegisteredBuffers,
+    SendProgress as SendProgress,
     open_direct as open_direct,
     perform_many as perform_many,
+    send_file as send_file,
 )
 from ._run import (
     install as install,

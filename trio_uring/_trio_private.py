@@ -22,6 +22,9 @@ import trio._threads as _threads
 from trio._core._io_epoll import EpollIOManager
 from trio._core._run import GLOBAL_RUN_CONTEXT
 from trio._file_io import AsyncIOWrapper
+from trio._highlevel_socket import (
+    _translate_socket_errors_to_stream_errors as socket_errors_as_stream_errors,
+)
 from trio._socket import _SocketType as TrioSocket
 
 from ._errors import IncompatibleTrioError
@@ -38,6 +41,7 @@ else:
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from trio.abc import Clock, Instrument
     from trio.lowlevel import Task
@@ -63,11 +67,13 @@ __all__ = [
     "current_reschedule",
     "current_run_is_guest",
     "is_cancelled",
+    "send_conflict_detector",
     "set_fd_stream_methods",
     "set_file_methods",
     "set_io_manager",
     "set_socket_type",
     "set_thread_hop",
+    "socket_errors_as_stream_errors",
     "trio_file_aclose",
     "trio_file_getattr",
     "trio_path_functions",
@@ -196,6 +202,11 @@ def set_fd_stream_methods(
     """Replace the two method bodies of `trio.lowlevel.FdStream`, which is final."""
     FdStream.receive_some = receive_some  # type: ignore[assignment, method-assign]
     FdStream.send_all = send_all  # type: ignore[assignment, method-assign]
+
+
+def send_conflict_detector(stream: trio.SocketStream) -> AbstractContextManager[None]:
+    """Return what keeps two tasks from sending on *stream* at the same time."""
+    return stream._send_conflict_detector
 
 
 class SteppedRun:

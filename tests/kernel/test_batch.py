@@ -26,6 +26,7 @@ from trio_uring import (
 )
 from trio_uring._in_flight import Group
 from trio_uring._io_manager import UringIOManager
+from trio_uring._operations._many import array_of
 from trio_uring._ring import Ring
 from trio_uring.lowlevel import Operation, RingStatistics, operations, perform
 
@@ -653,7 +654,7 @@ async def test_a_ring_that_closes(*, submitted: bool) -> None:
     """It waits for groups, and closes the fds among their results."""
     config = RingConfig()
     manager = UringIOManager(Ring(config), config)
-    array = operations.array_of([operations.nop(), operations.openat("/dev/null", os.O_RDONLY)])
+    array = array_of([operations.nop(), operations.openat("/dev/null", os.O_RDONLY)])
     task = trio.lowlevel.current_task()
     manager.start_group(Group(array, 0, 2, array.opcodes, 0, task))
     assert manager.statistics().in_flight == 2

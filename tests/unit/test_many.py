@@ -12,6 +12,7 @@ from trio_uring import linked
 from trio_uring._in_flight import FifoLimit
 from trio_uring._kernel import ffi
 from trio_uring._kernel.uapi import Opcode, SqeFlag
+from trio_uring._operations._many import array_of
 from trio_uring._operations._operation import SQE_FIELDS
 from trio_uring.lowlevel import Operation, operations
 
@@ -32,7 +33,7 @@ def test_an_array_says_what_its_operations_say() -> None:
         operations.splice(4, 5, 6, offset_in=9, flags=1),
         operations.nop(),
     ]
-    array = operations.array_of(described)
+    array = array_of(described)
     for index, operation in enumerate(described):
         sqe = list(operation.sqe)
         address = sqe.pop(5)
@@ -47,7 +48,7 @@ def test_an_array_says_what_its_operations_say() -> None:
 
 
 def test_links() -> None:
-    array = operations.array_of([operations.nop() for _ in range(4)], {0, 2})
+    array = array_of([operations.nop() for _ in range(4)], {0, 2})
     assert [array.fields[i].sqe_flags for i in range(4)] == [SqeFlag.IO_LINK, 0] * 2
 
 

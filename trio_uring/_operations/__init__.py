@@ -42,7 +42,6 @@ from ._files import (
 from ._many import (
     Linked as Linked,
     OperationArray as OperationArray,
-    array_of as array_of,
     linked as linked,
     read_many as read_many,
 )

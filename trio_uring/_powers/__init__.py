@@ -3,3 +3,4 @@
 from ._batch import perform_many as perform_many
 from ._direct import DirectFile as DirectFile, open_direct as open_direct
 from ._registered import BufferLease as BufferLease, RegisteredBuffers as RegisteredBuffers
+from ._send_file import SendProgress as SendProgress, send_file as send_file

@@ -30,7 +30,8 @@ from trio.lowlevel import (
 from trio_uring._errors import OperationCancelledError, operation_cancelled
 from trio_uring._in_flight import Group, InFlight, Part
 from trio_uring._io_manager import UringIOManager
-from trio_uring._operations import Linked, Operation, OperationArray, array_of
+from trio_uring._operations import Linked, Operation, OperationArray
+from trio_uring._operations._many import array_of
 from trio_uring._trio_private import current_io_manager, is_cancelled
 
 if TYPE_CHECKING:

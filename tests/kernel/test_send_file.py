@@ -1,0 +1,277 @@
+"""`send_file`: every byte of the file, once, and in order, whatever the socket does."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as stdlib_socket
+import tempfile
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import trio
+from ledgers import open_fds
+from races import current_manager
+from trio.testing import memory_stream_pair, wait_all_tasks_blocked
+
+import trio_uring
+from trio_uring import SendProgress, send_file
+from trio_uring._powers import _send_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIZE: Final = (3 << 20) + 12345
+DATA: Final = os.urandom(SIZE)
+
+RUNS: Final = {"ring": trio_uring.run, "no ring": trio.run}
+KINDS: Final = ["TCP", "UNIX"]
+
+
+@pytest.fixture(scope="module")
+def file() -> Iterator[int]:
+    with tempfile.TemporaryFile() as opened:
+        opened.write(DATA)
+        opened.flush()
+        yield opened.fileno()
+
+
+@contextmanager
+def connected(kind: str) -> Iterator[tuple[trio.SocketStream, trio.SocketStream]]:
+    if kind == "UNIX":
+        pair = stdlib_socket.socketpair()
+    else:
+        with stdlib_socket.create_server(("127.0.0.1", 0)) as listener:
+            client = stdlib_socket.create_connection(listener.getsockname())
+            pair = client, listener.accept()[0]
+    ours, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(sock)) for sock in pair)
+    with ours.socket, theirs.socket:
+        yield ours, theirs
+
+
+def splices() -> int:
+    return current_manager().statistics().completed.get("SPLICE", 0)
+
+
+async def all_of(stream: trio.abc.ReceiveStream) -> bytes:
+    parts = [part async for part in stream]
+    return b"".join(parts)
+
+
+async def sent_and_closed(stream: trio.abc.Stream, to: Any, *args: Any, **options: Any) -> int:
+    async with stream:
+        return await send_file(to, *args, **options)
+
+
+async def transferred(
+    ours: trio.abc.Stream, theirs: trio.abc.ReceiveStream, *args: Any, **options: Any
+) -> bytes:
+    """Send, and return what arrived, which is what was said to have been sent."""
+    received: list[bytes] = []
+
+    async def receive() -> None:
+        received.append(await all_of(theirs))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        count = await sent_and_closed(ours, ours, *args, **options)
+    assert count == len(received[0])
+    return received[0]
+
+
+@pytest.mark.usefixtures("fd_ledger")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("run", RUNS)
+def test_it_arrives(run: str, kind: str, file: int) -> None:
+    async def main() -> None:
+        before = splices() if run == "ring" else 0
+        position = os.lseek(file, 0, os.SEEK_CUR)
+        for offset, count in [(0, None), (1, 5), (4097, 1 << 20), (SIZE - 3, 100), (SIZE, None)]:
+            progress = SendProgress()
+            with connected(kind) as (ours, theirs):
+                got = await transferred(
+                    ours, theirs, file, offset=offset, count=count, progress=progress
+                )
+            assert got == DATA[offset:][:count]
+            assert progress.bytes_sent == len(got)
+        with connected(kind) as (ours, theirs):
+            assert await send_file(ours, file, count=0) == 0
+            assert await send_file(ours.socket, file, offset=7, count=3) == 3
+            assert await theirs.receive_some(10) == DATA[7:10]
+        assert os.lseek(file, 0, os.SEEK_CUR) == position
+        if run == "ring":
+            assert splices() - before >= 2 * (4 + 1 + 2 + 1 + 1)
+
+    RUNS[run](main)
+
+
+@pytest.mark.usefixtures("fd_ledger")
+async def test_what_counts_as_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"some bytes")
+    async with (
+        await trio.open_file(path, "rb") as opened,
+        await trio_uring.open_positional(path) as positional,
+    ):
+        for each in (opened, positional, opened.fileno()):
+            with connected("UNIX") as (ours, theirs):
+                assert await transferred(ours, theirs, each) == b"some bytes"
+
+
+async def test_other_streams(file: int) -> None:
+    ours, theirs = memory_stream_pair()
+    before = splices()
+    assert await transferred(ours, theirs, file, offset=5) == DATA[5:]
+    assert splices() == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_file_that_knows_no_splice(kind: str) -> None:
+    with Path("/proc/self/status").open("rb") as opened:
+        with connected(kind) as (ours, theirs):
+            got = await transferred(ours, theirs, opened)
+        assert got.startswith(b"Name:")
+
+
+@pytest.mark.usefixtures("fd_ledger")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_slow_receiver_keeps_no_worker(kind: str, file: int) -> None:
+    """It waits by epoll: nothing of it is in flight meanwhile."""
+    with connected(kind) as (ours, theirs):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sent_and_closed, ours, ours, file)
+            got = b""
+            while len(got) < SIZE:
+                await wait_all_tasks_blocked()
+                while current_manager().statistics().in_flight:  # else this goes on for ever
+                    await trio.lowlevel.checkpoint()
+                got += await theirs.receive_some(300_000)
+            assert got == DATA
+
+
+@pytest.mark.usefixtures("fd_ledger")
+async def test_more_transfers_than_pipes(file: int) -> None:
+    """The others read and send, and do not wait."""
+    count = _send_file.PIPES_MAX + 4
+    pairs = [connected("UNIX") for _ in range(count)]
+    made = [pair.__enter__() for pair in pairs]
+    async with trio.open_nursery() as nursery:
+        for ours, _ in made:
+            nursery.start_soon(sent_and_closed, ours, ours, file)
+        await wait_all_tasks_blocked()
+        assert _send_file._pipes().in_use == _send_file.PIPES_MAX
+        for _, theirs in reversed(made):
+            assert await all_of(theirs) == DATA
+    assert _send_file._pipes().in_use == 0
+    assert len(_send_file._pipes().free) == _send_file.PIPES_MAX
+    for pair in pairs:
+        pair.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("run", RUNS)
+def test_cancelled_midway(run: str, kind: str, file: int) -> None:
+    """The receiver gets what *progress* says, and not one byte more."""
+
+    async def one_round(steps: int) -> None:
+        progress = SendProgress()
+        with connected(kind) as (ours, theirs):
+            got = bytearray()
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(partial(send_file, ours, file, progress=progress))
+                    for _ in range(steps):
+                        await trio.lowlevel.checkpoint()
+                    if steps % 3 == 0:
+                        got += await theirs.receive_some(100_000)
+                    scope.cancel()
+            await ours.aclose()
+            got += await all_of(theirs)
+            assert got == DATA[: progress.bytes_sent]
+
+    async def main() -> None:
+        before = splices() if run == "ring" else 0
+        for steps in range(60):
+            await one_round(steps)
+        if run == "ring":
+            assert splices() > before
+
+    fds = open_fds()
+    RUNS[run](main)
+    assert open_fds() == fds  # pipes and all
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_two_that_send(run: str, file: int) -> None:
+    async def main() -> None:
+        with connected("UNIX") as (ours, theirs):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sent_and_closed, ours, ours, file)
+                await wait_all_tasks_blocked()
+                for other in (
+                    partial(ours.send_all, b"x"),
+                    partial(send_file, ours, file),
+                    ours.wait_send_all_might_not_block,
+                ):
+                    with pytest.raises(trio.BusyResourceError):
+                        await other()
+                assert await all_of(theirs) == DATA
+
+    RUNS[run](main)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_closed_and_broken(run: str, file: int) -> None:
+    async def main() -> None:
+        with connected("UNIX") as (ours, theirs):
+            async with trio.open_nursery() as nursery:
+
+                async def send() -> None:
+                    with pytest.raises(trio.ClosedResourceError):
+                        await send_file(ours, file)
+
+                nursery.start_soon(send)
+                await wait_all_tasks_blocked()
+                await ours.aclose()
+            with pytest.raises(trio.ClosedResourceError):
+                await send_file(ours, file)
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                await send_file(ours.socket, file)
+            assert DATA.startswith(await all_of(theirs))
+        for as_stream, error in ((True, trio.BrokenResourceError), (False, BrokenPipeError)):
+            with connected("UNIX") as (ours, theirs):
+                await theirs.aclose()
+                with pytest.raises(error):
+                    await send_file(ours if as_stream else ours.socket, file)
+        with connected("UNIX") as (ours, _):
+            await ours.send_eof()
+            with pytest.raises(trio.ClosedResourceError):
+                await send_file(ours, file)
+
+    RUNS[run](main)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_bad_arguments(run: str, file: int, tmp_path: Path) -> None:
+    async def main() -> None:
+        with connected("TCP") as (ours, _):
+            for options in ({"offset": -1}, {"count": -1}):
+                with pytest.raises(ValueError, match="0 or more"):
+                    await send_file(ours, file, **options)  # type: ignore[arg-type]
+            directory = os.open(tmp_path, os.O_RDONLY)
+            with pytest.raises(IsADirectoryError):
+                await send_file(ours, directory)
+            os.close(directory)
+            with pytest.raises(OSError) as caught:  # noqa: PT011
+                await send_file(ours, directory)
+            assert caught.value.errno == errno.EBADF
+        with pytest.raises(TypeError, match="expected a stream"):
+            await send_file(3, file)  # type: ignore[arg-type]
+        sock = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+        with sock, pytest.raises(ValueError, match="SOCK_STREAM"):
+            await send_file(sock, file)
+
+    RUNS[run](main)
