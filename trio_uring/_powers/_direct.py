@@ -68,7 +68,7 @@ async def open_direct(
         Only where the system does not say: then this is an error that asks for it.
 
     Returns:
-      The open file, to be closed with ``async with`` or `DirectFile.aclose`.
+      The open file, to be closed with ``async with`` or `PositionalFile.aclose`.
 
     Raises:
       OSError: as `os.open`; ``EOPNOTSUPP`` if the file cannot be used so, or does not say how:
@@ -107,8 +107,8 @@ class DirectFile(PositionalFile):
     `ValueError` that names it. And reads and writes take a `BufferLease` too; if its
     `RegisteredBuffers` are registered with the run's ring, they use that.
 
-    A file's end need not be aligned: the read there returns fewer bytes, and `truncate` cuts what
-    the last write had to add.
+    A file's end need not be aligned: the read there returns fewer bytes, and
+    `PositionalFile.truncate` cuts what the last write had to add.
     """
 
     def __init__(self, fd: int, name: str | bytes, memory_alignment: int, block_size: int) -> None:
@@ -170,8 +170,8 @@ class DirectFile(PositionalFile):
     async def write_at(self, data: Buffer | BufferLease, offset: int, /) -> int:
         """Write *data* to where *offset* bytes from the file's beginning are.
 
-        Returns when the device has them, which may hold them in a cache of its own: `fdatasync`
-        empties that, and makes the file's new size last.
+        Returns when the device has them, which may hold them in a cache of its own:
+        `PositionalFile.fdatasync` empties that, and makes the file's new size last.
 
         Args:
           data: A lease, whole, or aligned memory, such as a slice of a lease's.
