@@ -89,7 +89,7 @@ class RingAwareBackend(anyio_trio.TrioBackend):
     ) -> T:
         """Call ``func(*args)`` on the ring if that has such a call, else in a thread."""
         if limiter is None:  # whoever has one of their own means a thread
-            call = route(_unwrapped(func), _with_plain_paths(args))
+            call = route(func, args) or route(_unwrapped(func), _with_plain_paths(args))
             if call is not None:
                 return await (_abandonable(call) if abandon_on_cancel else call())
         if current_ring("files") is not None and _is_about_files(func):
