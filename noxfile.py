@@ -63,8 +63,8 @@ TRIO_SUITE_OPTIONAL = [
 # What AnyIO's suite needs. Without the optional blockbuster, which replaces functions of `os`: a
 # function that was replaced is called in a thread, and hardly a path would be on the ring.
 ANYIO_SUITE = [
-    *("coverage", "hypothesis", "psutil", "pytest", "pytest-mock", "pytest-timeout"),
-    *("sniffio", "trustme", "truststore", "uvloop"),
+    *("coverage", "exceptiongroup", "hypothesis", "psutil", "pytest", "pytest-mock"),
+    *("pytest-timeout", "sniffio", "trustme", "truststore", "uvloop"),
 ]
 
 # A shell's background job starts with SIGINT ignored, and every child inherits that: tests of
