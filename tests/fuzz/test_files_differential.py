@@ -320,11 +320,7 @@ def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
         now, sqe = fault[0], operation.sqe
         errors = {Opcode.READ: plan.read_error, Opcode.WRITE: errno.ENOSPC}
         error = errors.get(Opcode(operation.opcode))
-        if (
-            operation.opcode not in errors
-            or now is None
-            or (now == "full" and error is None)
-        ):
+        if operation.opcode not in errors or now is None or (now == "full" and error is None):
             return start(self, operation, task)
         fault[0] = None
         if type(now) is int:

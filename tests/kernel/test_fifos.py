@@ -120,7 +120,7 @@ async def test_racing_opens_lose_no_fd(fifo: str, mode: str, rounds: Rounds) -> 
         others: list[int] = []
 
         def other_side() -> None:
-            others.append(os.open(fifo, other_flags))  # noqa: B023 (called in this round only)
+            others.append(os.open(fifo, other_flags))
 
         outcome = await race(rounds, order, partial(open_binary, fifo, mode), other_side)
         if outcome:
@@ -133,10 +133,10 @@ async def test_racing_creations_lose_no_fd(tmp_path: Path, rounds: Rounds) -> No
     path = str(tmp_path / "file")
     for order in every_order(ROUNDS):
         outcome = await race(rounds, order, partial(trio.open_file, path, "xb"), lambda: None)
-        assert os.path.exists(path) == bool(outcome)  # noqa: PTH110
+        assert os.path.exists(path) == bool(outcome)
         if outcome:
             await outcome.value.aclose()
-            os.unlink(path)  # noqa: PTH108
+            os.unlink(path)
 
 
 @pytest.mark.parametrize("nowait", [True, False])

@@ -15,11 +15,12 @@ from trio.testing import wait_all_tasks_blocked
 import trio_uring
 from trio_uring import PositionalFile, open_positional
 from trio_uring._files._bridge import files_of
-from trio_uring._operations import Operation
 from trio_uring._kernel.uapi import Opcode
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from trio_uring._operations import Operation
 
 CREATE = os.O_RDWR | os.O_CREAT
 

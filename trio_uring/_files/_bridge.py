@@ -27,6 +27,7 @@ from __future__ import annotations
 import sys
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from weakref import ref
 
 import trio
 from outcome import capture
@@ -121,7 +122,7 @@ class Bridge(greenlet):
         super().__init__()
         self.files = files
         self.manager = files.manager
-        self.adopted: list[RingFileIO] = []
+        self.adopted: list[ref[RingFileIO]] = []
 
     def run(  # pyright: ignore[reportIncompatibleMethodOverride] (greenlet's documented way)
         self,
@@ -159,7 +160,7 @@ class Bridge(greenlet):
     def adopt(self, raw: RingFileIO) -> None:
         """Let *raw*, which was made inside the call, use the ring until the call ends."""
         raw.bridge = self
-        self.adopted.append(raw)
+        self.adopted.append(ref(raw))  # it may be collected before the call ends
 
 
 def current_bridge() -> Bridge | None:
@@ -269,7 +270,9 @@ class FilesRun:
             self.on_ring += 1
         if bridge.adopted:
             for adopted in bridge.adopted:
-                adopted.bridge = None
+                raw = adopted()
+                if raw is not None:
+                    raw.bridge = None
             bridge.adopted.clear()
         if len(self.idle) < POOL_MAX:
             self.idle.append(bridge)

@@ -1,0 +1,81 @@
+"""CPython's own tests of `open` and `io.FileIO`, on ours: each runs on a bridge.
+
+There, every file that a test makes is a `RingFileIO`, and what it reads and writes goes through
+the ring. Where Python comes without its tests (as Debian's does), they are skipped.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import unittest
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from races import current_manager
+
+from trio_uring._files._bridge import files_of
+from trio_uring._files._open import is_plain, open_file
+from trio_uring._files._raw import RingFileIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+test_io = pytest.importorskip("test.test_io")
+test_fileio = pytest.importorskip("test.test_fileio")
+
+# What is about something else, with its reason.
+NOT_OURS = {
+    "test_large_file_ops": "writes 2 GiB",
+}
+
+
+def open_ours(file: Any, *args: Any, **keywords: Any) -> Any:
+    """Return what `trio.open_file` would wrap."""
+    name = file if isinstance(file, int | str | bytes) else None
+    if name is None and hasattr(type(file), "__fspath__"):
+        try:
+            name = os.fspath(file)
+        except Exception:  # noqa: BLE001 (open finds the same)
+            name = None
+    try:
+        plain = is_plain(name, *args, **keywords)
+    except TypeError:
+        plain = False
+    return open_file(name, *args, **keywords) if plain else open(file, *args, **keywords)
+
+
+def cases() -> Iterator[unittest.TestCase]:
+    loader = unittest.TestLoader()
+    for base in (test_io.CIOTest, test_fileio.CAutoFileTests, test_fileio.COtherFileTests):
+        members = {name: getattr(io, name) for name in io.__all__}
+        members |= {"FileIO": RingFileIO, "open": staticmethod(open_ours), "is_C": True}
+        for mock in ("MockRawIO", "MisbehavedRawIO", "MockFileIO", "CloseFailureIO",
+                     "MockNonBlockWriterIO", "MockUnseekableIO", "MockRawIOWithoutRead",
+                     "SlowFlushRawIO"):  # fmt: skip
+            if hasattr(test_io, f"C{mock}"):
+                members[mock] = getattr(test_io, f"C{mock}")
+        ours = type(base.__name__, (base,), members)
+        yield from (
+            test
+            for test in loader.loadTestsFromTestCase(ours)
+            if isinstance(test, unittest.TestCase)
+        )
+
+
+@pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.id().rpartition("test_")[2])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+async def test_cpython(
+    case: unittest.TestCase, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = case.id().rpartition(".")[2]
+    if name in NOT_OURS:
+        pytest.skip(NOT_OURS[name])
+    monkeypatch.chdir(tmp_path)
+    result = unittest.TestResult()
+    files = files_of(current_manager())
+    await files.call(case.run, (result,))
+    for _, traceback in (*result.errors, *result.failures):
+        raise AssertionError(traceback)
+    if result.skipped:
+        pytest.skip(result.skipped[0][1])
