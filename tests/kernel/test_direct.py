@@ -7,7 +7,6 @@ import mmap
 import os
 import resource
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -22,6 +21,7 @@ from trio_uring.lowlevel import RingStatistics, operations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
 SIZE: Final = 4096
 CONTENT: Final = b"".join(bytes([number]) * SIZE for number in range(16))
