@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Batch = Callable[[int, range], Awaitable[object]]
 
 SIZE = 4096
+BUFFER = memoryview(bytearray(SIZE * 4096))  # for 4096 reads at most
 
 
 async def pread(fd: int, offsets: range) -> None:
@@ -44,6 +45,13 @@ async def read_many(fd: int, offsets: range) -> None:
     assert outcomes[-1].unwrap() == SIZE
 
 
+async def read_many_again(fd: int, offsets: range) -> None:
+    """Into the same memory each time: new memory costs page faults."""
+    described = operations.read_many(fd, BUFFER[: SIZE * len(offsets)], offsets, SIZE)
+    outcomes = await perform_many(described)
+    assert outcomes[-1].unwrap() == SIZE
+
+
 async def reads(fd: int, offsets: range) -> None:
     described = [operations.read(fd, bytearray(SIZE), offset) for offset in offsets]
     outcomes = await perform_many(described)
@@ -59,6 +67,7 @@ VARIANTS: dict[str, Batch] = {
     "os.pread": pread,
     "os.pread, in one thread": pread_in_thread,
     "batch: read_many": read_many,
+    "the same, one buffer": read_many_again,
     "batch: [read, read, ...]": reads,
     "one by one: perform": one_by_one,
 }

@@ -57,7 +57,7 @@ def linked(operations: Iterable[Operation[T_co]]) -> Linked[T_co]:
 
     Raises:
       ValueError: *operations* is empty.
-      TypeError: it contains something that is no `Operation`, such as another chain.
+      TypeError: it contains something that is no operation, such as another chain.
 
     Source: io_uring_enter(2), ``IOSQE_IO_LINK``.
     """

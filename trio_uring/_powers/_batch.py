@@ -68,7 +68,7 @@ async def perform_many(
 
     Returns:
       An outcome for each operation, in their order; those of a chain stand one after the
-      other. An `outcome.Error` has what `trio_uring.lowlevel.perform` would have raised:
+      other. An ``outcome.Error`` has what `trio_uring.lowlevel.perform` would have raised:
       `OSError`; `UnsupportedOpcodeError`; `trio.BusyResourceError` (also if two of them wait
       for the same on one fd; nothing else of a chain is then begun); `trio.ClosedResourceError`.
       And `OperationCancelledError` where the chain was broken before.

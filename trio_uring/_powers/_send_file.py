@@ -37,7 +37,7 @@ from trio_uring._trio_private import (
 from ._batch import perform_many
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from trio_uring._io_manager import UringIOManager
 
@@ -69,8 +69,8 @@ class SendProgress:
     """How far `send_file` has come; also valid when it was cancelled, or failed.
 
     Args:
-      bytes_sent: What the socket has taken. Through other streams, what `send_all` was done
-        with; of what was being sent when it was broken off, any part may be gone too.
+      bytes_sent: What the socket has taken. Through other streams, what ``send_all`` was
+        done with; of what was being sent when it was broken off, any part may be gone too.
     """
 
     bytes_sent: int = 0
@@ -285,7 +285,7 @@ class Pipes:
         self._closed = False
 
     @contextmanager
-    def lent(self) -> Iterator[Pipe | None]:
+    def lent(self) -> Generator[Pipe | None]:
         """Lend a pipe; None if all are in use, or no more fds are to be had."""
         pipe = self._take()
         if pipe is None:
