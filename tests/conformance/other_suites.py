@@ -65,10 +65,10 @@ SUITES = {
     ),
     "starlette": Suite(
         sdist="starlette==1.10.0",
+        # Without the optional blockbuster: what it replaces is called in a thread.
         requirements=[
             *(
                 "anyio",
-                "blockbuster",
                 "httpx",
                 "httpx2[zstd]",
                 "importlib-metadata",
