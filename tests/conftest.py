@@ -21,7 +21,8 @@ from trio_uring.lowlevel import on_ring
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterator
 
-KERNEL_TESTS = Path(__file__).parent / "kernel"
+# Every test in these needs a ring.
+RING_TESTS = {Path(__file__).parent / name for name in ("conformance", "kernel")}
 
 _reports = pytest.StashKey[list[str]]()
 _passed = pytest.StashKey[bool]()
@@ -50,7 +51,7 @@ def _why_no_ring() -> str:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a ring where there is none; a CI without one would prove nothing."""
-    needs_ring = KERNEL_TESTS in item.path.parents or _is_async(item)
+    needs_ring = not RING_TESTS.isdisjoint(item.path.parents) or _is_async(item)
     if needs_ring and (reason := _why_no_ring()):
         if os.environ.get("CI"):
             pytest.fail(reason, pytrace=False)

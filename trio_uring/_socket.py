@@ -46,7 +46,7 @@ _NOT_PLAIN: Final = (TypeError, ValueError, BufferError, OverflowError)
 
 
 def _only(flags: object, allowed: int) -> bool:
-    return not flags or (isinstance(flags, int) and flags & ~allowed == 0)
+    return isinstance(flags, int) and not flags & ~allowed
 
 
 def _fits(size: object) -> bool:

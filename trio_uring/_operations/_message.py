@@ -92,7 +92,12 @@ def header_to_receive(vectors: Sequence[tuple[CData, int]], ancillary_size: int)
 def header_to_send(
     buffers: Iterable[Buffer], ancillary: Iterable[tuple[int, int, Buffer]], address: bytes
 ) -> MessageHeader:
-    """Return a header for sendmsg of *buffers*, to *address* unless that is empty."""
+    """Return a header for sendmsg of *buffers*, to *address* unless that is empty.
+
+    Raises:
+      TypeError, ValueError, BufferError: of what the kernel, or the standard library, would not
+        know what to make.
+    """
     pins = [ffi.from_buffer("char[]", buffer) for buffer in buffers]
     name = ffi.new("char[]", address) if address else NO_ADDRESS
     message = MessageHeader([(pin, len(pin)) for pin in pins], name, len(address))
@@ -106,9 +111,16 @@ def header_to_send(
 
 
 def _encode_ancillary(level: int, kind: int, data: Buffer) -> bytes:
-    content = bytes(memoryview(data))
+    view = memoryview(data)
+    if not view.c_contiguous:
+        raise BufferError("ancillary data is not C-contiguous")
+    content = bytes(view)
     padding = b"\0" * (-len(content) % _ALIGN)
-    return _HEADER.pack(_HEADER.size + len(content), level, kind) + content + padding
+    try:
+        header = _HEADER.pack(_HEADER.size + len(content), level, kind)
+    except struct.error as exc:
+        raise ValueError(f"bad level or type of ancillary data: {exc}") from None
+    return header + content + padding
 
 
 def decode_ancillary(control: bytes) -> Ancillary:

@@ -14,6 +14,7 @@ SOCKADDR_SIZE = 128  # sizeof(struct sockaddr_storage): the kernel never writes 
 _FAMILY = struct.Struct("=H")
 _INET = struct.Struct("=H2s4s8x")
 _INET6 = struct.Struct("=H2s4s16sI")
+_FLOW_MAX = 0xFFFFF  # a flow label has 20 bits
 _UNIX_PATH_MAX = 108
 
 Address = tuple[object, ...] | str | bytes | None
@@ -34,6 +35,8 @@ def encode_sockaddr(family: int, address: object) -> bytes | None:
         if family == AF_INET6 and isinstance(address, tuple):
             parts = (*address, 0, 0)
             host, port, flow, scope = parts[:4]
+            if flow > _FLOW_MAX:
+                return None
             return _INET6.pack(
                 family,
                 port.to_bytes(2, "big"),
