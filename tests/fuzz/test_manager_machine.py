@@ -259,7 +259,7 @@ class Machine(RuleBasedStateMachine):
         in_flight = self.manager._in_flight.values()
         bounded = [entry for entry in in_flight if entry.operation.bounded]
         assert len(bounded) <= FILE_OPERATIONS_MAX
-        assert self.manager._file_limit.free == FILE_OPERATIONS_MAX - len(bounded)
+        assert self.manager.file_limit.free == FILE_OPERATIONS_MAX - len(bounded)
 
     def teardown(self) -> None:
         if hasattr(self, "stack"):
@@ -288,8 +288,8 @@ class Machine(RuleBasedStateMachine):
         assert not self.kernel.fds, "an fd was delivered to nobody"
         assert len(self.kernel.buffers.free) == self.kernel.buffers.count
         assert not self.manager._in_flight
-        assert not self.manager._waiting
-        assert self.manager._file_limit.free == FILE_OPERATIONS_MAX
+        assert not self.manager.waiting
+        assert self.manager.file_limit.free == FILE_OPERATIONS_MAX
 
 
 def check_ending(client: Client) -> None:

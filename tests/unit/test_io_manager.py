@@ -77,7 +77,7 @@ def manager(ring: ScriptedRing) -> Iterator[UringIOManager]:
 def in_flight(manager: UringIOManager, fd: int = 1) -> InFlight:
     entry = InFlight(manager, operations.recv(fd, bytearray(1)), 100, None)
     manager._in_flight[entry.user_data] = entry
-    manager._waiting[fd] = [entry]
+    manager.waiting.enlist(entry)
     return entry
 
 
