@@ -108,8 +108,8 @@ class UringIOManager:
         self._next_user_data = _FIRST
         self._in_flight: dict[int, InFlight] = {}
         self._groups = Groups(ring)
-        self.waiting = Waiting(self._readiness)
-        self.file_limit = FifoLimit(config.max_file_operations)
+        self.waiting: Waiting = Waiting(self._readiness)
+        self.file_limit: FifoLimit = FifoLimit(config.max_file_operations)
         # Cancelled batches with chains, whose later operations can only be cancelled later.
         self.chains_to_cancel: set[Callable[[], object]] = set()
         self._cancels: deque[int] = deque()

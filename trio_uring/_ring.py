@@ -113,15 +113,17 @@ class Ring:
     def __init__(self, config: RingConfig, *, register_fd: bool = True) -> None:
         attempts = _Attempts()
         self._ring = _open(config, attempts)
-        self.setup_flags = SetupFlag(lib.ring_setup_flags(self._ring)) & ~SetupFlag.R_DISABLED
-        self.features = FeatureFlag(lib.ring_features(self._ring))
-        self.entries = lib.ring_sq_entries(self._ring)
-        self.completion_entries = lib.ring_cq_entries(self._ring)
-        self.closed = False
+        self.setup_flags: SetupFlag = (
+            SetupFlag(lib.ring_setup_flags(self._ring)) & ~SetupFlag.R_DISABLED
+        )
+        self.features: FeatureFlag = FeatureFlag(lib.ring_features(self._ring))
+        self.entries: int = lib.ring_sq_entries(self._ring)
+        self.completion_entries: int = lib.ring_cq_entries(self._ring)
+        self.closed: bool = False
         self._cqes = ffi.new("struct io_uring_cqe[]", REAP_MAX)
         self._cqe_bytes = memoryview(ffi.buffer(self._cqes))
         try:
-            self.supported = self._probe()
+            self.supported: frozenset[int] = self._probe()
             self._limit_workers(config, attempts)
             self._allowed = _allowed_opcodes(config)
             if self._allowed is not None:

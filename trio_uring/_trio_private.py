@@ -183,7 +183,9 @@ def is_cancelled(task: Task) -> bool:
 def at_cancel_point(task: Task) -> bool:
     """Note that *task*, the current one, passes a cancel point; whether it is to be cancelled."""
     task._cancel_points += 1
-    return is_cancelled(task)
+    return task._cancel_status.effectively_cancelled or (
+        task is task._runner.main_task and task._runner.ki_pending
+    )
 
 
 def set_io_manager(io_manager: type) -> None:

@@ -227,13 +227,22 @@ async def test_accepting_from_another_thread(rounds: Rounds) -> None:
         def connect() -> None:
             connections.append(stdlib_socket.create_connection(address))
 
+        asked = 0
         with another_thread(connect) as connect_soon:
+
+            def ask() -> None:
+                nonlocal asked
+                asked += 1
+                connect_soon()
+
             for order in every_order(SLOW_ROUNDS):
-                outcome = await race(rounds, order, sock.accept, connect_soon)
+                outcome = await race(rounds, order, sock.accept, ask)
                 if outcome:
                     accepted.append(outcome.value[0])
-        while len(accepted) < len(connections):
-            accepted.append((await sock.accept())[0])
+            # While the thread connects: it would wait for ever once the backlog is full.
+            while len(accepted) < asked:
+                accepted.append((await sock.accept())[0])
+        assert len(connections) == asked
         peers = {connection.getsockname() for connection in connections}
         assert {each.getpeername() for each in accepted} == peers
         for connection in connections:

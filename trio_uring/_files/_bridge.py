@@ -197,8 +197,8 @@ class FilesRun:
         function: Callable[..., T],
         args: tuple[Any, ...] = (),
         raw: RingFileIO | None = None,
+        cancellable: bool = False,  # noqa: FBT001, FBT002 (a keyword costs as much as a call)
         *,
-        cancellable: bool = False,
         shielded: bool = False,
     ) -> T:
         """Run ``function(*args)`` on a bridge; *raw*, if given, uses the ring meanwhile.
@@ -238,8 +238,11 @@ class FilesRun:
         failure = bridge.failure
         if raw is not None:
             raw.bridge = None
-            raw.done()
-        self._put_back(bridge, waited=waited)
+            if raw.line:
+                raw.line.unpark()
+            else:
+                raw.busy = False
+        self._put_back(bridge, waited)
         if not waited:
             await cancel_shielded_checkpoint()
         if failure is None:
@@ -258,7 +261,7 @@ class FilesRun:
             self.idle.append(bridge)
             raise
 
-    def _put_back(self, bridge: Bridge, *, waited: bool) -> None:
+    def _put_back(self, bridge: Bridge, waited: bool) -> None:  # noqa: FBT001 (as above)
         bridge.value = bridge.failure = None
         if not waited:
             self.inline += 1

@@ -94,7 +94,7 @@ def file_call(
         return partial(close, files, method, raw)
     if name in LONG_METHODS and is_long(kind, name, raw, args):
         return partial(files.call_in_thread, method, args, raw)
-    return partial(files.call, method, args, raw, cancellable=kind is RingFileIO)
+    return partial(files.call, method, args, raw, kind is RingFileIO)
 
 
 def never_waits(kind: type, name: str, raw: RingFileIO) -> bool:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import stat
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -71,10 +70,9 @@ class RingFileIO(io.FileIO):
     # One call at a time is inside a file, first come first served, whichever way they go: the C
     # layers raise on re-entry from one thread, where a second thread would wait.
     busy = False
-    _line: ParkingLot | None = None
+    line: ParkingLot | None = None
 
     closing = False  # a task waits to close the file
-    _stream: bool | None = None
     _appends: bool | None = None
     _ended = False  # whether the last read met the end
     _written = 0
@@ -98,24 +96,21 @@ class RingFileIO(io.FileIO):
 
     async def turn(self) -> None:
         """Wait for the turn of this task, once the file is busy. If cancelled, it has none."""
-        if self._line is None:
-            self._line = ParkingLot()
-        await self._line.park()  # done() hands it over
+        if self.line is None:
+            self.line = ParkingLot()
+        await self.line.park()  # done() hands it over
 
     def done(self) -> None:
         """Give the turn to the first in line, if there is one."""
-        if self._line:
-            self._line.unpark()
+        if self.line:
+            self.line.unpark()
         else:
             self.busy = False
 
     @property
     def is_stream(self) -> bool:
-        """Whether reads can wait for ever: a pipe, a terminal, a socket."""
-        if self._stream is None:
-            mode = os.fstat(self.fileno()).st_mode
-            self._stream = not (stat.S_ISREG(mode) or stat.S_ISBLK(mode) or stat.S_ISDIR(mode))
-        return self._stream
+        """Whether it has no position, so that reads can wait for ever: a pipe, a terminal, ..."""
+        return not self.seekable()  # which is remembered
 
     # What FileIO refuses, it refuses in its own order.
 
@@ -130,12 +125,15 @@ class RingFileIO(io.FileIO):
     def readinto(self, buffer: Buffer, /) -> int | None:
         """See `io.RawIOBase.readinto`."""
         bridge = self.bridge
-        if bridge is None or getcurrent() is not bridge or not self._may_read():
+        if bridge is None or getcurrent() is not bridge:
             return _file_io.readinto(self, buffer)
-        view = memoryview(buffer) if type(buffer) is not memoryview else buffer
-        if view.readonly or not view.c_contiguous:
+        if type(buffer) is not memoryview:  # which is what the buffered layers give
+            if not self._may_read():
+                return _file_io.readinto(self, buffer)
+            buffer = memoryview(buffer)
+        if buffer.readonly or not buffer.c_contiguous:
             return _file_io.readinto(self, buffer)
-        return self._read(bridge, view)
+        return self._read(bridge, buffer)
 
     def read(self, size: int | None = -1, /) -> bytes | None:  # type: ignore[override]
         """See `io.RawIOBase.read`."""
@@ -251,17 +249,10 @@ class RingFileIO(io.FileIO):
 
     def _read_at_position(self, bridge: Bridge, view: memoryview) -> int:
         in_worker = view.nbytes > IN_WORKER_MIN
-        position = self._position()
+        position = self.tell()
         count = bridge.perform(operations.read(self.fileno(), view, position, in_worker=in_worker))
-        if position != _HERE:
-            _file_io.seek(self, position + count)
+        _file_io.seek(self, position + count)
         return count
-
-    def _position(self) -> int:
-        try:
-            return self.tell()
-        except OSError:  # some files in /proc
-            return _HERE
 
     def _wait(self, bridge: Bridge, operation: Operation[int]) -> int:
         """Perform a transfer that may wait for ever."""
@@ -333,7 +324,7 @@ class RingFileIO(io.FileIO):
         if self._appends is None:
             self._appends = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
         in_worker = view.nbytes > IN_WORKER_MIN
-        position = _HERE if self._appends else self._position()
+        position = _HERE if self._appends else self.tell()
         count = bridge.perform(operations.write(fd, view, position, in_worker=in_worker))
         if position != _HERE:
             _file_io.seek(self, position + count)

@@ -7,9 +7,8 @@ table, a line is read in two thirds of the time (benchmarks/bench_files.py).
 
 from __future__ import annotations
 
-import io
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
@@ -66,26 +65,22 @@ def _async_method(file: object, name: str, raw: RingFileIO) -> Callable[..., Awa
     may_be_long = name in LONG_METHODS
     cancellable = kind is RingFileIO
 
-    async def call(*args: Any, **keywords: Any) -> object:  # noqa: ANN401 (the method's own)
+    # Not a coroutine function: one of the two that run for a line would be for its name only.
+    def call(*args: Any, **keywords: Any) -> Awaitable[object]:  # noqa: ANN401 (the method's own)
         manager = current_ring("files")
         if keywords or manager is None:
-            return await run_sync(partial(method, *args, **keywords))
+            return run_sync(partial(method, *args, **keywords))
         files = files_of(manager)
         if inline:
-            return await files.call_inline(method, args, raw)
+            return files.call_inline(method, args, raw)
         if may_be_long and is_long(kind, name, raw, args):
-            return await files.call_in_thread(method, args, raw)
-        return await files.call(method, args, raw, cancellable=cancellable)
+            return files.call_in_thread(method, args, raw)
+        return files.call(method, args, raw, cancellable)
 
     call.__name__ = name
     call.__qualname__ = f"AsyncIOWrapper.{name}"
     call.__doc__ = f"Like :meth:`~{kind.__module__}.{kind.__qualname__}.{name}`, but async."
     return call
-
-
-# Trio remembers the code, which all the methods share: to tell it once takes 6 microseconds
-# from the first call of each method of each file.
-enable_ki_protection(_async_method(io.BytesIO(), "read", cast("RingFileIO", None)))
 
 
 @wraps(trio_file_aclose)

@@ -149,21 +149,21 @@ class Operation(Generic[T_co]):
         self.sqe: Sqe = (
             opcode, sqe_flags, ioprio, fd, off, addr, len, op_flags, buf_index, splice_fd_in, addr3
         )  # fmt: skip
-        self.opcode = opcode
-        self.decode = decode
-        self.fd = fd
-        self.pins = pins
-        self.cancellable = cancellable
+        self.opcode: int = opcode
+        self.decode: Callable[[int, int], T_co] = decode
+        self.fd: int = fd
+        self.pins: tuple[object, ...] = pins
+        self.cancellable: bool = cancellable
         self.exclusive: Exclusive | None = exclusive
-        self.bounded = bounded
-        self.on_more = on_more
-        self.discard = discard
-        self.filename = filename
-        self.filename2 = filename2
-        self.expires = expires
-        self.on_fd = on_fd
-        self.second_fd = second_fd
-        self.buffers = buffers
+        self.bounded: bool = bounded
+        self.on_more: Callable[[int, int], None] | None = on_more
+        self.discard: Callable[[int], object] | None = discard
+        self.filename: str | bytes | None = filename
+        self.filename2: str | bytes | None = filename2
+        self.expires: bool = expires
+        self.on_fd: bool = on_fd
+        self.second_fd: int = second_fd
+        self.buffers: ProvidedBuffers | None = buffers
 
     def release(self) -> None:
         """Let go of the pinned buffers, so that their owner may resize or release them."""

@@ -197,8 +197,8 @@ class BufferLease:
     __slots__ = ("_memory", "pool", "users")
 
     def __init__(self, pool: RegisteredBuffers, memory: memoryview) -> None:
-        self.pool = pool
-        self.users = 0  # operations that read from it or write to it
+        self.pool: RegisteredBuffers = pool
+        self.users: int = 0  # operations that read from it or write to it
         self._memory: memoryview | None = memory
 
     @property
