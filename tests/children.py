@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, TypeVar
@@ -48,6 +49,8 @@ def in_child(function: Callable[[], object]) -> int:
         try:
             function()
             status = 0
+        except BaseException:  # noqa: BLE001 (the exit status tells)
+            traceback.print_exc()
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import sys
 from functools import partial
@@ -162,6 +163,12 @@ def report(sqpoll: str = "") -> None:
         attributes = {name: getattr(statistics, name) for name in statistics.__slots__}
         attributes.pop("__weakref__", None)
         print(json.dumps(attributes))
+
+
+def print_backend() -> None:
+    """Run everything as a program does that does not know of us; print what it ran on."""
+    signal.set_wakeup_fd(-1)  # after a fork it is that of the parent's run, and Trio would warn
+    print(trio.run(everything).backend, flush=True)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,9 @@ static void batch_free_all(struct ring *ring);
  *
  * A child that pushed an SQE into memory shared with its parent would have the parent submit
  * it. So the mappings are not inherited (MADV_DONTFORK), and each ring remembers in ordinary
- * memory that it is now in a child. pthread_atfork also sees forks that Python does not.
+ * memory that it is now in a child. The child's fd is closed: it would keep the operations of a
+ * parent that dies in flight, and so its sockets open. pthread_atfork also sees forks that
+ * Python does not.
  */
 static pthread_mutex_t all_rings_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct ring *all_rings;
@@ -78,8 +80,11 @@ static void before_fork(void) { pthread_mutex_lock(&all_rings_lock); }
 static void after_fork_in_parent(void) { pthread_mutex_unlock(&all_rings_lock); }
 static void after_fork_in_child(void)
 {
-    for (struct ring *ring = all_rings; ring != NULL; ring = ring->next)
+    for (struct ring *ring = all_rings; ring != NULL; ring = ring->next) {
         ring->forked = 1;
+        close(ring->fd);
+        ring->fd = -1;
+    }
     pthread_mutex_unlock(&all_rings_lock);
 }
 static void watch_forks(void)
@@ -208,7 +213,8 @@ static void unmap_and_close(struct ring *ring)
         if (ring->sqes_map != MAP_FAILED)
             munmap(ring->sqes_map, ring->sqes_size);
     }
-    close(ring->fd);
+    if (ring->fd >= 0)
+        close(ring->fd);
 }
 
 /* Set up one ring exactly as asked; the ladder of weaker flags is in Python. */
