@@ -92,7 +92,7 @@ class UringIOManager:
     It closes *ring*, which belongs to the thread of the run.
     """
 
-    begun = False  # whether there was a first turn of the loop
+    begun: bool = False  # whether there was a first turn of the loop
 
     def __init__(
         self, ring: Ring, config: RingConfig, disabled: frozenset[Layer] = frozenset()
