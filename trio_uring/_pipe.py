@@ -8,7 +8,7 @@ EAGAIN for terminals and the like: there we wait until the fd is ready, as Trio 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
 
@@ -45,7 +45,7 @@ async def receive_some(self: FdStream, max_bytes: int | None = None) -> bytes:
                 )
             except OSError as exc:
                 if exc.errno not in {errno.EAGAIN, errno.ENOBUFS}:
-                    raise _stream_error(exc) from exc
+                    _raise_stream_error(exc)
                 if exc.errno == errno.EAGAIN and not self._fd_holder.closed:
                     await manager.wait_readable(fd)
         raise trio.ClosedResourceError("file was already closed")
@@ -60,8 +60,8 @@ async def send_all(self: FdStream, data: bytes | bytearray | memoryview) -> None
     with self._send_conflict_detector:
         if self._fd_holder.closed:
             raise trio.ClosedResourceError("file was already closed")
+        sent, length = 0, len(data)
         with memoryview(data) as view:
-            sent, length = 0, len(data)
             if not length:
                 await trio.lowlevel.checkpoint()
             while sent < length:
@@ -77,10 +77,10 @@ async def send_all(self: FdStream, data: bytes | bytearray | memoryview) -> None
                         if not self._fd_holder.closed:
                             await manager.wait_writable(fd)
                     except OSError as exc:
-                        raise _stream_error(exc) from exc
+                        _raise_stream_error(exc)
 
 
-def _stream_error(exc: OSError) -> trio.ClosedResourceError | trio.BrokenResourceError:
+def _raise_stream_error(exc: OSError) -> NoReturn:
     if exc.errno == errno.EBADF:
-        return trio.ClosedResourceError("file was already closed")
-    return trio.BrokenResourceError()
+        raise trio.ClosedResourceError("file was already closed") from None
+    raise trio.BrokenResourceError from exc
