@@ -15,8 +15,8 @@ is done, and by then another task may have closed the socket, and its number be 
 
 from __future__ import annotations
 
-import fcntl
 import os
+import sys
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -35,6 +35,9 @@ from trio_uring._trio_private import (
 )
 
 from ._batch import perform_many
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
