@@ -197,9 +197,10 @@ async def test_an_old_kernel_truncates_in_a_thread(
 
 async def test_it_fits_the_bound_on_operations(tmp_path: Path) -> None:
     count = current_manager().config.max_file_operations + 20
-    async with await open_positional(tmp_path / "file", CREATE) as file:
-        async with trio.open_nursery() as nursery:
-            for _ in range(count):
-                nursery.start_soon(file.fdatasync)
-            await wait_all_tasks_blocked()
+    async with (
+        await open_positional(tmp_path / "file", CREATE) as file,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(count):
+            nursery.start_soon(file.fdatasync)
     assert files_of(current_manager()).routes()["ring"] >= count
