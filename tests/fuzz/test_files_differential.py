@@ -7,12 +7,11 @@ test injects short transfers, interruptions and a full disk under both.
 from __future__ import annotations
 
 import errno
+import faulthandler
 import io
 import os
 import tempfile
 from collections import Counter
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +35,9 @@ if TYPE_CHECKING:
 # Examples for each mode. The long profile makes 200,000 calls and more.
 LONG = os.environ.get("TRIO_URING_FUZZ") == "long"
 EXAMPLES = 500 if LONG else 8
+
+# Python 3.12 warns of forks beside threads: the child makes a few calls and exits.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 MODES = [base + plus + kind for base in "rwxa" for plus in ("", "+") for kind in ("b", "t")]
 ENCODINGS = ["utf-8", "utf-16", "iso2022_jp", "latin-1", "utf-8-sig"]
@@ -99,10 +101,7 @@ def calls(pieces: st.SearchStrategy[Any], *, binary: bool) -> st.SearchStrategy[
         st.tuples(st.just("seek"), st.tuples(OFFSETS, st.sampled_from([0, 0, 0, 1, 2, 3, 9]))),
         st.tuples(st.just("seek back"), st.tuples(st.integers(0, 5))),
         st.tuples(st.just("truncate"), st.tuples(st.sampled_from([None, 0, 3, 70, 5000, -1]))),
-        # Not seek for text: CPython 3.11 crashes in the call after that.
-        st.tuples(
-            st.sampled_from(["write", "read", "seek" if binary else "read"]), st.just((1.5,))
-        ),
+        st.tuples(st.sampled_from(["write", "read", "seek"]), st.just((1.5,))),
         st.sampled_from([CLOSE] + [("tell", ())] * 5),
     )
     return st.lists(call, min_size=6, max_size=30)
@@ -179,10 +178,6 @@ async def outcomes(side: Reference | Ours, sequence: list[Call]) -> list[object]
             result = await side.call("seek" if name == "seek back" else name, arguments)
         except Exception as exc:  # noqa: BLE001 (whichever it is, it must be the same)
             result = outcome_of(exc)
-            if isinstance(side.file, io.TextIOWrapper):
-                # CPython 3.11 may crash in the read after one that failed, unless it seeks.
-                with suppress(OSError, ValueError):
-                    await side.call("seek", (0,))
         else:
             if name == "tell":
                 cookies.append(result)
@@ -207,9 +202,31 @@ def _counts(request: pytest.FixtureRequest) -> Iterator[None]:
 Scenario = tuple[dict[str, Any], bytes, list[Call]]
 
 
+def crashes(mode: str, scenario: Scenario, open_reference: Callable[..., Any]) -> bool:
+    """Whether CPython itself crashes, as 3.11 does in some reads of text after one that failed."""
+    arguments, content, sequence = scenario
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "reference")
+        if "x" not in mode:
+            path.write_bytes(content)
+        child = os.fork()
+        if not child:
+            try:
+                faulthandler.disable()
+                reference = Reference(open_reference(path, mode, **arguments))
+                outcomes(reference, [*sequence, CLOSE]).send(None)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
 def compare(mode: str, scenario: Scenario, open_reference: Callable[..., Any] = open) -> None:
     """Make the same calls on both, each on a file of its own, and compare all there is."""
     arguments, content, sequence = scenario
+    if "b" not in mode and crashes(mode, scenario, open_reference):
+        calls_made["calls that crash CPython"] += len(sequence)
+        return
     with tempfile.TemporaryDirectory() as directory:
         ours_path, reference_path = Path(directory, "ours"), Path(directory, "reference")
         if "x" not in mode:
@@ -246,10 +263,8 @@ def test_calls_are_those_of_the_standard_library(mode: str) -> None:
 class Plan:
     """What happens to each raw transfer: a fault, or nothing; then nothing for ever."""
 
-    def __init__(self, faults: list[int | str | None], mode: str) -> None:
+    def __init__(self, faults: list[int | str | None]) -> None:
         self._faults = list(reversed(faults))
-        # CPython 3.11 may crash after a text file's failed read.
-        self.read_error = errno.EIO if "b" in mode else None
 
     def next(self) -> int | str | None:
         return self._faults.pop() if self._faults else None
@@ -271,7 +286,7 @@ class FaultyFileIO(io.FileIO):
         if not is_transfer(self, buffer, reading=True):
             return super().readinto(buffer)
         fault = self.plan.next()
-        if fault == "full" and self.plan.read_error is not None:
+        if fault == "full":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return super().readinto(memoryview(buffer)[:fault] if type(fault) is int else buffer)
 
@@ -318,15 +333,15 @@ def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def start_faulty(self: UringIOManager, operation: Operation[Any], task: Any) -> Any:
         now, sqe = fault[0], operation.sqe
-        errors = {Opcode.READ: plan.read_error, Opcode.WRITE: errno.ENOSPC}
+        errors = {Opcode.READ: errno.EIO, Opcode.WRITE: errno.ENOSPC}
         error = errors.get(Opcode(operation.opcode))
-        if operation.opcode not in errors or now is None or (now == "full" and error is None):
+        if error is None or now is None:
             return start(self, operation, task)
         fault[0] = None
         if type(now) is int:
             operation.sqe = (*sqe[:6], min(now, sqe[6]), *sqe[7:])  # type: ignore[assignment]
         else:
-            code = errno.EINTR if now == "interrupted" else error or 0
+            code = errno.EINTR if now == "interrupted" else error
             res = -code & 0xFFFFFFFF
             operation.sqe = (Opcode.NOP, 0, 0, -1, 0, NO_ADDRESS, res, NOP_INJECT_RESULT, 0, 0, 0)
         try:
@@ -350,7 +365,7 @@ def test_faults_are_met_as_the_standard_library_meets_them(mode: str) -> None:
     @given(scenarios(mode), FAULTS)
     def check(scenario: Scenario, faults: list[int | str | None]) -> None:
         with pytest.MonkeyPatch.context() as monkeypatch:
-            inject_into_ours(Plan(faults, mode), monkeypatch)
-            compare(mode, scenario, partial(open_faulty, Plan(faults, mode)))
+            inject_into_ours(Plan(faults), monkeypatch)
+            compare(mode, scenario, lambda *a, **k: open_faulty(Plan(faults), *a, **k))
 
     check()
