@@ -2,6 +2,18 @@
 
 Only for arguments that are plainly right, see `is_plain`: for everything else the real `io.open`
 is called, in a thread, and makes its own objections.
+
+Why a whole file is not read in one linked submission
+-----------------------------------------------------
+
+Facts. Open, read and close, linked through a direct descriptor, took the kernel 10 microseconds
+for a cached file of 4 KiB alone, and 5 in a batch of 32; the system calls that are made here
+(openat2 for what is cached, fcntl, fstat, lseek, two preadv2, close) took 11 and 10 (in C, Linux
+6.18, two busy cores). Three operations instead of none cost 8 microseconds of Python, and the ring
+would need a table of fixed files. A link says nothing of the file's size, or of a FIFO.
+
+What does this mean for us? It gains nothing. Files are read as they are opened: at once where the
+kernel has all it needs in its cache, through the ring where it has not.
 """
 
 from __future__ import annotations
