@@ -7,14 +7,12 @@ python -m trio_uring file_copy.py --demo
 import os
 import sys
 import tempfile
-import time
 
 import trio
 
 import trio_uring
 
-BLOCK = 1 << 20
-TASKS = 8
+BLOCK, TASKS = 1 << 20, 8
 
 
 async def copy_in_order(source: str, target: str) -> None:
@@ -48,9 +46,8 @@ async def copy_side_by_side(source: str, target: str) -> None:
 
 async def main(source: str, target: str) -> None:
     for copy in (copy_in_order, copy_side_by_side):
-        started = time.perf_counter()
         await copy(source, target)
-        print(f"{copy.__name__}: {time.perf_counter() - started:.3f} s")
+        print(copy.__name__, (await trio.Path(target).stat()).st_size, "bytes")
 
 
 if sys.argv[1:] == ["--demo"]:

@@ -238,10 +238,7 @@ class FilesRun:
         failure = bridge.failure
         if raw is not None:
             raw.bridge = None
-            if raw.line:
-                raw.line.unpark()
-            else:
-                raw.busy = False
+            raw.done()
         self._put_back(bridge, waited)
         if not waited:
             await cancel_shielded_checkpoint()
