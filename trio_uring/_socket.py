@@ -5,8 +5,8 @@ Each method picks an operation and a buffer; everything else is Trio's own. What
 socket full) goes Trio's own way, which asks the standard library: its semantics and its
 exceptions, to the letter. So does everything in a run without a ring.
 
-Only the methods that wait are here. `close` is Trio's: it calls `notify_closing`, which ends
-what is in flight before the fd goes.
+Only the methods that wait are here, and `__exit__`. `close` is Trio's: it calls
+`notify_closing`, which ends what is in flight before the fd goes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from ._kernel import sockets as abi
 from ._trio_private import TrioSocket
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from typing_extensions import Buffer
 
 # The flags that go to the ring. The others mean something that only the system call does
@@ -312,13 +314,30 @@ class UringSocket(TrioSocket):
                 return await super().connect(address)
             await manager.perform(operations.connect(self._sock.fileno(), raw))
         except trio.Cancelled:
-            self._sock.close()
+            self.close()
             raise
         except OSError as exc:
             code = exc.errno
             if code not in _LATE_CONNECT_ERRORS or self.family not in _INTERNET:
                 raise
             raise OSError(code, f"Error connecting to {address!r}: {exc.strerror}") from None
+
+    # ---- Closing ---------------------------------------------------------------------------
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close.
+
+        Trio does so without a word to those who still wait for the socket. What they have in
+        flight would keep it open: the peer would see no end, and the port stay taken.
+        """
+        if trio.lowlevel.in_trio_run() and current_ring("sockets") is not None:
+            self.close()
+        super().__exit__(exc_type, exc_value, traceback)
 
 
 def _materialised(items: Iterable[Any]) -> Iterable[Any]:

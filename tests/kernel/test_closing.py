@@ -290,3 +290,42 @@ async def test_what_came_first_is_raised(first: str) -> None:
             sock.close()
             scope.cancel()
     assert ended_by == first
+
+
+# --- Where Trio does not say that it closes -------------------------------------------------
+
+
+async def test_leaving_a_with_statement() -> None:
+    """On plain Trio the peer sees the end, and who still waits does so for ever."""
+    ours, theirs = stdlib_socket.socketpair()
+    theirs.setblocking(False)
+    with theirs:
+        async with trio.open_nursery() as nursery:
+            with trio.socket.from_stdlib_socket(ours) as sock:
+                nursery.start_soon(expect_closed, sock.recv(10))
+                await wait_all_tasks_blocked()
+            assert theirs.recv(10) == b""
+
+
+async def test_a_cancelled_connect() -> None:
+    """It closes the socket, and frees its port, even if another task already waits for data."""
+    scope = trio.CancelScope()
+
+    async def connect(sock: trio.socket.SocketType) -> None:
+        with scope:
+            await sock.connect(target)
+
+    with stdlib_socket.create_server(ANY_PORT, backlog=0) as full:
+        target = full.getsockname()
+        with stdlib_socket.create_connection(target):
+            sock = trio.socket.socket()
+            await sock.bind(ANY_PORT)
+            address = sock.getsockname()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connect, sock)
+                await wait_all_tasks_blocked()
+                nursery.start_soon(expect_closed, sock.recv(10))
+                await wait_all_tasks_blocked()
+                scope.cancel()
+            assert scope.cancelled_caught
+            bind_again(address)
