@@ -133,6 +133,7 @@ class UringIOManager:
         self._watch()
 
     @property
+    @trio.lowlevel.enable_ki_protection
     def buffers(self) -> BufferPool | None:
         """The buffers to receive into; None where the kernel has no such thing."""
         if self._pool is None and not self._pool_refused:

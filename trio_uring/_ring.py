@@ -388,6 +388,6 @@ def _try_open(config: RingConfig, entries: int, flags: SetupFlag) -> tuple[CData
             flags |= SetupFlag.SQ_AFF
     if config.allowed_operations is not None:
         flags |= SetupFlag.R_DISABLED
-    out = ffi.new("struct ring *[1]")
-    result = lib.ring_open(out, entries, completion_entries, flags, idle_ms, cpu)
-    return (ffi.gc(out[0], lib.ring_free) if result == 0 else None), result
+    ring = ffi.gc(lib.ring_new(), lib.ring_free)
+    result = lib.ring_open(ring, entries, completion_entries, flags, idle_ms, cpu)
+    return (ring if result == 0 else None), result

@@ -298,11 +298,6 @@ class RunIOManager(UringIOManager):
             self.ring.close()
             raise
 
-    def __del__(self) -> None:
-        # Trio closes what it could set up whole; it had no fds left, for example.
-        if not self.begun:
-            self.ring.close()
-
 
 def check_system() -> None:
     """Raise `RingUnavailableError` if this system or this Trio rules a ring out."""

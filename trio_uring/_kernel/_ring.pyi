@@ -56,9 +56,10 @@ class _FFI:
     def sizeof(self, cdecl: str, /) -> int: ...
 
 class _Lib:
+    def ring_new(self) -> CData: ...
     def ring_open(
         self,
-        out: CData,
+        ring: CData,
         entries: int,
         cq_entries: int,
         setup_flags: int,

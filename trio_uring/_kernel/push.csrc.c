@@ -36,6 +36,7 @@ static inline void ring_fill(struct ring *ring, uint64_t user_data, unsigned opc
     sqe->splice_fd_in = splice_fd_in;
     sqe->addr3 = addr3;
     sqe->user_data = user_data;
+    ring->used |= (int)opcode; /* NOP is 0 */
     ring->sq_pushed++;
     ring->pushed++;
 }

@@ -40,6 +40,7 @@ struct ring {
     unsigned setup_flags;
     unsigned features;
     int closed;             /* unmapped; only this structure is left */
+    int used;               /* for more than NOPs */
     int forked;             /* set in a child: its parent owns the ring */
     uint64_t thread;        /* that set it up, see this_thread() */
 
@@ -217,10 +218,24 @@ static void unmap_and_close(struct ring *ring)
         close(ring->fd);
 }
 
+/* A ring that is not open yet. Python owns it before it has anything that could leak. */
+static struct ring *ring_new(void)
+{
+    struct ring *ring = calloc(1, sizeof *ring);
+    if (ring != NULL) {
+        ring->fd = -1;
+        ring->closed = 1;
+        ring->rings_map = ring->sqes_map = MAP_FAILED;
+    }
+    return ring;
+}
+
 /* Set up one ring exactly as asked; the ladder of weaker flags is in Python. */
-static int ring_open(struct ring **out, unsigned entries, unsigned cq_entries,
+static int ring_open(struct ring *ring, unsigned entries, unsigned cq_entries,
                      unsigned setup_flags, unsigned sq_thread_idle_ms, unsigned sq_thread_cpu)
 {
+    if (ring == NULL)
+        return -ENOMEM;
     struct io_uring_params params;
     memset(&params, 0, sizeof params);
     params.flags = setup_flags;
@@ -228,16 +243,10 @@ static int ring_open(struct ring **out, unsigned entries, unsigned cq_entries,
     params.sq_thread_idle = sq_thread_idle_ms;
     params.sq_thread_cpu = sq_thread_cpu;
 
-    struct ring *ring = calloc(1, sizeof *ring);
-    if (ring == NULL)
-        return -ENOMEM;
-    ring->rings_map = ring->sqes_map = MAP_FAILED;
-    ring->fd = sys_setup(entries, &params); /* the kernel makes it O_CLOEXEC */
-    if (ring->fd < 0) {
-        int error = ring->fd;
-        free(ring);
-        return error;
-    }
+    int fd = sys_setup(entries, &params); /* the kernel makes it O_CLOEXEC */
+    if (fd < 0)
+        return fd;
+    ring->fd = fd;
     ring->enter_fd = ring->fd;
     ring->thread = this_thread();
     ring->setup_flags = params.flags;
@@ -247,11 +256,11 @@ static int ring_open(struct ring **out, unsigned entries, unsigned cq_entries,
     int result = (ring->features & needed) == needed ? map_rings(ring, &params) : -ENOSYS;
     if (result < 0) {
         unmap_and_close(ring);
-        free(ring);
+        ring->fd = -1;
         return result;
     }
     remember_ring(ring);
-    *out = ring;
+    ring->closed = 0;
     return 0;
 }
 
@@ -298,11 +307,13 @@ static void ring_close(struct ring *ring)
     ring->fd = -1;
 }
 
-/* The structure outlives the ring, for calls that come late. One that nobody closed is leaked:
- * the kernel may still use it. */
+/* The structure outlives the ring, for calls that come late. A ring that nobody closed is leaked,
+ * because the kernel may still use it; unless it had but NOPs, when a run could not start. */
 static void ring_free(struct ring *ring)
 {
-    if (ring->closed) {
+    if (ring != NULL && !ring->used)
+        ring_close(ring);
+    if (ring != NULL && ring->closed) {
         batch_free_all(ring);
         free(ring);
     }

@@ -1,0 +1,173 @@
+"""Signals: Ctrl-C at any point, and others, while a run works and while it waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from children import output_of, run_python
+from trio.testing import wait_all_tasks_blocked
+
+import trio_uring
+from trio_uring import RingConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REQUIRED = RingConfig(require=True)
+
+# Objects that were on their way when the interrupt came are left to the garbage collector.
+OPTIONS = ("-X", "dev", "-W", "error", "-W", "ignore::ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def default_handler() -> Iterator[None]:
+    """Trio handles Ctrl-C only where Python's own handler does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", ["protected", "unprotected"])
+def test_ctrl_c_at_every_step(program: str) -> None:
+    # Each 61st of the 2500 lines that run. With 1 instead, all: that takes minutes.
+    code = f"import interrupted; interrupted.at_every_step({program!r}, 61)"
+    [line] = output_of(run_python(code, options=OPTIONS))
+    interrupted, ended = map(int, line.split())
+    assert interrupted > 20
+    assert ended == 1  # the last step lies behind the end
+
+
+@pytest.mark.parametrize("program", ["protected", "unprotected"])
+def test_ctrl_c_at_any_moment(program: str) -> None:
+    code = f"import interrupted; interrupted.at_random({program!r}, 50)"
+    [line] = output_of(run_python(code, options=OPTIONS))
+    interrupted, _ = map(int, line.split())
+    assert interrupted > 5
+
+
+def test_ctrl_c_while_the_loop_is_in_the_kernel() -> None:
+    """From another thread, so that it must end the wait."""
+
+    async def main() -> None:
+        a, b = trio.socket.socketpair()
+        with a, b:
+            waiting.set()
+            await a.recv(1)
+
+    def interrupt() -> None:
+        waiting.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    for _ in range(20):
+        waiting = threading.Event()
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            trio_uring.run(main, ring=REQUIRED)
+        thread.join()
+
+
+def test_ctrl_c_for_a_task_that_waits_for_a_result() -> None:
+    """What was received first is delivered, and the interrupt comes after it."""
+
+    @trio.lowlevel.enable_ki_protection
+    async def main() -> None:
+        a, b = trio.socket.socketpair()
+        with a, b:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(interrupt, b)
+                received.append(await a.recv(10))
+                await trio.lowlevel.checkpoint()
+                raise AssertionError("the interrupt was lost")
+
+    @trio.lowlevel.enable_ki_protection
+    async def interrupt(sock: trio.socket.SocketType) -> None:
+        await wait_all_tasks_blocked()
+        await sock.send(b"data")
+        signal.raise_signal(signal.SIGINT)
+
+    received: list[bytes] = []
+    with pytest.RaisesGroup(KeyboardInterrupt):
+        trio_uring.run(main, ring=REQUIRED)
+    assert received == [b"data"]
+
+
+# --- Other signals --------------------------------------------------------------------------
+
+
+async def test_receiving_signals() -> None:
+    with trio.open_signal_receiver(signal.SIGUSR1, signal.SIGUSR2) as receiver:
+        for number in (signal.SIGUSR1, signal.SIGUSR2) * 10:
+            os.kill(os.getpid(), number)
+            with trio.fail_after(30):
+                assert await anext(receiver) == number
+
+
+async def test_receiving_signals_while_everything_else_waits() -> None:
+    a, b = trio.socket.socketpair()
+    with a, b, trio.open_signal_receiver(signal.SIGUSR1) as receiver, trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.recv, 1)
+            for _ in range(20):
+                # From a thread, so that the loop is in the kernel, or goes there.
+                nursery.start_soon(trio.to_thread.run_sync, os.kill, os.getpid(), signal.SIGUSR1)
+                assert await anext(receiver) == signal.SIGUSR1
+            await b.send(b"x")
+
+
+@contextmanager
+def storm() -> Iterator[None]:
+    """Signals without end. Only inside a run: at its end Trio closes an fd that they use."""
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_signals_end_no_wait_too_early() -> None:
+    async def main() -> None:
+        with storm():
+            await receive()
+
+    async def receive() -> None:
+        ours, theirs = socket.socketpair()
+        with trio.socket.from_stdlib_socket(ours) as sock, theirs:
+            for number in range(100):
+                theirs.send(b"%d" % number)
+                assert await sock.recv(10) == b"%d" % number
+            with trio.move_on_after(0.02) as scope:
+                await sock.recv(10)
+            assert scope.cancelled_caught
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, theirs)
+                assert await sock.recv(10) == b"x"
+
+    async def send(sock: socket.socket) -> None:
+        await trio.to_thread.run_sync(sock.send, b"x")
+
+    trio_uring.run(main, ring=REQUIRED)
+
+
+def test_a_signal_is_no_timeout_for_the_autojump_clock() -> None:
+    """The clock jumps only if nothing happens for a while, and a signal is something."""
+
+    async def main() -> None:
+        with storm():
+            start = trio.current_time()
+            await trio.sleep(500)
+            assert trio.current_time() - start == pytest.approx(500)
+
+    trio_uring.run(main, clock=trio.testing.MockClock(autojump_threshold=0), ring=REQUIRED)
