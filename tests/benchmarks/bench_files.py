@@ -167,14 +167,14 @@ async def append_sync_positional(directory: Path) -> AsyncIterator[Step]:
 
 async def cold_read_with_open_file(directory: Path) -> AsyncIterator[Step]:
     async with await trio.open_file(directory / "large", "rb", buffering=0) as file:
+        # All of it: a part of a large folio would stay.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
 
         async def step() -> None:
-            offset = random_page()
-            os.posix_fadvise(file.fileno(), offset, PAGE, os.POSIX_FADV_DONTNEED)
-            await file.seek(offset)
+            await file.seek(random_page())
             assert len(await file.read(PAGE)) == PAGE
 
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         yield step
 
 

@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from trio_uring.lowlevel import Operation
 
 # For each mode. The long profile, `nox -s fuzz`, has 20,000 examples for the suite's machines;
-# here a fortieth of that makes 300,000 calls.
-EXAMPLES = max(int(os.environ.get("TRIO_URING_FUZZ_EXAMPLES", "0")) // 40, 8)
+# here a hundredth of that, with more calls in each, makes 300,000 calls.
+LONG = "TRIO_URING_FUZZ_EXAMPLES" in os.environ
+EXAMPLES = max(int(os.environ.get("TRIO_URING_FUZZ_EXAMPLES", "0")) // 100, 8)
+CALLS = (30, 80) if LONG else (6, 30)
 
 # Python 3.12 warns of forks beside threads: the child makes a few calls and exits.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -102,9 +104,9 @@ def calls(pieces: st.SearchStrategy[Any], *, binary: bool) -> st.SearchStrategy[
         st.tuples(st.just("seek back"), st.tuples(st.integers(0, 5))),
         st.tuples(st.just("truncate"), st.tuples(st.sampled_from([None, 0, 3, 70, 5000, -1]))),
         st.tuples(st.sampled_from(["write", "read", "seek"]), st.just((1.5,))),
-        st.sampled_from([CLOSE] + [("tell", ())] * 5),
+        st.sampled_from([CLOSE] + [("tell", ())] * 20),
     )
-    return st.lists(call, min_size=6, max_size=30)
+    return st.lists(call, min_size=CALLS[0], max_size=CALLS[1])
 
 
 @st.composite
