@@ -1,0 +1,226 @@
+"""Every field of a run's statistics says what is so."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+import trio_uring
+from trio_uring import RingConfig
+from trio_uring._kernel.uapi import FeatureFlag, SetupFlag
+from trio_uring._run import probe
+from trio_uring._statistics import totals
+from trio_uring.lowlevel import RingStatistics, operations, perform
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+HOUR_NS = 3600 * 10**9
+
+
+def statistics() -> RingStatistics:
+    found: object = trio.lowlevel.current_statistics().io_statistics
+    assert isinstance(found, RingStatistics)
+    return found
+
+
+async def settled() -> RingStatistics:
+    """Return the statistics when Trio's own tasks wait, which they do in epoll."""
+    await wait_all_tasks_blocked()
+    return statistics()
+
+
+def difference(before: RingStatistics, after: RingStatistics) -> dict[str, int]:
+    """Return which counts of completions grew, and by how much."""
+    return {
+        name: count - before.completed.get(name, 0)
+        for name, count in after.completed.items()
+        if count != before.completed.get(name, 0)
+    }
+
+
+async def test_what_the_ring_is() -> None:
+    ring = probe(RingConfig())
+    found = statistics()
+    assert found.backend == "io_uring"
+    assert sum(SetupFlag[name] for name in found.setup_flags) == ring.setup_flags
+    known = sum(FeatureFlag[name] for name in found.features)
+    assert known == ring.features & sum(FeatureFlag)
+    assert {"SINGLE_MMAP", "NODROP", "EXT_ARG"} <= set(found.features)
+    assert found.refused == ring.refused
+    assert found.entries == 256
+
+
+@pytest.mark.ring(entries=9, completion_entries=9)
+async def test_entries() -> None:
+    assert statistics().entries == 16
+
+
+async def test_a_run_that_has_done_nothing() -> None:
+    found = await settled()
+    assert (found.in_flight, found.cancelled, found.waiting_for_limit) == (0, 0, 0)
+    # Trio's own wake-ups, and nobody else.
+    assert (found.tasks_waiting_read, found.tasks_waiting_write) == (1, 0)
+    assert set(found.completed) <= {"POLL_ADD"}
+
+
+async def test_what_was_submitted_and_completed() -> None:
+    before = await settled()
+    for _ in range(10):
+        await perform(operations.nop())
+    after = statistics()
+    assert difference(before, after) == {"NOP": 10}
+    assert after.submitted - before.submitted == 10
+    assert after.enters - before.enters == 10  # one for each turn of the loop
+    assert after.in_flight == 0
+
+
+async def test_many_in_one_turn() -> None:
+    async def nop() -> None:
+        await perform(operations.nop())
+
+    before = await settled()
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(nop)
+    after = statistics()
+    assert difference(before, after) == {"NOP": 100}
+    assert after.submitted - before.submitted == 100
+    assert after.enters - before.enters < 10
+
+
+async def test_failures_are_completions() -> None:
+    before = await settled()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await perform(operations.fsync(1_000_000))
+    assert difference(before, statistics()) == {"FSYNC": 1}
+
+
+async def test_in_flight_and_cancelled() -> None:
+    before = await settled()
+    async with trio.open_nursery() as nursery:
+        for _ in range(7):
+            nursery.start_soon(perform, operations.timeout(HOUR_NS))
+        waiting = await settled()
+        assert waiting.in_flight == 7
+        assert waiting.submitted - before.submitted == 7
+        nursery.cancel_scope.cancel()
+    after = statistics()
+    assert after.in_flight == 0
+    assert after.cancelled == 7
+    assert difference(before, after) == {"TIMEOUT": 7, "ASYNC_CANCEL": 7}
+    assert after.submitted - before.submitted == 14
+
+
+async def test_what_came_first_was_not_cancelled() -> None:
+    a, b = trio.socket.socketpair()
+    with a, b:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.recv, 1)
+            await wait_all_tasks_blocked()
+            await b.send(b"x")
+            nursery.cancel_scope.cancel()
+        assert statistics().cancelled == 0
+
+
+async def test_a_cancelled_scope_that_never_began() -> None:
+    before = await settled()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await perform(operations.timeout(HOUR_NS))
+    after = statistics()
+    assert (after.cancelled, after.submitted) == (0, before.submitted)
+
+
+async def test_tasks_that_wait() -> None:
+    before = await settled()
+    first, second = trio.socket.socketpair()
+    ready, other = socket.socketpair()
+    ready.setblocking(False)
+    listener = trio.socket.socket()
+    await listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    read, write = os.pipe()
+    readers = writers = 0
+    with first, second, ready, other, listener:
+        async with trio.lowlevel.FdStream(read) as stream, trio.open_nursery() as nursery:
+
+            async def check(task: Awaitable[object], reading: int, writing: int) -> None:
+                nonlocal readers, writers
+                nursery.start_soon(_await, task)
+                found = await settled()
+                readers, writers = readers + reading, writers + writing
+                assert found.tasks_waiting_read == before.tasks_waiting_read + readers
+                assert found.tasks_waiting_write == before.tasks_waiting_write + writers
+
+            await check(first.recv(1), 1, 0)
+            await check(second.recvfrom(1), 1, 0)
+            await check(listener.accept(), 1, 0)
+            await check(stream.receive_some(), 1, 0)
+            await check(trio.lowlevel.wait_readable(ready), 1, 0)
+            await check(perform(operations.timeout(HOUR_NS)), 0, 0)
+            with suppress(BlockingIOError):  # when it is full
+                while True:
+                    ready.send(bytes(100_000))
+            await check(trio.lowlevel.wait_writable(ready), 0, 1)
+            nursery.cancel_scope.cancel()
+    os.close(write)
+    after = await settled()
+    assert after.tasks_waiting_read == before.tasks_waiting_read
+    assert after.tasks_waiting_write == before.tasks_waiting_write
+
+
+async def _await(task: Awaitable[object]) -> None:
+    await task
+
+
+@pytest.mark.ring(max_file_operations=2)
+async def test_tasks_in_line() -> None:
+    def bounded() -> operations.Operation[None]:
+        operation = operations.timeout(HOUR_NS)
+        operation.bounded = True
+        return operation
+
+    async with trio.open_nursery() as nursery:
+        for number in range(1, 6):
+            nursery.start_soon(perform, bounded())
+            found = await settled()
+            assert found.in_flight == min(number, 2)
+            assert found.waiting_for_limit == max(number - 2, 0)
+        nursery.cancel_scope.cancel()
+    found = statistics()
+    assert (found.in_flight, found.waiting_for_limit, found.cancelled) == (0, 0, 2)
+
+
+async def test_routes() -> None:
+    assert sum(statistics().routes.values()) == 0
+    async with await trio.open_file(__file__, "rb") as file:
+        await file.read()
+    routes = statistics().routes
+    assert set(routes) == {"ring", "inline", "thread"}
+    assert sum(routes.values()) == 3  # open, read, close
+
+
+async def test_fields_cannot_be_changed() -> None:
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        statistics().in_flight = 7  # type: ignore[misc]
+
+
+def test_totals() -> None:
+    async def main() -> None:
+        for _ in range(5):
+            await perform(operations.nop())
+
+    before = (totals.ring_runs, totals.fallback_runs, totals.completed["NOP"])
+    for _ in range(2):
+        trio_uring.run(main, ring=RingConfig(require=True))
+    runs, fallbacks, nops = before
+    assert (totals.ring_runs, totals.fallback_runs) == (runs + 2, fallbacks)
+    assert totals.completed["NOP"] == nops + 10
