@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import tempfile
+from array import array
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,6 +196,42 @@ def _connections_and_files_that_came_late(rounds: int) -> None:
         assert open_fds() == before
 
 
+async def receive_and_close(message: Awaitable[Any]) -> None:
+    _, [(_, _, fds)], _, _ = await message
+    for fd in array("i", fds):
+        os.close(fd)
+
+
+def messages_with_fds_that_came_late() -> None:
+    for _ in range(6):  # in some, the tasks see them, and in some the crash comes first
+        _messages_with_fds_that_came_late()
+
+
+def _messages_with_fds_that_came_late() -> None:
+    before = open_fds()
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", (0, 1)))]
+    space = socket.CMSG_SPACE(8)
+    pairs = [socket.socketpair() for _ in range(2)]
+
+    async def start(nursery: trio.Nursery) -> None:
+        first, second = (trio.socket.from_stdlib_socket(a) for a, _ in pairs)
+        nursery.start_soon(receive_and_close, first.recvmsg(10, space))
+        nursery.start_soon(receive_and_close, second.recvmsg_into([bytearray(10)], space))
+        await wait_all_tasks_blocked()
+        for _, b in pairs:
+            b.sendmsg([b"x"], rights)
+        manager_of_this_run().ring.flush()  # received, and nobody has seen it
+
+    assert everything_drained(crashed(start))
+    gc.collect()  # the tasks that have them
+    for a, b in pairs:
+        with pytest.raises(BlockingIOError):
+            a.recv(1)
+        a.close()
+        b.close()
+    assert open_fds() == before
+
+
 def a_batch_half_processed() -> None:
     """Of one batch of completions some are processed when the crash comes, and some are not."""
     before = open_fds()
@@ -353,6 +390,7 @@ BROKEN_RUNS = (
     hundreds_in_small_queues,
     not_submitted_yet,
     connections_and_files_that_came_late,
+    messages_with_fds_that_came_late,
     a_batch_half_processed,
     reads_past_the_page_cache,
     in_kernel_workers,

@@ -25,3 +25,6 @@ MSG_DONTWAIT: Final = _number("MSG_DONTWAIT")
 MSG_MORE: Final = _number("MSG_MORE")
 MSG_NOSIGNAL: Final = _number("MSG_NOSIGNAL")
 MSG_PEEK: Final = _number("MSG_PEEK")
+
+SOL_SOCKET: Final = _number("SOL_SOCKET")
+SCM_RIGHTS: Final = _number("SCM_RIGHTS")

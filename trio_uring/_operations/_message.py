@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import attrs
 
 from trio_uring._kernel import CData, ffi
+from trio_uring._kernel.sockets import SCM_RIGHTS, SOL_SOCKET
 
 from ._operation import NO_ADDRESS
 from ._sockaddr import SOCKADDR_SIZE, Address, decode_sockaddr
@@ -24,6 +26,7 @@ Ancillary = list[tuple[int, int, bytes]]
 # struct cmsghdr; the data follows it, and the next header is aligned to size_t.
 _HEADER = struct.Struct("@Nii")
 _ALIGN = struct.calcsize("@N")
+_FD = struct.Struct("@i")
 
 
 @attrs.frozen
@@ -73,10 +76,18 @@ class MessageHeader:
         # The kernel says how long the sender's address is, even where it had to truncate it.
         name_len = min(header.msg_namelen, SOCKADDR_SIZE)
         name = ffi.buffer(self._name, name_len)[:]
-        control = b""
-        if header.msg_controllen:
-            control = ffi.buffer(self._control, header.msg_controllen)[:]
-        return Message(data, decode_ancillary(control), header.msg_flags, decode_sockaddr(name))
+        return Message(data, self._ancillary(), header.msg_flags, decode_sockaddr(name))
+
+    def _ancillary(self) -> Ancillary:
+        size = self.header.msg_controllen
+        return decode_ancillary(ffi.buffer(self._control, size)[:]) if size else []
+
+    def discard(self, _res: int) -> None:
+        """Close the fds that came with a message that no task will see."""
+        for level, kind, data in self._ancillary():
+            if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+                for (fd,) in _FD.iter_unpack(data[: len(data) // _FD.size * _FD.size]):
+                    os.close(fd)
 
 
 def header_to_receive(vectors: Sequence[tuple[CData, int]], ancillary_size: int) -> MessageHeader:

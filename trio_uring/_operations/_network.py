@@ -197,6 +197,7 @@ def recvmsg(
         flags,
         pins=(*message.pins, *pins),
         exclusive="read",
+        discard=message.discard,
     )
 
 
@@ -223,6 +224,7 @@ def recvmsg_select(
         buffers=buffers,
         pins=tuple(message.pins),
         exclusive="read",
+        discard=message.discard,
     )
 
 
