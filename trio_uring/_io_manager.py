@@ -323,9 +323,10 @@ class UringIOManager:
         if not self.begun:
             self._begin()
         if self._guest is not None:
-            if timeout > 0 and not ring.usable:  # Trio's worker thread
+            if ring.usable:
+                self._guest.drain()
+            elif timeout > 0:  # Trio's worker thread
                 return _WOKEN if self._guest.wait(timeout) else ()
-            self._guest.drain()
         if self._cancels:
             self._push_cancels(ring)
         if not self._watching:

@@ -8,18 +8,21 @@ import os
 import signal
 import socket
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from broken_guests import BROKEN_GUESTS, REQUIRED, Host
-from children import in_thread, output_of, run_python
+from children import in_child, in_thread, output_of, run_python
 from ledgers import open_fds
 from scenarios import as_guest, everything
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
-from trio_uring import RingConfig
+from trio_uring import ForkedRingError, RingConfig
+from trio_uring._io_manager import UringIOManager
+from trio_uring._trio_private import current_io_manager
 from trio_uring.lowlevel import RingStatistics, on_ring
 
 if TYPE_CHECKING:
@@ -279,6 +282,29 @@ def test_ctrl_c(protected: bool) -> None:
     host.turn_until(lambda: host.outcomes)
     with pytest.raises(KeyboardInterrupt):
         host.outcomes[0].unwrap()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_takes_no_wake_up_from_its_parent() -> None:
+    async def main() -> None:
+        manager = current_io_manager()
+        assert isinstance(manager, UringIOManager)
+        ours, theirs = socket.socketpair()
+        with ours, trio.socket.from_stdlib_socket(theirs) as sock:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sock.recv, 1)
+                await wait_all_tasks_blocked()
+                assert manager._guest is not None
+                ours.send(b"x")
+                assert manager._guest.wait(0)
+                assert in_child(partial(refused, manager)) == 0
+                assert manager._guest.wait(0)
+
+    def refused(manager: UringIOManager) -> None:
+        with pytest.raises(ForkedRingError):
+            manager.get_events(0)
+
+    Host().run(main)
 
 
 # --- Many, one after the other --------------------------------------------------------------
