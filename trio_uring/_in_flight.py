@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import attrs
 import trio
 from trio.lowlevel import Abort, ParkingLot
+
+from ._operations import async_cancel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +32,20 @@ class _Manager(Protocol):
     def failed(self, operation: Operation[T], entry: InFlight) -> T:
         """Raise what a negative result means."""
         ...
+
+
+class CancelQueue(deque[int]):
+    """What the kernel is to be asked to stop, by user data, and had no room for yet."""
+
+    def __init__(self, ring: Ring, user_data: int) -> None:
+        self._ring = ring
+        self._user_data = user_data  # of the requests themselves
+
+    def push(self) -> None:
+        """Ask; with no room, or in a forked child, what is left stays in line."""
+        with suppress(OSError, RuntimeError):
+            while self and self._ring.push(async_cancel(self[0]), self._user_data):
+                self.popleft()
 
 
 @attrs.define(eq=False)

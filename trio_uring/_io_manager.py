@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import time
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
@@ -18,7 +17,7 @@ from trio.lowlevel import current_task, wait_task_rescheduled
 
 from ._buffer_pool import BufferPool
 from ._errors import CANCELLED_RESULTS, forbidden_opcode, operation_error, unsupported_opcode
-from ._in_flight import FifoLimit, Groups, InFlight, Waiting, not_midway
+from ._in_flight import CancelQueue, FifoLimit, Groups, InFlight, Waiting, not_midway
 from ._kernel.uapi import CqeFlag, Opcode
 from ._operations import Operation, async_cancel
 from ._readiness import GuestWakeup, Readiness
@@ -112,7 +111,7 @@ class UringIOManager:
         self.file_limit: FifoLimit = FifoLimit(config.max_file_operations)
         # Cancelled batches with chains, whose later operations can only be cancelled later.
         self.chains_to_cancel: set[Callable[[], object]] = set()
-        self._cancels: deque[int] = deque()
+        self._cancels = CancelQueue(ring, _CANCEL)
         self._backlog: list[Completion] = []
         # What get_events() returned, and process_events() has not come to yet.
         self._unprocessed: Iterable[Completion] = ()
@@ -274,17 +273,11 @@ class UringIOManager:
             return
         entry.cancel_asked = True
         self._cancels.append(entry.user_data)
-        self._push_cancels(ring)
+        self._cancels.push()
         if self._guest is not None:
             # The host may have called cancel() while the worker thread sleeps.
             with suppress(OSError, RuntimeError):
                 self._submit_now(ring)
-
-    def _push_cancels(self, ring: Ring) -> None:
-        # With no room, or in a forked child, they stay in line for the next turn.
-        with suppress(OSError, RuntimeError):
-            while self._cancels and ring.push(async_cancel(self._cancels[0]), _CANCEL):
-                self._cancels.popleft()
 
     def notify_closing(self, fd: int | HasFileNo) -> None:
         """Wake every task that waits for *fd* with `trio.ClosedResourceError`; see Trio's docs.
@@ -310,7 +303,7 @@ class UringIOManager:
         ring.flush()
         while self._cancels or ring.unsubmitted:  # there was no room, or no memory, for all
             self._backlog += ring.turn(0) or ()
-            self._push_cancels(ring)
+            self._cancels.push()
 
     # ---- Trio's loop -----------------------------------------------------------------------
 
@@ -328,7 +321,7 @@ class UringIOManager:
             elif timeout > 0:  # Trio's worker thread
                 return _WOKEN if self._guest.wait(timeout) else ()
         if self._cancels:
-            self._push_cancels(ring)
+            self._cancels.push()
         if not self._watching:
             self._watch()
         # There is something to do already, or there was no room to ask for it: no sleep.
@@ -475,7 +468,7 @@ class UringIOManager:
         deadline = time.monotonic() + _DRAIN_SECONDS
         with suppress(OSError, RuntimeError):
             while self._in_flight or self._groups or self._watching:
-                self._push_cancels(ring)
+                self._cancels.push()
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break
