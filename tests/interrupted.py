@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -212,6 +213,18 @@ def at_some_moment(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+class Stopwatch:
+    """Measures how long a program takes."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self.seconds = -time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.monotonic()
+
+
 def is_interrupt(exc: BaseException) -> bool:
     """Whether it is a KeyboardInterrupt, maybe among what it made of others' connections."""
     leaves = list(leaves_of(exc))
@@ -289,7 +302,10 @@ def at_random(name: str, rounds: int) -> None:
     before = open_fds()
     endings = Counter[str]()
     for seed in range(rounds):
-        seconds = random.Random(seed).uniform(0.0001, 0.01)
+        stopwatch = Stopwatch()
+        run(name, nullcontext(), stopwatch)
+        # Of what it takes now, on this machine: later it would be over, mostly.
+        seconds = random.Random(seed).uniform(0.02, 0.8) * stopwatch.seconds
         # Inside: Trio itself leaves things open where it is interrupted as it starts.
         endings[run(name, nullcontext(), at_some_moment(seconds))] += 1
         assert open_fds() == before, f"round {seed}: {differing(before)}"
