@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from trio.lowlevel import enable_ki_protection
+
 from ._errors import ring_error
 from ._kernel import ffi, lib
 from ._kernel.uapi import CQE_BUFFER_SHIFT, CqeFlag
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from ._ring import Ring
 
 _F_BUFFER: Final = int(CqeFlag.BUFFER)
+
+# The buffers that sockets and pipes receive into. 64 KiB is what Trio's streams ask for.
+RECEIVE_BUFFER_SIZE: Final = 65536
+_RECEIVE_GROUP: Final = 0
 
 
 class BufferPool:
@@ -60,3 +66,33 @@ class BufferPool:
         if result < 0:
             raise ring_error(result)
         del self._pool, self._memory  # both are freed
+
+
+class ReceiveBuffers:
+    """The *count* buffers that the sockets and pipes of a run share: a pool, if there can be one.
+
+    It is made when the first of them receives.
+    """
+
+    def __init__(self, ring: Ring, count: int) -> None:
+        self._ring = ring
+        self._count = count
+        self.pool: BufferPool | None = None
+        self.refused: str = ""
+
+    @enable_ki_protection
+    def open(self) -> BufferPool | None:
+        """Make the pool; None where the kernel refuses it, now or before."""
+        if not self.refused:
+            try:
+                self.pool = BufferPool(
+                    self._ring, group=_RECEIVE_GROUP, count=self._count, size=RECEIVE_BUFFER_SIZE
+                )
+            except OSError as exc:  # EINVAL before Linux 5.19; ENOMEM
+                self.refused = f"PBUF_RING: {exc}"
+        return self.pool
+
+    def close(self) -> None:
+        """Free the pool. No operation that selects from it may be in flight."""
+        if self.pool is not None:
+            self.pool.close()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 import trio
 from trio.lowlevel import current_task, wait_task_rescheduled
 
-from ._buffer_pool import BufferPool
+from ._buffer_pool import ReceiveBuffers
 from ._errors import CANCELLED_RESULTS, forbidden_opcode, operation_error, unsupported_opcode
 from ._in_flight import CancelQueue, FifoLimit, Groups, InFlight, Waiting, not_midway
 from ._kernel.uapi import CqeFlag, Opcode
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from trio.lowlevel import Task
 
+    from ._buffer_pool import BufferPool
     from ._config import RingConfig
     from ._in_flight import Companion, Group, Part
     from ._operations import Exclusive, OperationArray
@@ -60,11 +61,6 @@ _FIRST: Final = 4
 
 # "Not a timeout", where there is no completion to report: a signal, or the guest's worker.
 _WOKEN: Final = ((_NOBODY, 0, 0),)
-
-# The buffers that sockets and pipes receive into, see BufferPool. 64 KiB is what Trio's
-# streams ask for.
-RECEIVE_BUFFER_SIZE: Final = 65536
-_RECEIVE_GROUP: Final = 0
 
 # How long closing waits for operations that do not end when cancelled, such as an fsync.
 _DRAIN_SECONDS: Final = 2.0
@@ -117,8 +113,7 @@ class UringIOManager:
         self._unprocessed: Iterable[Completion] = ()
         self._completed = [0] * 256  # by opcode, which is one byte
         self._cancelled = 0
-        self._pool: BufferPool | None = None
-        self._pool_refused: str = ""
+        self._receive_buffers = ReceiveBuffers(ring, config.receive_buffers)
         self.companion: Companion | None = None
 
     def _begin(self) -> None:
@@ -132,20 +127,9 @@ class UringIOManager:
         self._watch()
 
     @property
-    @trio.lowlevel.enable_ki_protection
     def buffers(self) -> BufferPool | None:
         """The buffers to receive into; None where the kernel has no such thing."""
-        if self._pool is None and not self._pool_refused:
-            try:
-                self._pool = BufferPool(
-                    self.ring,
-                    group=_RECEIVE_GROUP,
-                    count=self.config.receive_buffers,
-                    size=RECEIVE_BUFFER_SIZE,
-                )
-            except OSError as exc:  # EINVAL before Linux 5.19; ENOMEM
-                self._pool_refused = f"PBUF_RING: {exc}"
-        return self._pool
+        return self._receive_buffers.pool or self._receive_buffers.open()
 
     # ---- Performing operations -------------------------------------------------------------
 
@@ -413,7 +397,7 @@ class UringIOManager:
         companion = self.companion
         readiness = self._readiness.statistics()
         waits = [e.operation.exclusive for entries in self.waiting.values() for e in entries]
-        refused = (*ring.refused, self._pool_refused)
+        refused = (*ring.refused, self._receive_buffers.refused)
         if companion is not None:
             refused += companion.refused()
         return RingStatistics(
@@ -445,9 +429,9 @@ class UringIOManager:
             self._discard(*completion)
         drained = self.ring.usable and self._drain(self.ring)
         if not drained:
-            _leaked.append((list(self._in_flight.values()), self._groups, self._pool))
-        elif self._pool is not None:
-            self._pool.close()
+            _leaked.append((list(self._in_flight.values()), self._groups, self._receive_buffers))
+        else:
+            self._receive_buffers.close()
         self.ring.close()
         if self.companion is not None:
             self.companion.close(drained=drained)

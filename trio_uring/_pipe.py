@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import trio
 
 from . import _operations as operations
-from ._io_manager import RECEIVE_BUFFER_SIZE, current_ring
+from ._buffer_pool import RECEIVE_BUFFER_SIZE
+from ._io_manager import current_ring
 from ._trio_private import FdStream
 
 if TYPE_CHECKING:

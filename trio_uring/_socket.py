@@ -21,7 +21,8 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from . import _operations as operations
-from ._io_manager import RECEIVE_BUFFER_SIZE, UringIOManager, current_ring
+from ._buffer_pool import RECEIVE_BUFFER_SIZE
+from ._io_manager import UringIOManager, current_ring
 from ._kernel import sockets as abi
 from ._trio_private import TrioSocket
 
