@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import attrs
 import trio
 from trio.lowlevel import Abort, ParkingLot
 
-from ._operations import async_cancel
+from ._operations import async_cancel, nop
+from ._trio_private import WaitTaskRescheduled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +33,10 @@ class _Manager(Protocol):
     def failed(self, operation: Operation[T], entry: InFlight) -> T:
         """Raise what a negative result means."""
         ...
+
+
+# Stands in entries that are not in use, so that they keep no buffers alive.
+_NOTHING: Final = nop()
 
 
 class CancelQueue(deque[int]):
@@ -62,6 +67,9 @@ class InFlight:
     # Which of the two came first says what the task gets, should the kernel obey.
     raise_cancel: RaiseCancelT | None = None
     closing: bool = False
+    # How its task goes to sleep. To make this takes longer than all else that an operation
+    # costs us in Python, so entries are used again (benchmarks/bench_echo.py).
+    sleep: WaitTaskRescheduled | None = None
 
     def abort(self, raise_cancel: RaiseCancelT) -> Abort:
         """Ask the kernel to stop the operation, for Trio.
@@ -92,9 +100,37 @@ class InFlight:
         """
 
 
-def not_midway(_raise_cancel: RaiseCancelT) -> Abort:
-    """Let an operation go on, for Trio."""
+def _not_midway(_raise_cancel: RaiseCancelT) -> Abort:
     return Abort.FAILED
+
+
+class Entries(list[InFlight]):
+    """Entries that were used, to be used again."""
+
+    def __init__(self, manager: _Manager) -> None:
+        self._manager = manager
+
+    def take(self, operation: Operation[object], user_data: int, task: Task) -> InFlight:
+        """Return an entry for an operation of *task*."""
+        if not self:
+            return InFlight(self._manager, operation, user_data, task)
+        entry = self.pop()
+        entry.operation = operation
+        entry.user_data = user_data
+        entry.task = task
+        return entry
+
+    def put(self, entry: InFlight) -> None:
+        """Keep *entry*, whose task has its result, if nothing ever came between."""
+        if entry.raise_cancel is None and not entry.closing:
+            entry.operation = _NOTHING
+            self.append(entry)
+        else:
+            entry.sleep = None  # or it would be cyclic garbage
+
+
+# How a task goes to sleep where the operation is to go on, whatever happens.
+UNDISTURBED: Final = WaitTaskRescheduled(_not_midway)
 
 
 class _Batch(Protocol):

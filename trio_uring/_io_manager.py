@@ -13,20 +13,22 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import trio
-from trio.lowlevel import current_task, wait_task_rescheduled
+from trio.lowlevel import current_task
 
 from ._buffer_pool import ReceiveBuffers
 from ._errors import CANCELLED_RESULTS, forbidden_opcode, operation_error, unsupported_opcode
-from ._in_flight import CancelQueue, FifoLimit, Groups, InFlight, Waiting, not_midway
+from ._in_flight import UNDISTURBED, CancelQueue, Entries, FifoLimit, Groups, InFlight, Waiting
 from ._kernel.uapi import CqeFlag, Opcode
 from ._operations import Operation, async_cancel
 from ._readiness import GuestWakeup, Readiness
 from ._statistics import RingStatistics, flag_names, totals
 from ._trio_private import (
+    WaitTaskRescheduled,
     current_io_manager,
     current_reschedule,
     current_run_is_guest,
     is_cancelled,
+    wait_rescheduled,
 )
 
 if TYPE_CHECKING:
@@ -103,6 +105,7 @@ class UringIOManager:
         self._next_user_data = _FIRST
         self._in_flight: dict[int, InFlight] = {}
         self._groups = Groups(ring)
+        self._entries = Entries(self)
         self.waiting: Waiting = Waiting(self._readiness)
         self.file_limit: FifoLimit = FifoLimit(config.max_file_operations)
         # Cancelled batches with chains, whose later operations can only be cancelled later.
@@ -152,10 +155,10 @@ class UringIOManager:
             if operation.bounded:
                 await self.file_limit.acquire()
             entry = self._start(operation, task)
-            await wait_task_rescheduled(entry.abort)
-            if entry.res >= 0:
-                return operation.decode(entry.res, entry.flags)
-            return self.failed(operation, entry)
+            if entry.sleep is None:
+                entry.sleep = WaitTaskRescheduled(entry.abort)
+            await wait_rescheduled(entry.sleep)
+            return self._result(operation, entry)
         except GeneratorExit:  # the run crashed, and its tasks are being collected
             if entry is not None and entry.task is None:
                 entry.discard()
@@ -179,10 +182,8 @@ class UringIOManager:
                 if operation.bounded:
                     await self.file_limit.acquire_shielded()
                 entry = self._start(operation, task)
-                await wait_task_rescheduled(not_midway)
-            if entry.res >= 0:
-                return operation.decode(entry.res, entry.flags)
-            return self.failed(operation, entry)
+                await wait_rescheduled(UNDISTURBED)
+            return self._result(operation, entry)
         except GeneratorExit:  # the run crashed, and its tasks are being collected
             if entry is not None and entry.task is None:
                 entry.discard()
@@ -191,10 +192,18 @@ class UringIOManager:
             if operation.pins and (entry is None or entry.task is None):
                 operation.release()
 
+    def _result(self, operation: Operation[T], entry: InFlight) -> T:
+        res, flags = entry.res, entry.flags
+        if res < 0:
+            entry.sleep = None  # or it would be cyclic garbage
+            return self.failed(operation, entry)
+        self._entries.put(entry)
+        return operation.decode(res, flags)
+
     def _start(self, operation: Operation[T], task: Task) -> InFlight:
         user_data = self._next_user_data
         self._next_user_data = user_data + 1
-        entry = InFlight(self, operation, user_data, task)
+        entry = self._entries.take(operation, user_data, task)
         try:
             if operation.cancellable:
                 self.waiting.enlist(entry)
@@ -346,15 +355,15 @@ class UringIOManager:
                 continue
             entry = in_flight[user_data]
             operation = entry.operation
-            if flags & _F_MORE and operation.on_more is not None:
-                operation.on_more(res, flags)
+            if flags & _F_MORE:
+                if operation.on_more is not None:
+                    operation.on_more(res, flags)
+                else:  # a zero-copy send: the kernel still uses the buffer
+                    entry.res = res
                 continue
-            # A zero-copy send has two: its result, and the end of its use of the buffer.
             if not flags & _F_NOTIF:
                 entry.res = res
                 entry.flags = flags
-            if flags & _F_MORE:
-                continue
             del in_flight[user_data]
             self._completed[operation.opcode] += 1
             if operation.bounded:

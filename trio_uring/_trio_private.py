@@ -10,6 +10,7 @@ import inspect
 import os
 import re
 import sys
+import types
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -21,6 +22,7 @@ import trio._socket as _socket
 import trio._threads as _threads
 from trio._core._io_epoll import EpollIOManager
 from trio._core._run import GLOBAL_RUN_CONTEXT
+from trio._core._traps import WaitTaskRescheduled as WaitTaskRescheduled
 from trio._file_io import AsyncIOWrapper
 from trio._highlevel_socket import (
     _translate_socket_errors_to_stream_errors as socket_errors_as_stream_errors,
@@ -40,7 +42,7 @@ else:
 
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Sequence
     from contextlib import AbstractContextManager
 
     from trio.abc import Clock, Instrument
@@ -60,6 +62,7 @@ __all__ = [
     "SteppedRun",
     "TrioIOManager",
     "TrioSocket",
+    "WaitTaskRescheduled",
     "at_cancel_point",
     "check_trio",
     "count_thread_hops",
@@ -171,6 +174,16 @@ def current_run_is_guest() -> bool:
 def current_reschedule() -> Callable[[Task | None, Unwrappable], None]:
     """Return the current run's ``reschedule``, without the public function's look-up per call."""
     return GLOBAL_RUN_CONTEXT.runner.reschedule  # type: ignore[return-value]  # an Outcome, it says
+
+
+@types.coroutine
+def wait_rescheduled(message: WaitTaskRescheduled) -> Generator[WaitTaskRescheduled, object, None]:
+    """Like ``wait_task_rescheduled``, with a *message* that may be used again and again.
+
+    To make one takes longer than all the rest of it. What the task is rescheduled with is not
+    unwrapped.
+    """
+    yield message
 
 
 def is_cancelled(task: Task) -> bool:
