@@ -58,6 +58,23 @@ async def test_each_side_waits_for_the_other(fifo: str, order: tuple[str, str]) 
     assert files_of(current_manager()).waiting_opens == 0
 
 
+async def test_the_bytes_of_a_path_are_all_that_comes(fifo: str) -> None:
+    data = os.urandom(100_000)  # more than fits in the pipe
+    received: list[bytes] = []
+
+    async def receive() -> None:
+        received.append(await trio.Path(fifo).read_bytes())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        file = await open_binary(fifo, "wb")
+        for start in range(0, len(data), 1000):
+            assert await file.write(data[start : start + 1000]) == 1000
+        await file.aclose()
+    assert received == [data]
+
+
 @pytest.mark.parametrize("mode", ["rb", "wb"])
 async def test_a_waiting_open_can_be_cancelled(fifo: str, mode: str) -> None:
     with trio.move_on_after(3600) as scope:

@@ -287,6 +287,7 @@ async def test_reading_all(
     async with await trio.open_file(tmp_path / "file", "rb") as file:
         assert await file.read() == data
         assert await file.read() == b""
+    assert await trio.Path(tmp_path / "file").read_bytes() == data
 
 
 async def test_large_transfers_are_copied_by_workers(
@@ -551,6 +552,10 @@ async def test_errors_of_open(tmp_path: Path, name: str, mode: str) -> None:
     with pytest.raises(OSError) as caught:  # noqa: PT011
         await trio.open_file(path, mode)
     assert facts(caught.value) == facts(expected.value)
+    if mode == "rb":
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            await trio.Path(path).read_bytes()
+        assert facts(caught.value) == facts(expected.value)
 
 
 async def test_too_many_open_files(tmp_path: Path) -> None:
@@ -670,6 +675,8 @@ async def test_errors_of_transfers(
         lambda path: partial(path.hardlink_to, path.with_name("target")),
         lambda path: partial((path / "below").symlink_to, "target"),
         lambda path: partial(path.read_text),
+        lambda path: partial(path.read_bytes),
+        lambda path: partial(path.lstat),
     ],
 )
 async def test_errors_of_paths(tmp_path: Path, make: Callable[[Any], Callable[[], Any]]) -> None:

@@ -43,7 +43,8 @@ ASYNC_METHODS: Final = frozenset(
     )
 )
 _ROUTED: Final = ASYNC_METHODS | {"close", "detach"}
-LONG_METHODS: Final = frozenset(("read", "readlines", "write", "writelines"))
+_LONG_OF_LINES: Final = frozenset(("readlines", "writelines"))
+_LONG_OF_TEXT: Final = frozenset(("read", "write"))
 
 # What moves or asks for the position, and neither reads nor writes: lseek(2) at most, which
 # takes 0.1 microseconds. (A text file's tell and a writer's seek flush first.)
@@ -92,7 +93,7 @@ def file_call(
         return partial(files.call_inline, method, args, raw)
     if name == "close":
         return partial(close, files, method, raw)
-    if name in LONG_METHODS and is_long(kind, name, raw, args):
+    if may_be_long(kind, name) and is_long(name, raw, args):
         return partial(files.call_in_thread, method, args, raw)
     return partial(files.call, method, args, raw, kind is RingFileIO)
 
@@ -103,11 +104,13 @@ def never_waits(kind: type, name: str, raw: RingFileIO) -> bool:
     return (kind, name) in _INLINE or (name == "close" and not raw.closed and not raw.writable())
 
 
-def is_long(kind: type, name: str, raw: RingFileIO, args: tuple[Any, ...]) -> bool:
-    """Whether a call would hold the loop for long with work that is not the kernel's."""
-    text = kind is io.TextIOWrapper
-    if not text and (name in {"read", "write"}):
-        return False
+def may_be_long(kind: type, name: str) -> bool:
+    """Whether a call can hold the loop for long with work that is not the kernel's."""
+    return name in _LONG_OF_LINES or (name in _LONG_OF_TEXT and kind is io.TextIOWrapper)
+
+
+def is_long(name: str, raw: RingFileIO, args: tuple[Any, ...]) -> bool:
+    """Whether a call that may, with these arguments, would."""
     if name in {"read", "readlines"}:
         size = args[0] if args else None
         if type(size) is int and size >= 0 and name == "read":

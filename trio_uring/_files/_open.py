@@ -165,17 +165,17 @@ def open_file(
         )
         buffering = -1
     if opener is None and type(file) is not int and current_bridge() is not None:
-        opener = _open_on_ring
+        opener = open_on_ring
     raw = RingFileIO(file, how.raw, closefd, opener)
     result: io.RawIOBase | io.BufferedIOBase | io.TextIOWrapper = raw
     try:
-        line_buffering = buffering == 1 or (buffering < 0 and raw.isatty())
         if buffering == 0:
             return raw
         size = buffering if buffering > 1 else _buffer_size(raw)
         result = buffered = how.buffered(raw, size)
         if how.binary:
             return buffered
+        line_buffering = buffering == 1 or (buffering < 0 and raw.isatty())
         result = text = io.TextIOWrapper(buffered, encoding, errors, newline, line_buffering)
         text.mode = mode  # type: ignore[misc]  # for typeshed it is read-only
     except BaseException:
@@ -209,7 +209,7 @@ def _buffer_size(raw: RingFileIO) -> int:
 # a thread's, as in Trio.
 
 
-def _open_on_ring(path: _Path, flags: int) -> int:
+def open_on_ring(path: _Path, flags: int) -> int:
     """Stand for open(2), as an opener that runs on a bridge."""
     bridge = current_bridge()
     assert bridge is not None

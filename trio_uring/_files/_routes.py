@@ -18,6 +18,7 @@ import os
 import pathlib
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -221,6 +222,9 @@ def _path_call(
         return None
     if not is_right or not _is_intact():
         return None
+    twin = _TWINS.get(name)
+    if twin is not None:
+        return partial(files.call, partial(twin, **keywords), (os.fspath(path), *args))
     ours = RingPath(path)
     method = getattr(ours, name)
     return partial(files.call, lambda: convert(name, method(*args, **keywords)))
@@ -228,7 +232,7 @@ def _path_call(
 
 def _is_intact() -> bool:
     """Whether nobody has replaced what these methods are made of."""
-    return all(getattr(owner, name) is thing for owner, name, thing in _WATCHED)
+    return all(map(is_, map(getattr, _OWNERS, _NAMES), _THINGS))
 
 
 def _flags(*args: object, **keywords: object) -> bool:
@@ -308,8 +312,18 @@ _PATHLIB: Final[dict[object, str]] = {getattr(pathlib.Path, name): name for name
 _TRIO_PATH: Final[dict[object, str]] = {
     function: name for function, name in trio_path_functions().items() if name in _METHODS
 }
-_WATCHED: Final[tuple[tuple[object, str, object], ...]] = (
-    (io, "open", io.open),
-    *((os, name, getattr(os, name)) for name in _OS if hasattr(os, name)),
-    *((pathlib.Path, name, getattr(pathlib.Path, name)) for name in _METHODS),
+_WATCHED: Final[tuple[tuple[object, str], ...]] = (
+    (io, "open"),
+    *((os, name) for name in _OS if hasattr(os, name)),
+    *((pathlib.Path, name) for name in _METHODS),
 )
+_OWNERS: Final = tuple(owner for owner, _ in _WATCHED)
+_NAMES: Final = tuple(name for _, name in _WATCHED)
+_THINGS: Final = tuple(map(getattr, _OWNERS, _NAMES))
+
+# What needs no path object, which takes longer to make than some of them to do.
+_TWINS: Final[dict[str, Callable[..., object]]] = {
+    "stat": paths.stat,
+    "lstat": paths.lstat,
+    "read_bytes": paths.read_bytes,
+}

@@ -17,7 +17,7 @@ from trio_uring._io_manager import current_ring
 from trio_uring._trio_private import AsyncIOWrapper, trio_file_aclose, trio_file_getattr
 
 from ._bridge import BRIDGE_REFUSED, files_of
-from ._methods import ASYNC_METHODS, LONG_METHODS, close, is_long, never_waits, raw_of
+from ._methods import ASYNC_METHODS, close, is_long, may_be_long, never_waits, raw_of
 from ._raw import RingFileIO
 from ._routes import count_thread, route
 
@@ -62,7 +62,7 @@ def _async_method(file: object, name: str, raw: RingFileIO) -> Callable[..., Awa
     kind = type(file)
     method = getattr(file, name)
     inline = never_waits(kind, name, raw)
-    may_be_long = name in LONG_METHODS
+    long_sometimes = may_be_long(kind, name)
     cancellable = kind is RingFileIO
 
     # Not a coroutine function: one of the two that run for a line would be for its name only.
@@ -73,7 +73,7 @@ def _async_method(file: object, name: str, raw: RingFileIO) -> Callable[..., Awa
         files = files_of(manager)
         if inline:
             return files.call_inline(method, args, raw)
-        if may_be_long and is_long(kind, name, raw, args):
+        if long_sometimes and is_long(name, raw, args):
             return files.call_in_thread(method, args, raw)
         return files.call(method, args, raw, cancellable)
 
