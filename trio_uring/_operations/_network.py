@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Plain ints: an IntFlag in an expression costs a microsecond.
 _POLL_FIRST = int(RecvSendFlag.POLL_FIRST)
 _BUFFER_SELECT = int(SqeFlag.BUFFER_SELECT)
+_SEND = int(Opcode.SEND)
 
 
 def recv(fd: int, buffer: Buffer, flags: int = 0) -> Operation[int]:
@@ -89,7 +90,7 @@ def send(fd: int, data: Buffer, flags: int = 0) -> Operation[int]:
     pin = pin_readable(data)
     waits = not flags & MSG_DONTWAIT
     return Operation(
-        Opcode.SEND,
+        _SEND,
         count,
         fd,
         pin,

@@ -196,7 +196,8 @@ def pin_writable(buffer: Buffer) -> CData:
 
 def size_of(pin: CData | bytes) -> int:
     """Return the size of pinned memory in bytes, at most `IO_MAX`."""
-    return min(len(pin), IO_MAX)
+    size = len(pin)
+    return size if size < IO_MAX else IO_MAX  # noqa: FURB136 (min() takes twice as long)
 
 
 def address_of(memory: CData) -> int:
