@@ -215,7 +215,9 @@ async def test_path(tmp_path: Path) -> None:
         await anyio.Path(tmp_path, "directory").mkdir()
         await anyio.Path(tmp_path, "directory").rmdir()
     assert counted.routes["thread"] == 0
-    assert counted.routes["ring"] >= 13
+    # What is cached is read, and its status known, without the ring.
+    assert counted.routes["ring"] + counted.routes["inline"] >= 13
+    assert counted.routes["ring"] >= 6
 
 
 async def test_hardlink(tmp_path: Path) -> None:
@@ -286,7 +288,7 @@ async def test_direct_calls(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError) as caught:
             await anyio.to_thread.run_sync(os.stat, "/no/such/file")
     assert caught.value.filename == "/no/such/file"
-    assert counted.routes == Counter(ring=3)
+    assert (counted.routes.total(), counted.routes["thread"]) == (3, 0)
 
 
 async def test_who_means_a_thread_gets_one(tmp_path: Path) -> None:
@@ -351,7 +353,7 @@ async def test_abandoned_call_that_is_not_cancelled(tmp_path: Path) -> None:
         assert (await call(os.stat, tmp_path)).st_ino == tmp_path.stat().st_ino
         with pytest.raises(FileNotFoundError):
             await call(os.stat, "/no/such/file")
-    assert counted.routes == Counter(ring=2)
+    assert (counted.routes.total(), counted.routes["thread"]) == (2, 0)
 
 
 # --- What must stay as it is ----------------------------------------------------------------

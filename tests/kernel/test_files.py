@@ -276,6 +276,49 @@ async def test_proc_and_tmpfs() -> None:
     await path.unlink()
 
 
+async def test_a_status_that_is_cached_needs_no_operation(
+    tmp_path: Path, operations: Operations
+) -> None:
+    (tmp_path / "file").write_bytes(b"data")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "dangling").symlink_to("nothing")
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    os.mknod(tmp_path / "socket", 0o600 | stat.S_IFSOCK)
+    (tmp_path / "secret").touch(mode=0)
+    names = ["file", "link", "directory", "directory/", "directory/../file", "fifo", "socket"]
+    for name in [*names, "secret", "dangling"]:
+        path = tmp_path / name
+        if name != "dangling":
+            assert every_field(await trio.Path(path).stat()) == every_field(path.stat())
+        assert every_field(await trio.Path(path).lstat()) == every_field(path.lstat())
+    # What looks like a network goes through the ring: also a tmpfs, if the test has one.
+    on_disk = bool(os.major(tmp_path.stat().st_dev))
+    assert on_disk == (not operations.of(Opcode.STATX))
+    assert routes()["thread"] == 0
+    assert not [fd for fd in os.listdir("/proc/self/fd") if fd_is_below(int(fd), tmp_path)]
+
+
+def every_field(status: os.stat_result) -> dict[str, float]:
+    return {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
+
+
+def fd_is_below(fd: int, path: Path) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith(str(path))
+    except FileNotFoundError:  # the listing's own
+        return False
+
+
+@pytest.mark.parametrize("path", ["/proc/self/status", "/dev/shm", "/sys/kernel"])
+async def test_a_status_that_a_server_might_know_is_asked_for(
+    path: str, operations: Operations
+) -> None:
+    status = await trio.Path(path).stat()
+    assert (status.st_ino, status.st_mode) == (os.stat(path).st_ino, os.stat(path).st_mode)
+    assert len(operations.of(Opcode.STATX)) == 1
+
+
 @pytest.mark.parametrize("size", [0, 1, 16383, 16384, 16385, 300_000, 3 << 20])
 @pytest.mark.parametrize("nowait", [True, False])
 async def test_reading_all(
@@ -376,14 +419,15 @@ async def test_exceptions_keep_their_context() -> None:
     assert isinstance(caught.value.__context__, KeyError)
 
 
-async def test_bridges_are_pooled_within_a_bound(tmp_path: Path) -> None:
+async def test_bridges_are_pooled_within_a_bound() -> None:
+    path = trio.Path("/proc/self")  # which is on no disk, so that the call waits
     files = files_of(current_manager())
     for _ in range(5):
-        await trio.Path(tmp_path).stat()
+        await path.stat()
     assert len(files.idle) == 1
     async with trio.open_nursery() as nursery:
         for _ in range(POOL_MAX + 20):
-            nursery.start_soon(trio.Path(tmp_path).stat)
+            nursery.start_soon(path.stat)
     assert len(files.idle) == POOL_MAX
 
 

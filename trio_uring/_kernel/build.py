@@ -14,7 +14,7 @@ _SOURCES = (  # one unit, in this order
     "ring.csrc.c",
     "push.csrc.c",
     "buffer_ring.csrc.c",
-    "open_cached.csrc.c",
+    "cached.csrc.c",
 )
 
 ffibuilder = cffi.FFI()

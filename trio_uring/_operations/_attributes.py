@@ -63,7 +63,7 @@ def statx(
     pin = pin_writable(status)
     return Operation(
         Opcode.STATX,
-        lambda _res, _flags: _stat_result(status),
+        lambda _res, _flags: stat_result(status),
         dir_fd,
         encoded,
         _STATX_BASIC_STATS,
@@ -201,7 +201,8 @@ def _set_attribute(
     )
 
 
-def _stat_result(status: bytearray) -> os.stat_result:
+def stat_result(status: Buffer) -> os.stat_result:
+    """Return what `os.stat` makes of a ``struct statx``."""
     (
         block_size, links, uid, gid, mode, inode, size, blocks,
         atime, atime_ns, ctime, ctime_ns, mtime, mtime_ns,
