@@ -319,7 +319,7 @@ async def test_a_status_that_a_server_might_know_is_asked_for(
     assert len(operations.of(Opcode.STATX)) == 1
 
 
-@pytest.mark.parametrize("size", [0, 1, 16383, 16384, 16385, 300_000, 3 << 20])
+@pytest.mark.parametrize("size", [0, 1, 16383, 16384, 16385, 65536, 65537, 65538, 300_000, 3 << 20])
 @pytest.mark.parametrize("nowait", [True, False])
 async def test_reading_all(
     tmp_path: Path, size: int, nowait: bool, monkeypatch: pytest.MonkeyPatch
@@ -331,6 +331,39 @@ async def test_reading_all(
         assert await file.read() == data
         assert await file.read() == b""
     assert await trio.Path(tmp_path / "file").read_bytes() == data
+
+
+async def test_an_error_takes_nothing_with_it(
+    tmp_path: Path, operations: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes before it are the result; the next read meets it again."""
+    (tmp_path / "file").write_bytes(b"0123456789")
+    preadv = os.preadv
+
+    def failing(fd: int, buffers: list[memoryview], offset: int, flags: int) -> int:
+        if os.lseek(fd, 0, os.SEEK_CUR):
+            raise OSError(errno.EIO, "broken")
+        return preadv(fd, [buffers[0][:4]], offset, flags)
+
+    async with await trio.open_file(tmp_path / "file", "rb", buffering=0) as file:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "preadv", failing)
+            operations.errors[Opcode.READ] = errno.EIO
+            assert await file.read(8) == b"0123"
+            with pytest.raises(OSError, match="broken"):
+                await file.read(8)
+        assert await file.read() == b"456789"
+
+
+async def test_what_cannot_be_read_says_so_whatever_the_buffer(tmp_path: Path) -> None:
+    buffers = [bytearray(4), memoryview(bytearray(4)), bytearray(), memoryview(bytearray())]
+    async with await trio.open_file(tmp_path / "file", "wb", buffering=0) as file:
+        for buffer in buffers:
+            with pytest.raises(io.UnsupportedOperation):
+                await file.readinto(buffer)
+    for buffer in buffers:
+        with pytest.raises(ValueError, match="closed file"):
+            await file.readinto(buffer)
 
 
 async def test_large_transfers_are_copied_by_workers(

@@ -55,9 +55,9 @@ IN_WORKER_MIN: Final = 256 * 1024
 _RWF_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 8)
 _HERE: Final = -1  # as an offset: the file's position, which moves
 
-# What a read to the end begins with, before the file is asked for its size: that would take as
-# long as reading most files. Filling this much with zeros takes 0.4 microseconds.
-_FIRST_SIZE: Final = 16384
+# What a read to the end reads in one piece where it cannot know how much is to come: from a pipe,
+# or of a file that is longer than it said. Filling this much with zeros takes 0.4 microseconds.
+_PIECE_SIZE: Final = 16384
 
 _file_io: Final = io.FileIO
 
@@ -125,11 +125,9 @@ class RingFileIO(io.FileIO):
     def readinto(self, buffer: Buffer, /) -> int | None:
         """See `io.RawIOBase.readinto`."""
         bridge = self.bridge
-        if bridge is None or getcurrent() is not bridge:
+        if bridge is None or getcurrent() is not bridge or not self._may_read():
             return _file_io.readinto(self, buffer)
         if type(buffer) is not memoryview:  # which is what the buffered layers give
-            if not self._may_read():
-                return _file_io.readinto(self, buffer)
             buffer = memoryview(buffer)
         if buffer.readonly or not buffer.c_contiguous:
             return _file_io.readinto(self, buffer)
@@ -154,7 +152,11 @@ class RingFileIO(io.FileIO):
         if bridge is None or getcurrent() is not bridge or not self._may_read():
             return _file_io.readall(self)
         self._ended = False
-        data = self._read_bytes(bridge, _FIRST_SIZE)
+        # Most files fit into this. To ask for the size first takes as long as to read them.
+        scratch = bridge.files.scratch
+        data: bytes | None = bytes(scratch[: self._read_at_once(bridge, scratch)])
+        if not data and not self._ended:
+            data = self._read_bytes(bridge, _PIECE_SIZE)
         if not data or self._ended:
             return data
         cancellable, bridge.cancellable = bridge.cancellable, False  # or *data* would be lost
@@ -177,7 +179,7 @@ class RingFileIO(io.FileIO):
             data = whole.getvalue()
         rest = bytearray()
         while not self._ended:
-            more = self._read_bytes(bridge, max(len(rest), _FIRST_SIZE))
+            more = self._read_bytes(bridge, max(len(rest), _PIECE_SIZE))
             if not more:
                 break
             rest += more
@@ -205,28 +207,38 @@ class RingFileIO(io.FileIO):
 
     def _read(self, bridge: Bridge, view: memoryview) -> int | None:
         """Read as read(2) does; None if the fd is non-blocking and nothing is there."""
-        size = view.nbytes
-        done = 0
-        if self._nowait_read and size <= bridge.budget:
-            fd = self.fileno()
-            try:
-                while True:
-                    count = os.preadv(fd, (view[done:] if done else view,), _HERE, _RWF_NOWAIT)
-                    done += count
-                    bridge.budget -= count
-                    if done == size or self.is_stream:
-                        return done
-                    if count == 0:
-                        self._ended = True
-                        return done
-                    # Short: the end of the file, or of what is in the page cache.
-            except BlockingIOError:
-                pass
-            except OSError as exc:
-                if exc.errno != errno.EOPNOTSUPP:
-                    raise
-                self._nowait_read = False
+        done = self._read_at_once(bridge, view)
+        if done == view.nbytes or self._ended or (done and self.is_stream):
+            return done
         return self._read_on_ring(bridge, view[done:] if done else view, done)
+
+    def _read_at_once(self, bridge: Bridge, view: memoryview) -> int:
+        """Read what is in the page cache, or in the pipe; notes whether that was the end."""
+        self._ended = False
+        size = view.nbytes
+        if not self._nowait_read or size > bridge.budget:
+            return 0
+        fd = self.fileno()
+        done = 0
+        try:
+            while done < size:
+                count = os.preadv(fd, (view[done:] if done else view,), _HERE, _RWF_NOWAIT)
+                if count == 0:
+                    self._ended = True
+                    break
+                done += count
+                bridge.budget -= count
+                if done < size and self.is_stream:
+                    break
+                # Short: the end of the file, or of what is in the page cache.
+        except BlockingIOError:
+            pass
+        except OSError as exc:
+            if exc.errno == errno.EOPNOTSUPP:
+                self._nowait_read = False
+            elif not done:  # else the next read meets it again
+                raise
+        return done
 
     def _read_on_ring(self, bridge: Bridge, view: memoryview, done: int) -> int | None:
         try:
