@@ -1,0 +1,212 @@
+"""Whole small files: open, read and close as one linked chain, against `Path.read_bytes`.
+
+The chain opens into a slot of the ring's table of files, reads from there, and closes the slot: one
+submission, and no fd. It has to know beforehand how much to read; "guess" has room for 64 KiB and
+goes on if the file is shorter. "32 files" are read in one step: in one call of a thread, or as 32
+chains in one batch. The package itself has none of this, because of what is seen here.
+
+python bench_linked_files.py [--size 4096 65536] [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import struct
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import _measure
+import trio
+
+import trio_uring
+from trio_uring import linked, perform_many
+from trio_uring._io_manager import current_ring
+from trio_uring._kernel import ffi
+from trio_uring._kernel.uapi import RSRC_REGISTER_SPARSE, Opcode, RegisterOpcode, SqeFlag
+from trio_uring.lowlevel import Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    Step = Callable[["Files"], Awaitable[None]]
+
+FILES: Final = 2000
+TOGETHER: Final = 32
+SLOTS: Final = 2 * TOGETHER
+GUESS: Final = 65536 + 1
+AT_FDCWD: Final = -100
+
+# struct io_uring_rsrc_register of io_uring.h.
+REGISTER: Final = struct.Struct("=IIQQQ")
+
+
+class Files:
+    """Files of one size in a directory, all in the page cache."""
+
+    def __init__(self, directory: str, size: int) -> None:
+        self.size = size
+        self.paths = [os.path.join(directory, str(number)) for number in range(FILES)]
+        for path in self.paths:
+            Path(path).write_bytes(os.urandom(size))
+
+    def pick(self) -> str:
+        return random.choice(self.paths)
+
+    def check(self, data: bytes) -> None:
+        assert len(data) == self.size
+
+
+# --- The chain ------------------------------------------------------------------------------
+
+free_slots: list[int] = []
+
+
+def register_table() -> None:
+    manager = current_ring("files")
+    if manager is not None:
+        argument = ffi.new("char[]", REGISTER.pack(SLOTS, RSRC_REGISTER_SPARSE, 0, 0, 0))
+        manager.ring.register(RegisterOpcode.FILES2, argument, REGISTER.size)
+        free_slots[:] = range(SLOTS)
+
+
+def chain(path: str, slot: int, buffer: bytearray) -> trio_uring.Linked[int]:
+    memory = ffi.from_buffer("char[]", buffer)
+    # A short read ends a chain, unless the link is a hard one.
+    flags = int(SqeFlag.FIXED_FILE | SqeFlag.IO_HARDLINK)
+    place = {"splice_fd_in": slot + 1, "cancellable": False, "bounded": True}  # 0: no slot
+    number = lambda res, _flags: res  # noqa: E731
+    opening = Operation(
+        Opcode.OPENAT, number, AT_FDCWD, os.fsencode(path) + b"\0", filename=path, **place
+    )
+    reading = Operation(
+        *(Opcode.READ, number, slot, memory, len(buffer)),
+        sqe_flags=flags, pins=(memory,), cancellable=False, bounded=True,
+    )  # fmt: skip
+    return linked([opening, reading, Operation(Opcode.CLOSE, number, 0, **place)])
+
+
+async def read_chains(files: Files, count: int, room: int) -> None:
+    slots = [free_slots.pop() for _ in range(count)]
+    buffers = [bytearray(room) for _ in slots]
+    chains = [
+        chain(files.pick(), slot, buffer) for slot, buffer in zip(slots, buffers, strict=True)
+    ]
+    outcomes = await perform_many(chains)
+    free_slots.extend(slots)
+    for number, buffer in enumerate(buffers):
+        outcomes[3 * number + 2].unwrap()
+        files.check(bytes(memoryview(buffer)[: outcomes[3 * number + 1].unwrap()]))
+
+
+# --- What is compared -----------------------------------------------------------------------
+
+
+async def path_read_bytes(files: Files) -> None:
+    files.check(await trio.Path(files.pick()).read_bytes())
+
+
+async def in_the_loop(files: Files) -> None:
+    await trio.lowlevel.checkpoint()
+    files.check(Path(files.pick()).read_bytes())
+
+
+async def many_in_one_thread(files: Files) -> None:
+    def read() -> None:
+        for _ in range(TOGETHER):
+            files.check(Path(files.pick()).read_bytes())
+
+    await trio.to_thread.run_sync(read)
+
+
+async def chain_known(files: Files) -> None:
+    await read_chains(files, 1, files.size)
+
+
+async def chain_guess(files: Files) -> None:
+    await read_chains(files, 1, GUESS)
+
+
+async def many_chains_known(files: Files) -> None:
+    await read_chains(files, TOGETHER, files.size)
+
+
+async def many_chains_guess(files: Files) -> None:
+    await read_chains(files, TOGETHER, GUESS)
+
+
+RING = partial(
+    trio_uring.run, ring=trio_uring.RingConfig(max_file_operations=3 * TOGETHER, require=True)
+)
+ROWS: list[tuple[str, Callable[..., None], Step, int]] = [
+    ("threads, Path.read_bytes", trio.run, path_read_bytes, 1),
+    ("ring, Path.read_bytes", RING, path_read_bytes, 1),
+    ("ring, chain, size known", RING, chain_known, 1),
+    ("ring, chain, guess", RING, chain_guess, 1),
+    ("synchronous in the loop", RING, in_the_loop, 1),
+    ("32 files in one thread", trio.run, many_in_one_thread, TOGETHER),
+    ("32 chains, size known", RING, many_chains_known, TOGETHER),
+    ("32 chains, guess", RING, many_chains_guess, TOGETHER),
+]
+
+
+def measure(
+    run: Callable[..., None], step: Step, files: Files, tasks: int, count: int
+) -> _measure.Sample:
+    spent: list[tuple[float, float]] = []
+
+    async def task() -> None:
+        for _ in range(count // tasks):
+            await step(files)
+
+    async def main() -> None:
+        if run is RING:
+            register_table()
+        await step(files)
+        started, cpu_started = time.perf_counter(), time.process_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(tasks):
+                nursery.start_soon(task)
+        spent.append((time.perf_counter() - started, time.process_time() - cpu_started))
+
+    run(main)
+    elapsed, cpu = spent[0]
+    return _measure.Sample(count / elapsed, cpu / count * 1e6)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--size", type=int, nargs="*", default=[4096, 65536])
+    parser.add_argument("--tasks", type=int, nargs="*", default=[1, 32])
+    parser.add_argument("--files", type=int, default=3200, help="read in each round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--directory", default=None, help="where to make the files")
+    options = parser.parse_args()
+    for size in options.size:
+        with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+            files = Files(directory, size)
+            for tasks in options.tasks:
+                samples = {}
+                measures = {}
+                for name, run, step, together in ROWS:
+                    if together > 1 and tasks > 1:
+                        continue
+                    count = options.files // together
+                    measures[name] = partial(measure, run, step, files, tasks, count)
+                samples = _measure.interleave(measures, options.rounds)
+                for name, _, _, together in ROWS:
+                    if name in samples:
+                        samples[name] = [
+                            _measure.Sample(each.rate * together, each.cpu_us / together)
+                            for each in samples[name]
+                        ]
+                title = f"Cached files of {size} bytes, read whole, {tasks} tasks"
+                _measure.report(title, samples, "threads, Path.read_bytes")
+
+
+if __name__ == "__main__":
+    main()
