@@ -27,6 +27,7 @@ from ._operation import (
     nothing,
     pin_readable,
     pin_writable,
+    signed_64_bits,
     size_of,
 )
 
@@ -426,17 +427,6 @@ def pipe(flags: int = 0) -> Operation[tuple[int, int]]:
         cancellable=False,
         discard=discard,
     )
-
-
-def signed_64_bits(number: int) -> int:
-    """Return *number* as the unsigned fields of an SQE carry it.
-
-    Raises:
-      OverflowError: it has more than 64 bits. (A negative one, but -1, the kernel refuses.)
-    """
-    if not -1 << 63 <= number < 1 << 63:
-        raise OverflowError(f"{number} does not fit in a signed 64-bit integer")
-    return number & 0xFFFFFFFFFFFFFFFF
 
 
 def _vectored(

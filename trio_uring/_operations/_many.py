@@ -12,8 +12,7 @@ import attrs
 from trio_uring._kernel import CData, ffi
 from trio_uring._kernel.uapi import Opcode, SqeFlag
 
-from ._files import signed_64_bits
-from ._operation import IO_MAX, Operation, address_of, count as result, pin_writable
+from ._operation import IO_MAX, Operation, address_of, count as result, pin_writable, signed_64_bits
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence

@@ -165,6 +165,15 @@ class Operation(Generic[T_co]):
         self.second_fd: int = second_fd
         self.buffers: ProvidedBuffers | None = buffers
 
+    def begin_at(self, off: int) -> None:
+        """Let it begin at *off*, 0 or more, when it is performed again.
+
+        Raises:
+          OverflowError: *off* has more than 63 bits.
+        """
+        sqe = self.sqe
+        self.sqe = (*sqe[:4], signed_64_bits(off), *sqe[5:])
+
     def release(self) -> None:
         """Let go of the pinned buffers, so that their owner may resize or release them."""
         for pin in self.pins:
@@ -203,6 +212,17 @@ def size_of(pin: CData | bytes) -> int:
 def address_of(memory: CData) -> int:
     """Return the address of *memory*, for the SQE fields that are plain numbers."""
     return int(ffi.cast("uintptr_t", memory))
+
+
+def signed_64_bits(number: int) -> int:
+    """Return *number* as the unsigned fields of an SQE carry it.
+
+    Raises:
+      OverflowError: it has more than 64 bits. (A negative one, but -1, the kernel refuses.)
+    """
+    if not -1 << 63 <= number < 1 << 63:
+        raise OverflowError(f"{number} does not fit in a signed 64-bit integer")
+    return number & 0xFFFFFFFFFFFFFFFF
 
 
 def where(buffer: Buffer) -> int:

@@ -207,15 +207,14 @@ class DirectFile(PositionalFile):
         if is_cancelled(current_task()):
             await checkpoint_if_cancelled()
         manager = current_ring("files")
+        place = lease.pool.index_in(manager) if manager is not None else -1
+        operation = lease.operation(fixed, fd, offset, place) if place >= 0 else None
         lease.users += 1
         try:
             if manager is None:
                 call = os.preadv if fixed is operations.read_fixed else os.pwritev
                 return await self._in_thread(call, fd, [memory], offset)
-            place = lease.pool.index_in(manager)
-            if place < 0:
-                return await self._perform(manager, plain(fd, memory, offset))
-            return await self._perform(manager, fixed(fd, memory, offset, place))
+            return await self._perform(manager, operation or plain(fd, memory, offset))
         finally:
             lease.users -= 1
 

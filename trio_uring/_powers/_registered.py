@@ -31,9 +31,12 @@ from trio_uring._kernel.uapi import RSRC_REGISTER_SPARSE, RegisterOpcode
 from trio_uring._operations._operation import address_of, pin_writable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
-    from typing_extensions import Self
+    from typing_extensions import Buffer, Self
+
+    from trio_uring._operations import Operation
 
 # Each buffer begins at a multiple of this: the largest logical block that disks have.
 _STRIDE: Final = 4096
@@ -194,12 +197,14 @@ class BufferLease:
     What an earlier borrower wrote may still be in it.
     """
 
-    __slots__ = ("_memory", "pool", "users")
+    __slots__ = ("_key", "_memory", "_operation", "pool", "users")
 
     def __init__(self, pool: RegisteredBuffers, memory: memoryview) -> None:
         self.pool: RegisteredBuffers = pool
         self.users: int = 0  # operations that read from it or write to it
         self._memory: memoryview | None = memory
+        self._key: object = None
+        self._operation: Operation[int] | None = None
 
     @property
     def memory(self) -> memoryview:
@@ -212,6 +217,26 @@ class BufferLease:
             raise RuntimeError("this buffer was given back")
         return self._memory
 
+    def operation(
+        self, kind: Callable[[int, Buffer, int, int], Operation[int]], fd: int, off: int, place: int
+    ) -> Operation[int]:
+        """Return a *kind* of transfer between a file and the buffer, to be performed at once.
+
+        The last one again, with another offset, where it fits: to describe a new one takes
+        longer than all else that a read costs us in Python (benchmarks/bench_direct.py).
+        """
+        if self.users:
+            return kind(fd, self.memory, off, place)
+        key = (kind, fd, place)
+        operation = self._operation
+        if operation is None or key != self._key:
+            operation = kind(fd, self.memory, off, place)
+            operation.pins = ()  # not to be released after the first time
+            self._key, self._operation = key, operation
+        else:
+            operation.begin_at(off)
+        return operation
+
     def release(self) -> None:
         """Give it back. Does nothing if that was done.
 
@@ -222,7 +247,7 @@ class BufferLease:
         if memory is not None:
             if self.users:
                 raise trio.BusyResourceError("an operation is using this buffer")
-            self._memory = None
+            self._memory = self._operation = None
             self.pool.give_back(memory)
 
     def __enter__(self) -> Self:
