@@ -11,6 +11,7 @@ import resource
 import signal
 import stat
 import sys
+import tempfile
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,9 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import _files
-from trio_uring._files import _bridge, _routes, _seams
+from trio_uring._files import _bridge, _devices, _raw, _routes, _seams
 from trio_uring._files._bridge import POOL_MAX, files_of
+from trio_uring._files._devices import is_memory, knows_status
 from trio_uring._files._open import open_file
 from trio_uring._files._raw import RingFileIO
 from trio_uring._io_manager import UringIOManager
@@ -270,10 +272,69 @@ async def test_proc_and_tmpfs() -> None:
     assert await trio.Path("/proc/self/cmdline").read_bytes() == expected
     assert "VmRSS" in await trio.Path("/proc/self/status").read_text()
     assert len(await trio.Path("/proc/kallsyms").read_bytes()) > 1 << 20
-    path = trio.Path(f"/dev/shm/trio_uring-{os.getpid()}")
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A directory on a tmpfs."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        path = Path(directory)
+        assert is_memory(path.stat().st_dev)
+        yield path
+
+
+async def test_what_is_memory_is_not_waited_for(in_memory: Path, operations: Operations) -> None:
+    path = trio.Path(in_memory, "file")
     await path.write_bytes(b"x" * 100_000)
     assert await path.read_bytes() == b"x" * 100_000
-    await path.unlink()
+    async with await trio.open_file(path, "a+b") as file:
+        await file.write(b"appended")
+        await file.seek(-10, os.SEEK_END)
+        assert await file.read() == b"xxappended"
+        await file.seek(0)
+        assert len(await file.read(100_008)) == 100_008
+    assert (await path.stat()).st_size == 100_008
+    assert (
+        not operations.of(Opcode.READ) + operations.of(Opcode.WRITE) + operations.of(Opcode.STATX)
+    )
+    large = b"y" * (1 << 20)
+    await path.write_bytes(large)
+    assert await path.read_bytes() == large
+    assert operations.of(Opcode.READ)
+    assert operations.of(Opcode.WRITE)
+
+
+def refuse(*_args: object) -> int:
+    raise OSError(errno.EOPNOTSUPP, "cannot tell")
+
+
+@pytest.mark.parametrize("plain", [True, False])
+async def test_a_pipe_is_waited_for_wherever_it_is(
+    in_memory: Path, operations: Operations, monkeypatch: pytest.MonkeyPatch, plain: bool
+) -> None:
+    """Also if the kernel cannot tell whether it would wait, as of what is no pipe on a disk."""
+    path = in_memory / "file"
+    if plain:
+        path.write_bytes(b"data")
+        monkeypatch.setattr(_raw, "is_memory", lambda _device: False)
+    else:
+        os.mkfifo(path)
+    monkeypatch.setattr(os, "preadv", refuse)
+    monkeypatch.setattr(os, "pwritev", refuse)
+    async with await trio.open_file(path, "r+b", buffering=0) as file:
+        assert await file.write(b"more") == 4
+        await wait_all_tasks_blocked()
+        assert await file.read(4) == (b"" if plain else b"more")
+    assert len(operations.of(Opcode.READ)) == len(operations.of(Opcode.WRITE)) == 1
+
+
+def test_a_device_that_is_not_mounted_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_memory.cache_clear()
+    assert not is_memory(os.makedev(0, 0))
+    monkeypatch.setattr(_devices, "_MOUNTS", Path("/no/such/file"))
+    is_memory.cache_clear()
+    assert not is_memory(Path("/dev/shm").stat().st_dev)
+    is_memory.cache_clear()
 
 
 async def test_a_status_that_is_cached_needs_no_operation(
@@ -292,9 +353,9 @@ async def test_a_status_that_is_cached_needs_no_operation(
         if name != "dangling":
             assert every_field(await trio.Path(path).stat()) == every_field(path.stat())
         assert every_field(await trio.Path(path).lstat()) == every_field(path.lstat())
-    # What looks like a network goes through the ring: also a tmpfs, if the test has one.
-    on_disk = bool(os.major(tmp_path.stat().st_dev))
-    assert on_disk == (not operations.of(Opcode.STATX))
+    # What looks like a network goes through the ring: also an overlay, if the test has one.
+    known = knows_status(tmp_path.stat().st_dev)
+    assert known == (not operations.of(Opcode.STATX))
     assert routes()["thread"] == 0
     assert not [fd for fd in os.listdir("/proc/self/fd") if fd_is_below(int(fd), tmp_path)]
 
@@ -310,7 +371,7 @@ def fd_is_below(fd: int, path: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize("path", ["/proc/self/status", "/dev/shm", "/sys/kernel"])
+@pytest.mark.parametrize("path", ["/proc/self/status", "/dev/pts", "/sys/kernel"])
 async def test_a_status_that_a_server_might_know_is_asked_for(
     path: str, operations: Operations
 ) -> None:

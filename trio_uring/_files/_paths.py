@@ -18,6 +18,7 @@ from trio_uring._operations._attributes import stat_result
 from trio_uring._ring import stat_cached
 
 from ._bridge import current_bridge
+from ._devices import knows_status
 from ._open import open_file, open_on_ring
 from ._raw import RingFileIO
 
@@ -50,26 +51,15 @@ def _perform(operation: Operation[T]) -> T:
 # --- os -------------------------------------------------------------------------------------
 
 
-# Who knows a file's status
-# -------------------------
-#
-# Facts. The kernel hands every STATX to a worker thread: 60 microseconds, where stat(2) takes 2. A
-# file system on a disk has the status in memory while it has the path there. One behind a
-# network has to ask its server, which can take for ever. It can be told not to ask; the rest of
-# its answer may then be old, but not the device, and only disks have one with a major number.
-#
-# What does this mean for us? What is cached, and on a disk, is the answer at once. All else is
-# asked through the ring: also on tmpfs and overlays, which look like a network from here.
-
-
 def stat(path: _Path | int, *, follow_symlinks: bool = True) -> os.stat_result:
     """See `os.stat`."""
     if isinstance(path, int):
         return _perform(operations.statx(path))
+    # The kernel hands every STATX to a worker thread: 60 microseconds, where stat(2) takes 2.
     status = stat_cached(os.fsencode(path), 0 if follow_symlinks else os.O_NOFOLLOW)
     if status is not None:
         result = stat_result(status)
-        if os.major(result.st_dev):
+        if knows_status(result.st_dev):
             return result
     return _perform(operations.statx(path, follow_symlinks=follow_symlinks))
 

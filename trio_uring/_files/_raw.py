@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import stat
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,6 +35,7 @@ from trio_uring import _operations as operations
 from trio_uring._errors import UnsupportedOpcodeError
 
 from ._bridge import current_bridge, getcurrent
+from ._devices import is_memory
 
 if sys.platform != "win32":
     import fcntl
@@ -78,9 +80,11 @@ class RingFileIO(io.FileIO):
     _written = 0
 
     # Small transfers are tried at once, without the ring: what is in the page cache, or fits
-    # into the pipe, needs no waiting. A file system that cannot tell says EOPNOTSUPP.
+    # into the pipe, needs no waiting. A file system that cannot tell says EOPNOTSUPP; then only
+    # what is memory is tried.
     _nowait_read = True
     _nowait_write = True
+    _nowait_flags = _RWF_NOWAIT
 
     def __init__(
         self,
@@ -222,7 +226,8 @@ class RingFileIO(io.FileIO):
         done = 0
         try:
             while done < size:
-                count = os.preadv(fd, (view[done:] if done else view,), _HERE, _RWF_NOWAIT)
+                part = view[done:] if done else view
+                count = os.preadv(fd, (part,), _HERE, self._nowait_flags)
                 if count == 0:
                     self._ended = True
                     break
@@ -235,10 +240,19 @@ class RingFileIO(io.FileIO):
             pass
         except OSError as exc:
             if exc.errno == errno.EOPNOTSUPP:
-                self._nowait_read = False
-            elif not done:  # else the next read meets it again
+                self._nowait_read = self._is_memory(fd)
+                return self._read_at_once(bridge, view)
+            if not done:  # else the next read meets it again
                 raise
         return done
+
+    def _is_memory(self, fd: int) -> bool:
+        """Whether to try without the flag that says not to wait; a pipe on a tmpfs would."""
+        status = os.fstat(fd)
+        if self._nowait_flags and stat.S_ISREG(status.st_mode) and is_memory(status.st_dev):
+            self._nowait_flags = 0
+            return True
+        return False
 
     def _read_on_ring(self, bridge: Bridge, view: memoryview, done: int) -> int | None:
         try:
@@ -301,17 +315,18 @@ class RingFileIO(io.FileIO):
         """Write as write(2) does; None if the fd is non-blocking and nothing fits."""
         size = view.nbytes
         done = 0
-        if self._nowait_write and size <= bridge.budget:
+        while self._nowait_write and size <= bridge.budget:
             try:
-                done = os.pwritev(self.fileno(), (view,), _HERE, _RWF_NOWAIT)
+                done = os.pwritev(self.fileno(), (view,), _HERE, self._nowait_flags)
             except BlockingIOError:
                 pass
             except OSError as exc:
                 if exc.errno != errno.EOPNOTSUPP:
                     raise
-                self._nowait_write = False
-            else:
-                bridge.budget -= done
+                self._nowait_write = self._is_memory(self.fileno())
+                continue
+            bridge.budget -= done
+            break
         while done < size:
             if self.is_stream and not os.get_blocking(self.fileno()):
                 return done + (_file_io.write(self, view[done:]) or 0) or None
