@@ -304,7 +304,8 @@ async def test_what_is_memory_is_not_waited_for(in_memory: Path, operations: Ope
     assert operations.of(Opcode.WRITE)
 
 
-def refuse(*_args: object) -> int:
+def refuse(_fd: int, _buffers: object, _offset: int, flags: int) -> int:
+    assert flags, "this would wait"
     raise OSError(errno.EOPNOTSUPP, "cannot tell")
 
 
