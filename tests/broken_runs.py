@@ -383,7 +383,23 @@ def calls_that_come_late() -> None:
         manager.get_events(0)
 
 
+def an_object_on_its_way() -> None:
+    """Another thread has served a task that waits; it goes back for others to receive."""
+    send_channel, receive_channel = trio_uring.open_ring_channel[str](0)
+
+    async def start(nursery: trio.Nursery) -> None:
+        nursery.start_soon(receive_channel.clone().receive)
+        await wait_all_tasks_blocked()
+        manager_of_this_run().inbox.tell = lambda: None  # type: ignore[method-assign]
+        in_thread(lambda: send_channel.send_nowait("still there"))
+
+    crashed(start)
+    assert receive_channel.receive_nowait() == "still there"
+    assert receive_channel.statistics().open_receive_channels == 1
+
+
 BROKEN_RUNS = (
+    an_object_on_its_way,
     receives,
     receives_of_sqpoll,
     receives_in_a_thread,

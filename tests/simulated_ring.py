@@ -29,7 +29,7 @@ from trio_uring._kernel.uapi import (
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from trio_uring._operations import Operation
     from trio_uring._ring import Completion
@@ -319,6 +319,7 @@ class SimulatedRing:
     setup_flags = SetupFlag(0)
     features = FeatureFlag(0)
     refused: tuple[str, ...] = ()
+    worker_limits: Mapping[str, int] = {}
     supported = frozenset(Opcode)
     fd = -1
 

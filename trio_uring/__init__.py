@@ -3,7 +3,8 @@
 The public names: `run`, `start_guest_run`, `install` and `uninstall` decide which Trio runs
 get a ring, `RingConfig` and `SQPoll` how it is set up. `open_positional` opens a file for many
 tasks at once, `open_direct` one past the page cache; all other files are `trio.open_file`'s.
-`perform_many` performs operations together, and `send_file` sends a file into a socket.
+`perform_many` performs operations together, `send_file` sends a file into a socket, and
+`open_ring_channel` connects the runs of several threads.
 `trio_uring.lowlevel` has the operations themselves.
 """
 
@@ -25,8 +26,11 @@ from ._powers import (
     BufferLease as BufferLease,
     DirectFile as DirectFile,
     RegisteredBuffers as RegisteredBuffers,
+    RingReceiveChannel as RingReceiveChannel,
+    RingSendChannel as RingSendChannel,
     SendProgress as SendProgress,
     open_direct as open_direct,
+    open_ring_channel as open_ring_channel,
     perform_many as perform_many,
     send_file as send_file,
 )

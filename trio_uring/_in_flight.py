@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trio.lowlevel import RaiseCancelT, Task
 
     from ._operations import Exclusive, Operation, OperationArray
-    from ._readiness import Readiness
+    from ._readiness import HasFileNo, Readiness
     from ._ring import Ring
 
 T = TypeVar("T")
@@ -246,6 +246,18 @@ class Waiting(dict[int, "list[InFlight]"]):
                 del self[fd]
             else:
                 waiting.remove(entry)
+
+    def count(self, exclusive: Exclusive) -> int:
+        """Return how many operations wait so."""
+        waits = [entry.operation.exclusive for entries in self.values() for entry in entries]
+        return waits.count(exclusive)
+
+    def check_ready(self, fd: int | HasFileNo, exclusive: Exclusive) -> None:
+        """Raise `trio.BusyResourceError` if an operation is waiting so on *fd*."""
+        if not isinstance(fd, int):
+            fd = fd.fileno()
+        if fd in self:
+            self.check_exclusive(fd, exclusive)
 
     def check_exclusive(self, fd: int, exclusive: Exclusive) -> None:
         """Raise `trio.BusyResourceError` if a task waits so on *fd*."""

@@ -18,10 +18,11 @@ from trio.lowlevel import current_task
 from ._buffer_pool import ReceiveBuffers
 from ._errors import CANCELLED_RESULTS, forbidden_opcode, operation_error, unsupported_opcode
 from ._in_flight import UNDISTURBED, CancelQueue, Entries, FifoLimit, Groups, InFlight, Waiting
-from ._kernel.uapi import CqeFlag, Opcode
-from ._operations import Operation, async_cancel
+from ._inbox import Inbox, Word
+from ._kernel.uapi import CqeFlag
+from ._operations import Operation, async_cancel, msg_ring
 from ._readiness import GuestWakeup, Readiness
-from ._statistics import RingStatistics, flag_names, totals
+from ._statistics import RingStatistics, totals
 from ._trio_private import (
     WaitTaskRescheduled,
     current_io_manager,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from ._buffer_pool import BufferPool
     from ._config import RingConfig
     from ._in_flight import Companion, Group, Part
-    from ._operations import Exclusive, OperationArray
+    from ._operations import OperationArray
     from ._readiness import HasFileNo
     from ._ring import Completion, Ring
 
@@ -59,7 +60,8 @@ _NOBODY: Final = 0
 _CANCEL: Final = 1
 _WATCH: Final = 2
 _GROUP: Final = 3  # BATCH_DONE in the C core, which makes these completions
-_FIRST: Final = 4
+_WORD: Final = 4  # of another ring
+_FIRST: Final = 5
 
 # "Not a timeout", where there is no completion to report: a signal, or the guest's worker.
 _WOKEN: Final = ((_NOBODY, 0, 0),)
@@ -118,6 +120,7 @@ class UringIOManager:
         self._cancelled = 0
         self._receive_buffers = ReceiveBuffers(ring, config.receive_buffers)
         self.companion: Companion | None = None
+        self.inbox: Inbox = Inbox(ring)
 
     def _begin(self) -> None:
         """Finish setting up, in the first turn of the loop: only now it is known for what."""
@@ -238,6 +241,23 @@ class UringIOManager:
         while (start := self.ring.push_many(array.fields, start, end, user_data)) < end:
             self._backlog += self.ring.turn(0) or ()
 
+    def send_word(self, inbox: Inbox) -> bool:
+        """Tell another run's ring to look into its *inbox*; False if that cannot be done here."""
+        fd = inbox.hold()
+        operation, user_data = msg_ring(fd, _WORD), self._next_user_data
+        pushed = False
+        if fd >= 0 and self.ring.offers(operation.opcode):
+            with suppress(OSError, RuntimeError):
+                pushed = self.ring.push(operation, user_data)
+        if not pushed:
+            inbox.let_go(fd)
+            return False
+        self._next_user_data = user_data + 1
+        self._in_flight[user_data] = Word(self, operation, user_data, None, inbox=inbox)
+        with suppress(OSError):  # at once: our next turn may have to wait for who is told
+            self.ring.flush()
+        return not self.ring.unsubmitted
+
     def failed(self, operation: Operation[T], entry: InFlight) -> T:
         """Raise what a negative result means."""
         res = entry.res
@@ -352,6 +372,8 @@ class UringIOManager:
                         self._completed[opcode] += count
                     self.file_limit.release_many(group.places)
                     reschedule(group.task, group)
+                elif user_data == _WORD:
+                    self.inbox.look()
                 continue
             entry = in_flight[user_data]
             operation = entry.operation
@@ -386,41 +408,27 @@ class UringIOManager:
 
     async def wait_readable(self, fd: int | HasFileNo) -> None:
         """Block until *fd* is readable; see Trio's docs."""
-        self._check_ready(fd, "read")
+        self.waiting.check_ready(fd, "read")
         await self._readiness.wait_readable(fd)
 
     async def wait_writable(self, fd: int | HasFileNo) -> None:
         """Block until *fd* is writable; see Trio's docs."""
-        self._check_ready(fd, "write")
+        self.waiting.check_ready(fd, "write")
         await self._readiness.wait_writable(fd)
-
-    def _check_ready(self, fd: int | HasFileNo, exclusive: Exclusive) -> None:
-        if not isinstance(fd, int):
-            fd = fd.fileno()
-        if fd in self.waiting:
-            self.waiting.check_exclusive(fd, exclusive)
 
     def statistics(self) -> RingStatistics:
         """Return what the ring is, and what it has done so far."""
-        ring = self.ring
         companion = self.companion
         readiness = self._readiness.statistics()
-        waits = [e.operation.exclusive for entries in self.waiting.values() for e in entries]
-        refused = (*ring.refused, self._receive_buffers.refused)
-        if companion is not None:
-            refused += companion.refused()
-        return RingStatistics(
-            tasks_waiting_read=readiness.tasks_waiting_read + waits.count("read"),
-            tasks_waiting_write=readiness.tasks_waiting_write + waits.count("write"),
-            setup_flags=flag_names(ring.setup_flags),
-            features=flag_names(ring.features),
-            refused=tuple(filter(None, refused)),
-            entries=ring.entries,
+        return RingStatistics.of(
+            self.ring,
+            self.config,
+            self._completed,
+            (self._receive_buffers.refused, *(companion.refused() if companion else ())),
+            tasks_waiting_read=readiness.tasks_waiting_read + self.waiting.count("read"),
+            tasks_waiting_write=readiness.tasks_waiting_write + self.waiting.count("write"),
             in_flight=len(self._in_flight) + self._groups.operations(),
-            submitted=ring.submitted,
-            enters=ring.enters,
             cancelled=self._cancelled,
-            completed={opcode.name: n for opcode in Opcode if (n := self._completed[opcode])},
             waiting_for_limit=self.file_limit.line.statistics().tasks_waiting,
             routes=companion.routes() if companion is not None else {},
         )
@@ -434,6 +442,7 @@ class UringIOManager:
         lets nobody drain the ring. Then what it may still write to is leaked, on purpose.
         """
         totals.add(self.statistics())
+        self.inbox.close()
         for completion in self._unprocessed:
             self._discard(*completion)
         drained = self.ring.usable and self._drain(self.ring)
@@ -480,8 +489,8 @@ class UringIOManager:
         if user_data < _FIRST:
             return
         entry = self._in_flight[user_data]
-        if res >= 0 and entry.operation.discard is not None:
-            entry.operation.discard(res)
+        entry.res = res
+        entry.discard()
         if not flags & _F_MORE:
             del self._in_flight[user_data]
             entry.operation.release()

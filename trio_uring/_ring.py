@@ -123,6 +123,7 @@ class Ring:
         self.entries: int = lib.ring_sq_entries(self._ring)
         self.completion_entries: int = lib.ring_cq_entries(self._ring)
         self.closed: bool = False
+        self.worker_limits: dict[str, int] = {}  # as the kernel has them
         self._cqes = ffi.new("struct io_uring_cqe[]", REAP_MAX)
         self._cqe_bytes = memoryview(ffi.buffer(self._cqes))
         try:
@@ -162,6 +163,14 @@ class Ring:
         result = lib.ring_register(self._ring, RegisterOpcode.IOWQ_MAX_WORKERS, workers, 2)
         if result < 0:
             attempts.refused("IOWQ_MAX_WORKERS", result)
+            return
+        # The kernel cuts what RLIMIT_NPROC forbids; asked with zeros, it changes nothing.
+        workers[0] = workers[1] = 0
+        lib.ring_register(self._ring, RegisterOpcode.IOWQ_MAX_WORKERS, workers, 2)
+        self.worker_limits = {
+            "bounded_workers": int(workers[0]),
+            "unbounded_workers": int(workers[1]),
+        }
 
     def _restrict(self, opcodes: frozenset[int]) -> None:
         # Until the ring is enabled it takes no operation, and from then on only these. What is
@@ -180,6 +189,10 @@ class Ring:
     def allows(self, opcode: int) -> bool:
         """Whether the settings allow *opcode*."""
         return self._allowed is None or opcode in self._allowed
+
+    def offers(self, opcode: int) -> bool:
+        """Whether the kernel knows *opcode*, and the settings allow it."""
+        return opcode in self.supported and self.allows(opcode)
 
     def register_fd(self) -> None:
         """Register the ring's own fd, which makes each enter cheaper.

@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from ._kernel.uapi import Opcode
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from enum import IntFlag
+
+    from ._config import RingConfig
+    from ._ring import Ring
 
 
 @attrs.frozen(eq=False)
@@ -31,6 +36,8 @@ class RingStatistics:
       waiting_for_limit: Tasks in line because of ``RingConfig.max_file_operations``.
       routes: Calls on files and paths by the way they went: ``ring``; ``inline``, which had
         nothing to wait for; and ``thread``.
+      limits: What bounds the run, as in `RingConfig`: ``max_file_operations``, and, if the kernel
+        has taken them (Linux 5.15), ``bounded_workers`` and ``unbounded_workers``.
     """
 
     tasks_waiting_read: int
@@ -46,7 +53,41 @@ class RingStatistics:
     completed: Mapping[str, int]
     waiting_for_limit: int
     routes: Mapping[str, int]
+    limits: Mapping[str, int]
     backend: str = "io_uring"
+
+    @classmethod
+    def of(
+        cls,
+        ring: Ring,
+        config: RingConfig,
+        completed: Sequence[int],
+        refused: Iterable[str],
+        *,
+        tasks_waiting_read: int,
+        tasks_waiting_write: int,
+        in_flight: int,
+        cancelled: int,
+        waiting_for_limit: int,
+        routes: Mapping[str, int],
+    ) -> RingStatistics:
+        """Make them of what a *ring* knows itself, and of what is counted elsewhere."""
+        return cls(
+            tasks_waiting_read=tasks_waiting_read,
+            tasks_waiting_write=tasks_waiting_write,
+            setup_flags=flag_names(ring.setup_flags),
+            features=flag_names(ring.features),
+            refused=tuple(filter(None, (*ring.refused, *refused))),
+            entries=ring.entries,
+            in_flight=in_flight,
+            submitted=ring.submitted,
+            enters=ring.enters,
+            cancelled=cancelled,
+            completed={opcode.name: n for opcode in Opcode if (n := completed[opcode])},
+            waiting_for_limit=waiting_for_limit,
+            routes=routes,
+            limits={"max_file_operations": config.max_file_operations, **ring.worker_limits},
+        )
 
 
 def flag_names(flags: IntFlag) -> tuple[str, ...]:

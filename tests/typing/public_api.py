@@ -151,6 +151,30 @@ async def files(path: Path) -> None:
     await as_resource.aclose()
 
 
+# --- Several loops --------------------------------------------------------------------------
+
+
+async def channels() -> None:
+    send_channel, receive_channel = trio_uring.open_ring_channel[int](1)
+    assert_type(send_channel, trio_uring.RingSendChannel[int])
+    assert_type(receive_channel, trio_uring.RingReceiveChannel[int])
+    assert_type(send_channel.clone(), trio_uring.RingSendChannel[int])
+    assert_type(receive_channel.clone(), trio_uring.RingReceiveChannel[int])
+    send_channel.send_nowait(1)
+    send_channel.send_nowait("")  # type: ignore[arg-type]
+    await send_channel.send(1)
+    assert_type(receive_channel.receive_nowait(), int)
+    assert_type(await receive_channel.receive(), int)
+    assert_type(send_channel.statistics().tasks_waiting_send, int)
+    to: trio.abc.SendChannel[int] = send_channel
+    frm: trio.abc.ReceiveChannel[int] = receive_channel
+    async with to, frm:
+        async for number in frm:
+            assert_type(number, int)
+    with send_channel, receive_channel:
+        receive_channel.close()
+
+
 # --- Low level ------------------------------------------------------------------------------
 
 
@@ -170,6 +194,7 @@ def statistics(ring: RingStatistics, fallback: FallbackStatistics) -> None:
     assert_type(ring.completed, Mapping[str, int])
     assert_type(ring.waiting_for_limit, int)
     assert_type(ring.routes, Mapping[str, int])
+    assert_type(ring.limits, Mapping[str, int])
     assert_type(fallback.backend, str)
     assert_type(fallback.tasks_waiting_read, int)
     assert_type(fallback.tasks_waiting_write, int)

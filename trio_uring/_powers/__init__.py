@@ -3,4 +3,9 @@
 from ._batch import perform_many as perform_many
 from ._direct import DirectFile as DirectFile, open_direct as open_direct
 from ._registered import BufferLease as BufferLease, RegisteredBuffers as RegisteredBuffers
+from ._ring_channel import (
+    RingReceiveChannel as RingReceiveChannel,
+    RingSendChannel as RingSendChannel,
+    open_ring_channel as open_ring_channel,
+)
 from ._send_file import SendProgress as SendProgress, send_file as send_file
