@@ -194,7 +194,6 @@ async def test_open_file(tmp_path: Path) -> None:
     assert counted.routes["inline"] > 0
     assert counted.routes["thread"] == 0
     assert counted.opcodes["OPENAT"] == 1
-    assert counted.opcodes["CLOSE"] == 1
 
 
 async def test_path(tmp_path: Path) -> None:
@@ -239,7 +238,7 @@ async def test_file_streams(tmp_path: Path) -> None:
         async with await FileReadStream.from_path(tmp_path / "file") as reader:
             assert b"".join([chunk async for chunk in reader]) == b"x" * 100_000
     assert counted.routes["thread"] == 0
-    assert counted.routes["ring"] >= 3
+    assert counted.routes["ring"] + counted.routes["inline"] >= 4
 
 
 async def test_temporary_files(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ import trio_uring
 from trio_uring import _files
 from trio_uring._files import _bridge, _devices, _raw, _routes, _seams
 from trio_uring._files._bridge import POOL_MAX, files_of
-from trio_uring._files._devices import is_memory, knows_status
+from trio_uring._files._devices import is_local, is_memory
 from trio_uring._files._open import open_file
 from trio_uring._files._raw import RingFileIO
 from trio_uring._io_manager import UringIOManager
@@ -355,7 +355,7 @@ async def test_a_status_that_is_cached_needs_no_operation(
             assert every_field(await trio.Path(path).stat()) == every_field(path.stat())
         assert every_field(await trio.Path(path).lstat()) == every_field(path.lstat())
     # What looks like a network goes through the ring: also an overlay, if the test has one.
-    known = knows_status(tmp_path.stat().st_dev)
+    known = is_local(tmp_path.stat().st_dev)
     assert known == (not operations.of(Opcode.STATX))
     assert routes()["thread"] == 0
     assert not [fd for fd in os.listdir("/proc/self/fd") if fd_is_below(int(fd), tmp_path)]
@@ -428,8 +428,21 @@ async def test_what_cannot_be_read_says_so_whatever_the_buffer(tmp_path: Path) -
             await file.readinto(buffer)
 
 
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every file system be one behind a network."""
+    monkeypatch.setattr(_raw, "is_local", lambda _device: False)
+
+
+async def test_a_local_file_is_closed_at_once(in_memory: Path, operations: Operations) -> None:
+    async with await trio.open_file(in_memory / "file", "wb") as file:
+        await file.write(b"data")
+    assert not operations.of(Opcode.CLOSE)
+    assert (in_memory / "file").read_bytes() == b"data"
+
+
 async def test_large_transfers_are_copied_by_workers(
-    tmp_path: Path, operations: Operations
+    tmp_path: Path, operations: Operations, remote: None
 ) -> None:
     data = os.urandom(1 << 20)
     async with await trio.open_file(tmp_path / "file", "w+b") as file:
@@ -784,7 +797,12 @@ async def test_a_full_disk_loses_nothing_that_io_would_keep(kind: str) -> None:
     ids=str,
 )
 async def test_errors_of_transfers(
-    tmp_path: Path, operations: Operations, nowait_refused: None, opcode: Opcode, code: int
+    tmp_path: Path,
+    operations: Operations,
+    nowait_refused: None,
+    remote: None,
+    opcode: Opcode,
+    code: int,
 ) -> None:
     file = await trio.open_file(tmp_path / "file", "w+b")
     operations.errors[opcode] = code

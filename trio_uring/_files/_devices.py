@@ -3,11 +3,13 @@
 Facts. The kernel hands what it does on a tmpfs to a worker thread, reads and writes too, since a
 tmpfs does not say which of them would wait: 35 microseconds, for copying a page. It is memory:
 they wait no more than memory does that was swapped out. A file system on a disk has a file's status
-in memory while it has its path there. One behind a network has to ask its server for both, which
-can take for ever.
+in memory while it has its path there, and sends nothing when a file is closed. One behind a
+network asks its server for the one, and sends what was written for the other, which can take for
+ever.
 
-What does this mean for us? What is memory is read and written at once, and for what is memory or
-on a disk the status is known. All other file systems, and overlays of them, are left to the ring.
+What does this mean for us? What is memory is read and written at once; of what is memory or on a
+disk the status is known, and files are closed at once. All other file systems, and overlays of
+them, are left to the ring.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def is_memory(device: int) -> bool:
     return False
 
 
-def knows_status(device: int) -> bool:
-    """Whether the file system with this ``st_dev`` has the status of what is cached in memory."""
+def is_local(device: int) -> bool:
+    """Whether the file system with this ``st_dev`` is on a disk, or memory, and asks no server."""
     # Only disks have a device with a major number.
     return bool(os.major(device)) or is_memory(device)

@@ -18,7 +18,7 @@ from trio_uring._operations._attributes import stat_result
 from trio_uring._ring import stat_cached
 
 from ._bridge import current_bridge
-from ._devices import knows_status
+from ._devices import is_local
 from ._open import open_file, open_on_ring
 from ._raw import RingFileIO
 
@@ -59,7 +59,7 @@ def stat(path: _Path | int, *, follow_symlinks: bool = True) -> os.stat_result:
     status = stat_cached(os.fsencode(path), 0 if follow_symlinks else os.O_NOFOLLOW)
     if status is not None:
         result = stat_result(status)
-        if knows_status(result.st_dev):
+        if is_local(result.st_dev):
             return result
     return _perform(operations.statx(path, follow_symlinks=follow_symlinks))
 

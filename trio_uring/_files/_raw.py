@@ -35,7 +35,7 @@ from trio_uring import _operations as operations
 from trio_uring._errors import UnsupportedOpcodeError
 
 from ._bridge import current_bridge, getcurrent
-from ._devices import is_memory
+from ._devices import is_local, is_memory
 
 if sys.platform != "win32":
     import fcntl
@@ -386,9 +386,9 @@ class RingFileIO(io.FileIO):
     # fd itself, synchronously, and cannot be told that the ring has done it.
     #
     # What does this mean for us? A file that was open for writing is closed up to three times,
-    # each time through another fd. First a duplicate, on the ring: the kernel does that at once
-    # where closing is quick, and in a worker where it must send. Then FileIO's own, which has
-    # nothing to send any more. Last, if much was written, a second duplicate, in a worker.
+    # each time through another fd. First, unless it is on a disk, a duplicate, in a worker if the
+    # kernel has to send. Then FileIO's own, which has nothing to send any more. Last, if much was
+    # written, a second duplicate, in a worker.
 
     def close(self) -> None:
         """See `io.IOBase.close`."""
@@ -403,10 +403,12 @@ class RingFileIO(io.FileIO):
             return _file_io.close(self)
         error: OSError | None = None
         last: int | None = None
+        fd = self.fileno()
         try:
             if self._written > IN_WORKER_MIN:
-                last = os.dup(self.fileno())
-            bridge.perform(operations.close(os.dup(self.fileno())))
+                last = os.dup(fd)
+            if not is_local(os.fstat(fd).st_dev):
+                bridge.perform(operations.close(os.dup(fd)))
         except OSError as exc:
             # Too many open files: then FileIO's close does it all.
             error = exc if exc.errno not in (errno.EMFILE, errno.EBADF) else None
