@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import errno
 import os
-import socket as stdlib_socket
 import tempfile
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
+from children import output_of, run_python
 from ledgers import open_fds
 from races import current_manager
+from transfers import KINDS, RUNS, all_of, completed, connected, no_fds_but
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import SendProgress, send_file
-from trio_uring._powers import _send_file
+from trio_uring._powers import _pipes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SIZE: Final = (3 << 20) + 12345
 DATA: Final = os.urandom(SIZE)
-
-RUNS: Final = {"ring": trio_uring.run, "no ring": trio.run}
-KINDS: Final = ["TCP", "UNIX"]
 
 
 @pytest.fixture(scope="module")
@@ -37,28 +34,6 @@ def file() -> Iterator[int]:
         opened.write(DATA)
         opened.flush()
         yield opened.fileno()
-
-
-@contextmanager
-def connected(kind: str) -> Iterator[tuple[trio.SocketStream, trio.SocketStream]]:
-    if kind == "UNIX":
-        pair = stdlib_socket.socketpair()
-    else:
-        with stdlib_socket.create_server(("127.0.0.1", 0)) as listener:
-            client = stdlib_socket.create_connection(listener.getsockname())
-            pair = client, listener.accept()[0]
-    ours, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(sock)) for sock in pair)
-    with ours.socket, theirs.socket:
-        yield ours, theirs
-
-
-def splices() -> int:
-    return current_manager().statistics().completed.get("SPLICE", 0)
-
-
-async def all_of(stream: trio.abc.ReceiveStream) -> bytes:
-    parts = [part async for part in stream]
-    return b"".join(parts)
 
 
 async def sent_and_closed(stream: trio.abc.Stream, to: Any, *args: Any, **options: Any) -> int:
@@ -87,9 +62,12 @@ async def transferred(
 @pytest.mark.parametrize("run", RUNS)
 def test_it_arrives(run: str, kind: str, file: int) -> None:
     async def main() -> None:
-        before = splices() if run == "ring" else 0
+        before = completed("SPLICE") if run == "ring" else 0
         position = os.lseek(file, 0, os.SEEK_CUR)
-        for offset, count in [(0, None), (1, 5), (4097, 1 << 20), (SIZE - 3, 100), (SIZE, None)]:
+        for offset, count in [
+            *((0, None), (1, 5), (4097, 1 << 20), (SIZE - 3, 100), (SIZE, None), (SIZE + 1, None)),
+            *((SIZE - 200_000, None), (7, 200_000), (SIZE - 199_000, 200_000)),
+        ]:
             progress = SendProgress()
             with connected(kind) as (ours, theirs):
                 got = await transferred(
@@ -103,7 +81,7 @@ def test_it_arrives(run: str, kind: str, file: int) -> None:
             assert await theirs.receive_some(10) == DATA[7:10]
         assert os.lseek(file, 0, os.SEEK_CUR) == position
         if run == "ring":
-            assert splices() - before >= 2 * (4 + 1 + 2 + 1 + 1)
+            assert completed("SPLICE") - before >= 4 + 1
 
     RUNS[run](main)
 
@@ -123,9 +101,9 @@ async def test_what_counts_as_a_file(tmp_path: Path) -> None:
 
 async def test_other_streams(file: int) -> None:
     ours, theirs = memory_stream_pair()
-    before = splices()
+    before = completed("SPLICE")
     assert await transferred(ours, theirs, file, offset=5) == DATA[5:]
-    assert splices() == before
+    assert completed("SPLICE") == before
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,20 +133,54 @@ async def test_a_slow_receiver_keeps_no_worker(kind: str, file: int) -> None:
 @pytest.mark.usefixtures("fd_ledger")
 async def test_more_transfers_than_pipes(file: int) -> None:
     """The others read and send, and do not wait."""
-    count = _send_file.PIPES_MAX + 4
+    count = _pipes.PIPES_MAX + 4
     pairs = [connected("UNIX") for _ in range(count)]
     made = [pair.__enter__() for pair in pairs]
     async with trio.open_nursery() as nursery:
         for ours, _ in made:
             nursery.start_soon(sent_and_closed, ours, ours, file)
         await wait_all_tasks_blocked()
-        assert _send_file._pipes().in_use == _send_file.PIPES_MAX
+        assert _pipes.current_pipes().in_use == _pipes.PIPES_MAX
         for _, theirs in reversed(made):
             assert await all_of(theirs) == DATA
-    assert _send_file._pipes().in_use == 0
-    assert len(_send_file._pipes().free) == _send_file.PIPES_MAX
+    assert _pipes.current_pipes().in_use == 0
+    assert len(_pipes.current_pipes().free) == _pipes.PIPES_MAX
     for pair in pairs:
         pair.__exit__(None, None, None)
+
+
+@pytest.mark.usefixtures("fd_ledger")
+async def test_no_fds_for_a_pipe(file: int) -> None:
+    """One is needed for the file; the bytes then go through the program."""
+    before = completed("SPLICE")
+    with connected("UNIX") as (ours, theirs), no_fds_but(2):
+        assert await transferred(ours, theirs, file) == DATA
+    assert completed("SPLICE") == before
+    assert _pipes.current_pipes().in_use == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_signal_for_a_broken_connection(kind: str) -> None:
+    """Not even where SIGPIPE would end the process: there it does not splice."""
+    code = """
+        import signal, sys, tempfile, trio, trio_uring
+        from transfers import completed, connected
+
+        async def main():
+            with tempfile.TemporaryFile() as file:
+                file.write(bytes(5_000_000))
+                file.flush()
+                with connected(sys.argv[1]) as (ours, theirs):
+                    await theirs.aclose()
+                    try:
+                        await trio_uring.send_file(ours, file)
+                    except trio.BrokenResourceError:
+                        print("broken", completed("SPLICE"))
+
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        trio_uring.run(main)
+    """
+    assert output_of(run_python(code, kind)) == ["broken 0"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -193,11 +205,11 @@ def test_cancelled_midway(run: str, kind: str, file: int) -> None:
             assert got == DATA[: progress.bytes_sent]
 
     async def main() -> None:
-        before = splices() if run == "ring" else 0
+        before = completed("SPLICE") if run == "ring" else 0
         for steps in range(60):
             await one_round(steps)
         if run == "ring":
-            assert splices() > before
+            assert completed("SPLICE") > before
 
     fds = open_fds()
     RUNS[run](main)

@@ -1,0 +1,68 @@
+"""The other end of a benchmark's connections: processes of their own, that only send or receive."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB = 1 << 20
+
+_RECEIVER = """
+import socket
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+buffer = bytearray(1 << 20)
+while True:
+    connection = listener.accept()[0]
+    while connection.recv_into(buffer):
+        pass
+    connection.sendall(b"x")
+"""
+
+_SENDER = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+block = bytes(1 << 20)
+while True:
+    with listener.accept()[0] as connection:
+        for _ in range(int(sys.argv[1])):
+            connection.sendall(block)
+"""
+
+
+@contextmanager
+def receiver() -> Iterator[int]:
+    """Yield the port of one that receives up to the end, and then says so with one byte."""
+    with _started(_RECEIVER) as port:
+        yield port
+
+
+@contextmanager
+def sender(mib: int) -> Iterator[int]:
+    """Yield the port of one that sends so many MiB to everyone who connects."""
+    with _started(_SENDER, str(mib)) as port:
+        yield port
+
+
+@contextmanager
+def _started(*program: str) -> Iterator[int]:
+    command = [sys.executable, "-c", *program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process so far, kernel workers included."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

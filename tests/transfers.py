@@ -1,0 +1,89 @@
+"""Connected streams, and what else the tests of transfers share."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket as stdlib_socket
+import ssl
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+import trustme
+from races import current_manager
+from trio.testing import memory_stream_pair
+
+import trio_uring
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+RUNS: Final = {"ring": trio_uring.run, "no ring": trio.run}
+KINDS: Final = ["TCP", "UNIX"]
+
+
+@contextmanager
+def connected(kind: str) -> Iterator[tuple[trio.SocketStream, trio.SocketStream]]:
+    """Yield two ends of a connection."""
+    if kind == "UNIX":
+        pair = stdlib_socket.socketpair()
+    else:
+        with stdlib_socket.create_server(("127.0.0.1", 0)) as listener:
+            client = stdlib_socket.create_connection(listener.getsockname())
+            pair = client, listener.accept()[0]
+    ours, theirs = (trio.SocketStream(trio.socket.from_stdlib_socket(sock)) for sock in pair)
+    with ours.socket, theirs.socket:
+        yield ours, theirs
+
+
+def completed(*opcodes: str) -> int:
+    """Return how many operations of these opcodes completed so far."""
+    counts = current_manager().statistics().completed
+    return sum(counts.get(opcode, 0) for opcode in opcodes)
+
+
+async def all_of(stream: trio.abc.ReceiveStream) -> bytes:
+    """Receive up to the end."""
+    parts = [part async for part in stream]
+    return b"".join(parts)
+
+
+async def closing(stream: trio.SocketStream, function: Callable[[], Awaitable[object]]) -> None:
+    """Call *function*, then close *stream*."""
+    async with stream:
+        await function()
+
+
+async def tls_pair() -> tuple[trio.SSLStream[Any], trio.SSLStream[Any]]:
+    """Return two ends of a connection with TLS, after its handshake."""
+    authority = trustme.CA()
+    ours, theirs = ssl.create_default_context(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.configure_trust(ours)
+    authority.issue_cert("here").configure_cert(theirs)
+    a, b = memory_stream_pair()
+    client = trio.SSLStream(a, ours, server_hostname="here", https_compatible=True)
+    server = trio.SSLStream(b, theirs, server_side=True, https_compatible=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.do_handshake)
+        nursery.start_soon(server.do_handshake)
+    return client, server
+
+
+@contextmanager
+def no_fds_but(count: int) -> Iterator[None]:
+    """Leave no more than *count* fds to be had."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 20, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(taken[0]))
+        for _ in range(count):
+            os.close(taken.pop())
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
