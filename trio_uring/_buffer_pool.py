@@ -9,6 +9,8 @@ number of connections. The copy costs nothing extra: `bytes` are made by copying
 
 from __future__ import annotations
 
+import errno
+import mmap
 from typing import TYPE_CHECKING, Final
 
 from trio.lowlevel import enable_ki_protection
@@ -21,10 +23,14 @@ if TYPE_CHECKING:
     from ._ring import Ring
 
 _F_BUFFER: Final = int(CqeFlag.BUFFER)
+_MAP_NORESERVE: Final = 0x4000  # from asm-generic/mman.h; in Python since 3.13
+_GROUPS_MAX: Final = 1 << 16  # an SQE has 16 bits for the group
+
+# What the kernel may still write to when a group could not be unregistered: kept for ever.
+_leaked: Final[list[mmap.mmap]] = []
 
 # The buffers that sockets and pipes receive into. 64 KiB is what Trio's streams ask for.
 RECEIVE_BUFFER_SIZE: Final = 65536
-_RECEIVE_GROUP: Final = 0
 
 
 class BufferPool:
@@ -37,12 +43,16 @@ class BufferPool:
     """
 
     def __init__(self, ring: Ring, *, group: int, count: int, size: int) -> None:
-        self._ring = ring  # the C side reaches into it
         self.group = group
         self.size = size
-        self._pool = ring.open_buffer_ring(group, count, size)
-        # Slicing this is the copy into a bytes object.
-        self._memory = ffi.buffer(lib.buffer_ring_buffers(self._pool), count * size)
+        # Pages that were never used cost no memory. What is lent out keeps the whole in place.
+        flags = mmap.MAP_ANONYMOUS | mmap.MAP_PRIVATE | _MAP_NORESERVE
+        self._memory = mmap.mmap(-1, count * size, flags)
+        self._ring = ring  # the C side reaches into it
+        self._pool = ring.open_buffer_ring(
+            group, count, size, ffi.from_buffer("char[]", self._memory)
+        )
+        self._view = memoryview(self._memory).toreadonly()
 
     def take(self, res: int, flags: int) -> bytes:
         """Copy out the *res* bytes of a completion with *flags*, and give its buffer back."""
@@ -55,44 +65,75 @@ class BufferPool:
         lib.buffer_ring_add(self._pool, buffer_id)
         return data
 
+    def view(self, res: int, flags: int) -> memoryview:
+        """Show the *res* bytes of a completion with *flags*, until `give_back`; no copy."""
+        start = (flags >> CQE_BUFFER_SHIFT) * self.size
+        return self._view[start : start + res]
+
     def give_back(self, flags: int) -> None:
-        """Give back the buffer, if there is one, of a completion with *flags* that failed."""
+        """Give back the buffer, if there is one, of a completion with *flags*."""
         if flags & _F_BUFFER:
             lib.buffer_ring_add(self._pool, flags >> CQE_BUFFER_SHIFT)
 
     def close(self) -> None:
-        """Unregister and free. No operation that selects from it may be in flight."""
+        """Unregister. No operation that selects from it may be in flight.
+
+        The memory is freed when nothing shows it any more.
+        """
         result = lib.buffer_ring_close(self._pool)
         if result < 0:
+            _leaked.append(self._memory)
             raise ring_error(result)
-        del self._pool, self._memory  # both are freed
+        del self._pool, self._memory, self._view
 
 
-class ReceiveBuffers:
-    """The *count* buffers that the sockets and pipes of a run share: a pool, if there can be one.
+class BufferPools:
+    """The pools of a ring; among them the one that all sockets and pipes of the run share.
 
-    It is made when the first of them receives.
+    That one has *receive_count* buffers, and is made when the first of them receives.
     """
 
-    def __init__(self, ring: Ring, count: int) -> None:
+    def __init__(self, ring: Ring, receive_count: int) -> None:
         self._ring = ring
-        self._count = count
-        self.pool: BufferPool | None = None
-        self.refused: str = ""
+        self._receive_count = receive_count
+        self._open: dict[int, BufferPool] = {}
+        self._free_groups: list[int] = []
+        self.receive: BufferPool | None = None
+        self.refused: str = ""  # why there is no such pool
 
     @enable_ki_protection
-    def open(self) -> BufferPool | None:
-        """Make the pool; None where the kernel refuses it, now or before."""
+    def open_receive(self) -> BufferPool | None:
+        """Make the pool that all share; None where the kernel refuses it, now or before."""
         if not self.refused:
             try:
-                self.pool = BufferPool(
-                    self._ring, group=_RECEIVE_GROUP, count=self._count, size=RECEIVE_BUFFER_SIZE
-                )
+                self.receive = self.open(self._receive_count, RECEIVE_BUFFER_SIZE)
             except OSError as exc:  # EINVAL before Linux 5.19; ENOMEM
                 self.refused = f"PBUF_RING: {exc}"
-        return self.pool
+        return self.receive
 
-    def close(self) -> None:
-        """Free the pool. No operation that selects from it may be in flight."""
-        if self.pool is not None:
-            self.pool.close()
+    def open(self, count: int, size: int) -> BufferPool:
+        """Make a pool; to be closed with `close`, or with the ring.
+
+        Raises:
+          OSError: as `BufferPool`; ``ENOSPC`` if there are 65536 already.
+        """
+        if len(self._open) == _GROUPS_MAX:
+            raise OSError(errno.ENOSPC, "all buffer groups are in use")
+        group = self._free_groups.pop() if self._free_groups else len(self._open)
+        try:
+            self._open[group] = pool = BufferPool(self._ring, group=group, count=count, size=size)
+        except BaseException:
+            self._free_groups.append(group)
+            raise
+        return pool
+
+    def close(self, pool: BufferPool) -> None:
+        """Close one of them; see `BufferPool.close`."""
+        del self._open[pool.group]
+        self._free_groups.append(pool.group)
+        pool.close()
+
+    def close_all(self) -> None:
+        """Close those that are open."""
+        for pool in list(self._open.values()):
+            self.close(pool)

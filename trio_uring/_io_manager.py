@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 import trio
 from trio.lowlevel import current_task
 
-from ._buffer_pool import ReceiveBuffers
+from ._buffer_pool import BufferPools
 from ._errors import CANCELLED_RESULTS, forbidden_opcode, operation_error, unsupported_opcode
 from ._in_flight import UNDISTURBED, CancelQueue, Entries, FifoLimit, Groups, InFlight, Waiting
 from ._inbox import Inbox, Word
@@ -118,7 +118,7 @@ class UringIOManager:
         self._unprocessed: Iterable[Completion] = ()
         self._completed = [0] * 256  # by opcode, which is one byte
         self._cancelled = 0
-        self._receive_buffers = ReceiveBuffers(ring, config.receive_buffers)
+        self.pools = BufferPools(ring, config.receive_buffers)
         self.companion: Companion | None = None
         self.inbox: Inbox = Inbox(ring)
 
@@ -135,7 +135,7 @@ class UringIOManager:
     @property
     def buffers(self) -> BufferPool | None:
         """The buffers to receive into; None where the kernel has no such thing."""
-        return self._receive_buffers.pool or self._receive_buffers.open()
+        return self.pools.receive or self.pools.open_receive()
 
     # ---- Performing operations -------------------------------------------------------------
 
@@ -424,7 +424,7 @@ class UringIOManager:
             self.ring,
             self.config,
             self._completed,
-            (self._receive_buffers.refused, *(companion.refused() if companion else ())),
+            (self.pools.refused, *(companion.refused() if companion else ())),
             tasks_waiting_read=readiness.tasks_waiting_read + self.waiting.count("read"),
             tasks_waiting_write=readiness.tasks_waiting_write + self.waiting.count("write"),
             in_flight=len(self._in_flight) + self._groups.operations(),
@@ -447,9 +447,9 @@ class UringIOManager:
             self._discard(*completion)
         drained = self.ring.usable and self._drain(self.ring)
         if not drained:
-            _leaked.append((list(self._in_flight.values()), self._groups, self._receive_buffers))
+            _leaked.append((list(self._in_flight.values()), self._groups, self.pools))
         else:
-            self._receive_buffers.close()
+            self.pools.close_all()
         self.ring.close()
         if self.companion is not None:
             self.companion.close(drained=drained)

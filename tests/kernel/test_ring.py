@@ -330,7 +330,7 @@ def calls(ring: Ring) -> dict[str, Callable[[], object]]:
         "turn": lambda: ring.turn(0),
         "register": lambda: ring.register(RegisterOpcode.UNREGISTER_EVENTFD, ffi.NULL, 0),
         "register_eventfd": lambda: ring.register_eventfd(0),
-        "open_buffer_ring": lambda: ring.open_buffer_ring(7, 2, 64),
+        "open_buffer_ring": lambda: ring.open_buffer_ring(7, 2, 64, ffi.new("char[128]")),
     }
 
 

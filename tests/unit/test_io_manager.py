@@ -69,7 +69,6 @@ def manager(ring: ScriptedRing) -> Iterator[UringIOManager]:
     yield manager
     manager._watching = False
     manager._in_flight.clear()
-    manager._receive_buffers.pool = None
     ring.close = lambda: None  # type: ignore[method-assign]
     manager.close()
 

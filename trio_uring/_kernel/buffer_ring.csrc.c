@@ -3,12 +3,14 @@
  *
  * Compiled into one unit with ring.csrc.c, after it. The tail is written by us and read by the
  * kernel: a store-release, after the entry is filled.
+ *
+ * The memory of the buffers is Python's, and may outlive all this; the entries are ours.
  */
 struct buffer_ring {
     struct ring *ring;
     struct io_uring_buf_ring *entries;
-    size_t entries_size, buffers_size;
-    unsigned count, buffer_size, group;
+    size_t entries_size;
+    unsigned places, buffer_size, group; /* places is a power of two */
     uint16_t tail;
     char *buffers;
 };
@@ -17,7 +19,7 @@ static void buffer_ring_add(struct buffer_ring *pool, unsigned id)
 {
     if (pool->ring->forked)
         return; /* the entries are the parent's; a task may still take what came before */
-    struct io_uring_buf *entry = &pool->entries->bufs[pool->tail & (pool->count - 1)];
+    struct io_uring_buf *entry = &pool->entries->bufs[pool->tail & (pool->places - 1)];
     entry->addr = (uint64_t)(uintptr_t)(pool->buffers + (size_t)id * pool->buffer_size);
     entry->len = pool->buffer_size;
     entry->bid = (uint16_t)id;
@@ -29,14 +31,12 @@ static void buffer_ring_free(struct buffer_ring *pool)
 {
     if (pool->entries != MAP_FAILED)
         munmap(pool->entries, pool->entries_size);
-    if (pool->buffers != MAP_FAILED)
-        munmap(pool->buffers, pool->buffers_size);
     free(pool);
 }
 
-/* count is a power of two. Pages of buffers that were never used cost no memory. */
+/* buffers has room for count buffers, and stays where it is until the ring is drained. */
 static int buffer_ring_open(struct buffer_ring **out, struct ring *ring, unsigned group,
-                            unsigned count, unsigned buffer_size)
+                            unsigned count, unsigned buffer_size, void *buffers)
 {
     int refused = ring_refuses(ring);
     if (refused)
@@ -45,19 +45,20 @@ static int buffer_ring_open(struct buffer_ring **out, struct ring *ring, unsigne
     if (pool == NULL)
         return -ENOMEM;
     pool->ring = ring;
-    pool->count = count;
+    pool->places = 1;
+    while (pool->places < count)
+        pool->places *= 2;
     pool->buffer_size = buffer_size;
     pool->group = group;
-    pool->entries_size = count * sizeof(struct io_uring_buf);
-    pool->buffers_size = (size_t)count * buffer_size;
-    int flags = MAP_ANONYMOUS | MAP_PRIVATE | MAP_NORESERVE;
-    pool->entries = mmap(NULL, pool->entries_size, PROT_READ | PROT_WRITE, flags, -1, 0);
-    pool->buffers = mmap(NULL, pool->buffers_size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    pool->buffers = buffers;
+    pool->entries_size = pool->places * sizeof(struct io_uring_buf);
+    pool->entries = mmap(NULL, pool->entries_size, PROT_READ | PROT_WRITE,
+                         MAP_ANONYMOUS | MAP_PRIVATE, -1, 0);
     int result = -ENOMEM;
-    if ((void *)pool->entries != MAP_FAILED && pool->buffers != MAP_FAILED) {
+    if ((void *)pool->entries != MAP_FAILED) {
         struct io_uring_buf_reg registration = {
             .ring_addr = (uint64_t)(uintptr_t)pool->entries,
-            .ring_entries = count, .bgid = (uint16_t)group};
+            .ring_entries = pool->places, .bgid = (uint16_t)group};
         /* The kernel pins the entries; a child's copy-on-write must not split them off. */
         madvise(pool->entries, pool->entries_size, MADV_DONTFORK);
         result = ring_register(ring, IORING_REGISTER_PBUF_RING, &registration, 1);
@@ -71,8 +72,6 @@ static int buffer_ring_open(struct buffer_ring **out, struct ring *ring, unsigne
     *out = pool;
     return 0;
 }
-
-static void *buffer_ring_buffers(struct buffer_ring *pool) { return pool->buffers; }
 
 /* Unregister and free. The caller knows that no operation selects from the group any more, and
  * that the ring is open. The entries of a forked child are its parent's. */
