@@ -14,7 +14,7 @@ from ._operations import async_cancel, nop
 from ._trio_private import WaitTaskRescheduled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from trio.lowlevel import RaiseCancelT, Task
 
@@ -70,6 +70,8 @@ class InFlight:
     # How its task goes to sleep. To make this takes longer than all else that an operation
     # costs us in Python, so entries are used again (benchmarks/bench_echo.py).
     sleep: WaitTaskRescheduled | None = None
+    # Who is told of the end, where no task waits for it.
+    when_done: Callable[[InFlight], None] | None = None
 
     def abort(self, raise_cancel: RaiseCancelT) -> Abort:
         """Ask the kernel to stop the operation, for Trio.
@@ -84,13 +86,20 @@ class InFlight:
             self.manager.request_cancel(self)
         return Abort.FAILED
 
+    def close(self) -> None:
+        """Ask the kernel to stop the operation, because its fd is about to be closed."""
+        self.closing = self.raise_cancel is None
+        self.manager.request_cancel(self)
+
     def discard(self) -> None:
         """Do away with a result that no task will see: close an fd that it carries."""
         if self.res >= 0 and self.operation.discard is not None:
             self.operation.discard(self.res)
 
     def done(self) -> None:
-        """For a `Part`: wake who waits for it."""
+        """Tell of the end, where no task waits for it."""
+        if self.when_done is not None:
+            self.when_done(self)
 
     def unwrap(self) -> None:
         """Stand for ``outcome.Value(None)`` in reschedule.
@@ -110,7 +119,7 @@ class Entries(list[InFlight]):
     def __init__(self, manager: _Manager) -> None:
         self._manager = manager
 
-    def take(self, operation: Operation[object], user_data: int, task: Task) -> InFlight:
+    def take(self, operation: Operation[object], user_data: int, task: Task | None) -> InFlight:
         """Return an entry for an operation of *task*."""
         if not self:
             return InFlight(self._manager, operation, user_data, task)
@@ -149,6 +158,17 @@ class Part(InFlight):
     def done(self) -> None:
         """Tell the batch."""
         self.batch.part_done(self)
+
+
+@attrs.define(eq=False)
+class Claim(InFlight):
+    """Keeps other tasks from receiving on an fd, while its operation is not in flight."""
+
+    when_closing: Callable[[], None] = attrs.field(kw_only=True)
+
+    def close(self) -> None:
+        """Tell whoever claimed it."""
+        self.when_closing()
 
 
 @attrs.define(eq=False)

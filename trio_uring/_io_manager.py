@@ -157,7 +157,7 @@ class UringIOManager:
                 await trio.lowlevel.checkpoint_if_cancelled()
             if operation.bounded:
                 await self.file_limit.acquire()
-            entry = self._start(operation, task)
+            entry = self.start(operation, task)
             if entry.sleep is None:
                 entry.sleep = WaitTaskRescheduled(entry.abort)
             await wait_rescheduled(entry.sleep)
@@ -184,7 +184,7 @@ class UringIOManager:
             while entry is None or (entry.res == -errno.EINTR and not entry.closing):
                 if operation.bounded:
                     await self.file_limit.acquire_shielded()
-                entry = self._start(operation, task)
+                entry = self.start(operation, task)
                 await wait_rescheduled(UNDISTURBED)
             return self._result(operation, entry)
         except GeneratorExit:  # the run crashed, and its tasks are being collected
@@ -203,7 +203,8 @@ class UringIOManager:
         self._entries.put(entry)
         return operation.decode(res, flags)
 
-    def _start(self, operation: Operation[T], task: Task) -> InFlight:
+    def start(self, operation: Operation[object], task: Task | None) -> InFlight:
+        """Submit *operation* for *task*."""
         user_data = self._next_user_data
         self._next_user_data = user_data + 1
         entry = self._entries.take(operation, user_data, task)
@@ -306,8 +307,7 @@ class UringIOManager:
             return  # a forked child closes what it inherited; its epoll is its parent's, too
         entries = self.waiting.pop(fd, ())
         for entry in entries:
-            entry.closing = entry.raise_cancel is None
-            self.request_cancel(entry)
+            entry.close()
         if entries or ring.unsubmitted:
             self._submit_now(ring)
         self._readiness.notify_closing(fd)

@@ -18,6 +18,7 @@ import pytest
 
 from trio_uring._kernel import CData, ffi
 from trio_uring._kernel.uapi import (
+    AcceptFlag,
     CancelFlag,
     FsyncFlag,
     Futex2Flag,
@@ -135,6 +136,9 @@ SQES = [
     (operations.accept(3),
      {"opcode": Opcode.ACCEPT, "fd": 3, "addr": At(bytes(128)), "off": At(struct.pack("@I", 128)),
       "op_flags": socket.SOCK_CLOEXEC}),
+    (operations.accept_multishot(3, print),
+     {"opcode": Opcode.ACCEPT, "fd": 3, "op_flags": socket.SOCK_CLOEXEC,
+      "ioprio": AcceptFlag.MULTISHOT}),
     (operations.connect(3, b"sockaddr"),
      {"opcode": Opcode.CONNECT, "fd": 3, "addr": b"sockaddr", "off": 8}),
     (operations.shutdown(3, socket.SHUT_WR),
@@ -145,6 +149,9 @@ SQES = [
     (operations.recv_select(3, POOL, 100, poll_first=True),
      {"opcode": Opcode.RECV, "fd": 3, "len": 100, "sqe_flags": SqeFlag.BUFFER_SELECT,
       "ioprio": RecvSendFlag.POLL_FIRST, "buf_index": 7}),
+    (operations.recv_multishot(3, POOL, print, socket.MSG_PEEK),
+     {"opcode": Opcode.RECV, "fd": 3, "op_flags": socket.MSG_PEEK,
+      "sqe_flags": SqeFlag.BUFFER_SELECT, "ioprio": RecvSendFlag.MULTISHOT, "buf_index": 7}),
     (operations.send(3, DATA, socket.MSG_DONTWAIT),
      {"opcode": Opcode.SEND, "fd": 3, "addr": DATA, "len": 9,
       "op_flags": socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL}),

@@ -48,10 +48,12 @@ from ._many import (
 from ._message import Message as Message
 from ._network import (
     accept as accept,
+    accept_multishot as accept_multishot,
     bind as bind,
     connect as connect,
     listen as listen,
     recv as recv,
+    recv_multishot as recv_multishot,
     recv_select as recv_select,
     recvmsg as recvmsg,
     recvmsg_select as recvmsg_select,

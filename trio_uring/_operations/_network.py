@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from trio_uring._kernel import ffi
 from trio_uring._kernel.sockets import MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC
-from trio_uring._kernel.uapi import Opcode, RecvSendFlag, SqeFlag
+from trio_uring._kernel.uapi import AcceptFlag, Opcode, RecvSendFlag, SqeFlag
 
 from ._message import Message, MessageHeader, header_to_receive, header_to_send
 from ._operation import (
@@ -22,14 +22,16 @@ from ._operation import (
 from ._sockaddr import SOCKADDR_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from typing_extensions import Buffer
 
-    from ._operation import ProvidedBuffers
+    from ._operation import Exclusive, ProvidedBuffers
 
 # Plain ints: an IntFlag in an expression costs a microsecond.
 _POLL_FIRST = int(RecvSendFlag.POLL_FIRST)
+_RECV_MULTISHOT = int(RecvSendFlag.MULTISHOT)
+_ACCEPT_MULTISHOT = int(AcceptFlag.MULTISHOT)
 _BUFFER_SELECT = int(SqeFlag.BUFFER_SELECT)
 _SEND = int(Opcode.SEND)
 
@@ -75,6 +77,40 @@ def recv_select(
         buf_index=buffers.group,
         buffers=buffers,
         exclusive="read",
+    )
+
+
+def recv_multishot(
+    fd: int,
+    buffers: ProvidedBuffers,
+    on_more: Callable[[int, int], None],
+    flags: int = 0,
+    *,
+    exclusive: Exclusive | None = "read",
+) -> Operation[bytes]:
+    """Receive from a socket again and again, each time into a buffer that the kernel chooses.
+
+    Each time but the last, *on_more* is called with ``res`` and ``flags``, from which
+    `ProvidedBuffers.take` makes the bytes. It must not raise. *exclusive* None: the caller sees
+    to it himself that nobody else receives meanwhile.
+
+    Completes with: the last bytes; empty at the end of the stream. It can end before that, for
+      example where the CQ overflows.
+    Fails with: as `recv`; ``ENOBUFS`` if the group is empty (the data stays in the socket).
+    If cancelled: nothing is lost; some may go to *on_more* first.
+    Since: Linux 6.0. Source: io_uring_prep_recv_multishot(3).
+    """
+    return Operation(
+        Opcode.RECV,
+        buffers.take,
+        fd,
+        op_flags=flags,
+        sqe_flags=_BUFFER_SELECT,
+        ioprio=_RECV_MULTISHOT,
+        buf_index=buffers.group,
+        buffers=buffers,
+        exclusive=exclusive,
+        on_more=on_more,
     )
 
 
@@ -259,6 +295,32 @@ def accept(fd: int, flags: int = SOCK_CLOEXEC) -> Operation[tuple[int, bytes]]:
         off=address_of(name_len),
         pins=(name, name_len),
         exclusive="read",
+        discard=os.close,
+    )
+
+
+def accept_multishot(
+    fd: int, on_more: Callable[[int, int], None], flags: int = SOCK_CLOEXEC
+) -> Operation[int]:
+    """Accept connections on a listening socket, one after the other.
+
+    For each but the last, *on_more* is called with ``res``, the new fd, which is the caller's
+    from then on, and ``flags``. It must not raise.
+
+    Completes with: the last new fd, which the caller owns. That is only so where the CQ overflows:
+      mostly it ends with an error.
+    Fails with: as `accept`; those that were accepted before are not lost.
+    If cancelled: some may go to *on_more* first; a connection accepted last is the result.
+    Since: Linux 5.19. Source: io_uring_prep_multishot_accept(3), accept(2).
+    """
+    return Operation(
+        Opcode.ACCEPT,
+        count,
+        fd,
+        op_flags=flags,
+        ioprio=_ACCEPT_MULTISHOT,
+        exclusive="read",
+        on_more=on_more,
         discard=os.close,
     )
 
