@@ -3,9 +3,9 @@
 The public names: `run`, `start_guest_run`, `install` and `uninstall` decide which Trio runs
 get a ring, `RingConfig` and `SQPoll` how it is set up. `open_positional` opens a file for many
 tasks at once, `open_direct` one past the page cache; all other files are `trio.open_file`'s.
-`perform_many` performs operations together, `send_file` sends a file into a socket, and
-`open_ring_channel` connects the runs of several threads.
-`trio_uring.lowlevel` has the operations themselves.
+`perform_many` performs operations together, `send_file` sends a file into a socket, `accept_many`
+and `receive_many` accept and receive ahead, with one operation for many, and `open_ring_channel`
+connects the runs of several threads. `trio_uring.lowlevel` has the operations themselves.
 """
 
 from . import _anyio_finder
@@ -25,13 +25,18 @@ from ._operations import Linked as Linked, linked as linked
 from ._powers import (
     BufferLease as BufferLease,
     DirectFile as DirectFile,
+    MultishotListener as MultishotListener,
+    ReceivedLease as ReceivedLease,
+    ReceivedLeases as ReceivedLeases,
     RegisteredBuffers as RegisteredBuffers,
     RingReceiveChannel as RingReceiveChannel,
     RingSendChannel as RingSendChannel,
     SendProgress as SendProgress,
+    accept_many as accept_many,
     open_direct as open_direct,
     open_ring_channel as open_ring_channel,
     perform_many as perform_many,
+    receive_many as receive_many,
     send_file as send_file,
 )
 from ._run import (

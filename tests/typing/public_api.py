@@ -15,7 +15,10 @@ import trio_uring
 from trio_uring import (
     ForkedRingError,
     IncompatibleTrioError,
+    MultishotListener,
     PositionalFile,
+    ReceivedLease,
+    ReceivedLeases,
     RingConfig,
     RingUnavailableError,
     SQPoll,
@@ -129,6 +132,37 @@ def errors(
     _ = runtime_errors, required, os_error
 
 
+# --- Sockets --------------------------------------------------------------------------------
+
+
+async def ahead(listener: trio.SocketListener, stream: trio.SSLStream[trio.SocketStream]) -> None:
+    async with trio_uring.accept_many(listener, max_waiting=10) as connections:
+        assert_type(connections, MultishotListener)
+        assert_type(await connections.accept(), "trio.SocketStream")
+        assert_type(connections.waiting, int)
+        assert_type(connections.socket, "trio.socket.SocketType")
+        async for connection in connections:
+            assert_type(connection, "trio.SocketStream")
+        assert_type(await connections.stop(), "list[trio.SocketStream]")
+        as_listener: trio.abc.Listener[trio.SocketStream] = connections
+    async with trio_uring.receive_many(stream, max_buffers=4, buffer_size=100) as leases:
+        assert_type(leases, ReceivedLeases)
+        async for lease in leases:
+            assert_type(lease, ReceivedLease)
+            with lease as entered:
+                assert_type(entered, ReceivedLease)
+                assert_type(entered.data, memoryview)
+            lease.release()
+        assert_type(await leases.receive(), ReceivedLease)
+        assert_type(leases.receive_nowait(), ReceivedLease)
+        assert_type(leases.unread, bytes)
+        assert_type(leases.leased, int)
+        as_channel: trio.abc.ReceiveChannel[ReceivedLease] = leases
+    trio_uring.accept_many(stream)  # type: ignore[arg-type]
+    trio_uring.receive_many(listener)  # type: ignore[arg-type]
+    _ = as_listener, as_channel
+
+
 # --- Files ----------------------------------------------------------------------------------
 
 
@@ -213,6 +247,8 @@ def on_sockets(buffers: operations.ProvidedBuffers, message: operations.Message[
     assert_type(operations.recv_select(3, buffers, 1, poll_first=True), Operation[bytes])
     assert_type(operations.recvmsg(3, [bytearray(1)], 16, 0), "Operation[operations.Message[int]]")
     assert_type(operations.recvmsg_select(3, buffers, 1), "Operation[operations.Message[bytes]]")
+    assert_type(operations.recv_multishot(3, buffers, lambda _res, _flags: None), Operation[bytes])
+    assert_type(operations.accept_multishot(3, lambda _res, _flags: None), Operation[int])
     assert_type(operations.send(3, b""), Operation[int])
     assert_type(operations.send_zc(3, memoryview(b"")), Operation[int])
     assert_type(operations.sendmsg(3, [b""], [(1, 2, b"")], 0, b""), Operation[int])

@@ -1,0 +1,651 @@
+"""`receive_many`: every byte arrives, once and in order, and no buffer is used while it is lent."""
+
+from __future__ import annotations
+
+import errno
+import random
+import socket as stdlib_socket
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import trio
+from ledgers import ByteLedger, Rounds
+from races import Order, current_manager, every_order, race
+from trio.testing import assert_checkpoints, memory_stream_pair, wait_all_tasks_blocked
+
+import trio_uring
+from trio_uring import ReceivedLease, ReceivedLeases, receive_many
+from trio_uring._powers import _receive_many
+from trio_uring.lowlevel import Operation, operations, perform
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RUNS: Final = {"ring": trio_uring.run, "no ring": trio.run}
+KINDS: Final = ["TCP", "UNIX"]
+DATA: Final = random.Random(0).randbytes((1 << 20) + 12345)
+
+pytestmark = pytest.mark.usefixtures("fd_ledger")
+
+
+@contextmanager
+def connected(kind: str = "UNIX") -> Iterator[tuple[trio.SocketStream, stdlib_socket.socket]]:
+    """A stream, and the socket of its peer."""
+    if kind == "UNIX":
+        pair = stdlib_socket.socketpair()
+    else:
+        with stdlib_socket.create_server(("127.0.0.1", 0)) as listener:
+            client = stdlib_socket.create_connection(listener.getsockname())
+            pair = client, listener.accept()[0]
+    with pair[1] as peer:
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(pair[0]))
+        with stream.socket:
+            yield stream, peer
+
+
+def receives() -> int:
+    return current_manager().statistics().completed.get("RECV", 0)
+
+
+def taken(lease: ReceivedLease) -> bytes:
+    with lease:
+        return bytes(lease.data)
+
+
+async def all_of(leases: ReceivedLeases) -> bytes:
+    return b"".join([taken(lease) async for lease in leases])
+
+
+# --- It receives ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("run", RUNS)
+def test_all_arrives(run: str, kind: str) -> None:
+    async def main() -> None:
+        with connected(kind) as (stream, peer):
+            sender = trio.SocketStream(trio.socket.from_stdlib_socket(peer.dup()))
+
+            async def send() -> None:
+                async with sender:
+                    await sender.send_all(DATA)
+                    await sender.send_eof()
+
+            async with receive_many(stream) as leases, trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                assert await all_of(leases) == DATA
+                for _ in range(2):
+                    with pytest.raises(trio.EndOfChannel):
+                        await leases.receive()
+            assert leases.unread == b""
+            assert leases.leased == 0
+
+    RUNS[run](main)
+
+
+async def test_one_operation_for_many_messages() -> None:
+    with connected() as (stream, peer):
+        async with receive_many(stream) as leases:
+            for number in range(200):
+                peer.send(b"%d" % number)
+                assert taken(await leases.receive()) == b"%d" % number
+            assert receives() == 0  # it is still in flight
+        assert receives() == 1
+
+
+async def test_without_waiting() -> None:
+    with connected() as (stream, peer):
+        async with receive_many(stream) as leases:
+            with pytest.raises(trio.WouldBlock):
+                leases.receive_nowait()
+            peer.send(b"x")
+            await wait_all_tasks_blocked()
+            assert taken(leases.receive_nowait()) == b"x"
+            peer.close()
+            await wait_all_tasks_blocked()
+            with pytest.raises(trio.EndOfChannel):
+                leases.receive_nowait()
+        with pytest.raises(trio.ClosedResourceError):
+            leases.receive_nowait()
+
+
+async def test_checkpoints() -> None:
+    with connected() as (stream, peer):
+        leases = receive_many(stream)
+        for _ in range(3):
+            peer.send(b"x")
+            with assert_checkpoints():
+                taken(await leases.receive())
+            peer.send(b"x")
+            await wait_all_tasks_blocked()
+            with assert_checkpoints():
+                taken(await leases.receive())
+        for _ in range(2):
+            with assert_checkpoints():
+                await leases.aclose()
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_any_stream(run: str) -> None:
+    async def main() -> None:
+        ours, theirs = memory_stream_pair()
+        async with receive_many(ours, buffer_size=1000) as leases:
+            await theirs.send_all(DATA[:5500])
+            await theirs.send_eof()
+            assert await all_of(leases) == DATA[:5500]
+
+    RUNS[run](main)
+
+
+async def test_perform() -> None:
+    """The operation by itself."""
+    buffers = current_manager().buffers
+    assert buffers is not None
+    received = []
+    with connected() as (stream, peer):
+        operation = operations.recv_multishot(
+            stream.socket.fileno(),
+            buffers,
+            lambda res, flags: received.append(buffers.take(res, flags)),
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(perform, operation)
+            for message in (b"one", b"two"):
+                await wait_all_tasks_blocked()
+                peer.send(message)
+            await wait_all_tasks_blocked()
+            peer.close()
+    assert received == [b"one", b"two"]
+
+
+# --- Leases ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_lease(run: str) -> None:
+    async def main() -> None:
+        with connected() as (stream, peer):
+            async with receive_many(stream) as leases:
+                peer.send(b"data")
+                lease = await leases.receive()
+                assert lease.data == b"data"
+                assert lease.data.readonly
+                assert leases.leased == 1
+                data = lease.data
+                for _ in range(2):
+                    lease.release()
+                    assert leases.leased == 0
+                    with pytest.raises(RuntimeError, match="given back"):
+                        _ = lease.data
+                    with pytest.raises(ValueError, match="released"):
+                        bytes(data)
+
+    RUNS[run](main)
+
+
+async def test_what_is_lent_is_not_written_to() -> None:
+    with connected() as (stream, peer):
+        async with receive_many(stream, max_buffers=4, buffer_size=8) as leases:
+            peer.send(b"kept")
+            kept = await leases.receive()
+            for number in range(100):
+                peer.send(b"%d" % number)
+                assert taken(await leases.receive()) == b"%d" % number
+            assert kept.data == b"kept"
+            kept.release()
+
+
+async def test_memory_that_is_in_use_is_not_given_back() -> None:
+    with connected() as (stream, peer):
+        async with receive_many(stream, max_buffers=1) as leases:
+            peer.send(b"data")
+            lease = await leases.receive()
+            user = lease.data.cast("c").cast("B")
+            lease.release()
+            assert user == b"data"
+            user.release()
+            peer.send(b"more")
+            lease = await leases.receive()
+            pin = trio_uring._kernel.ffi.from_buffer(lease.data)
+            with pytest.raises(BufferError):
+                lease.release()
+            assert leases.leased == 1
+            trio_uring._kernel.ffi.release(pin)
+            assert taken(lease) == b"more"
+
+
+def test_leases_outlive_everything() -> None:
+    kept = []
+
+    async def main() -> None:
+        with connected() as (stream, peer):
+            async with receive_many(stream) as leases:
+                peer.send(b"data")
+                kept.append(await leases.receive())
+            peer.send(b"more")
+            assert kept[0].data == b"data"
+            peer.send(b"more")
+            unclosed = receive_many(stream)
+            kept.append(await unclosed.receive())
+
+    trio_uring.run(main)
+    assert [taken(lease) for lease in kept] == [b"data", b"moremore"]
+
+
+async def test_a_lease_that_is_forgotten() -> None:
+    with connected() as (stream, peer):
+        async with receive_many(stream) as leases:
+            peer.send(b"data")
+            with pytest.warns(ResourceWarning, match="ReceivedLease was not released"):
+                await leases.receive()
+
+
+# --- Backpressure ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_buffers", [1, 3, 4])
+async def test_the_bound(max_buffers: int) -> None:
+    """What does not fit in the buffers stays in the socket."""
+    with connected() as (stream, peer):
+        peer.setblocking(False)
+        async with receive_many(stream, max_buffers=max_buffers, buffer_size=10) as leases:
+            peer.send(DATA[:10])
+            first = await leases.receive()
+            peer.send(DATA[10:500])
+            await wait_all_tasks_blocked()
+            left = stream.socket._sock.recv(1000, stdlib_socket.MSG_PEEK)  # type: ignore[attr-defined]
+            assert left == DATA[max_buffers * 10 : 500]
+            assert taken(first) == DATA[:10]
+            peer.close()
+            assert await all_of(leases) == DATA[10:500]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_who_holds_all_waits_for_one(run: str) -> None:
+    async def main() -> None:
+        with connected() as (stream, peer):
+            async with receive_many(stream, max_buffers=2, buffer_size=1) as leases:
+                peer.send(b"abcd")
+                held = [await leases.receive(), await leases.receive()]
+                got = []
+
+                async def receive() -> None:
+                    got.append(taken(await leases.receive()))
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(receive)
+                    await wait_all_tasks_blocked()
+                    assert not got
+                    assert [lease.data for lease in held] == [b"a", b"b"]
+                    held.pop().release()
+                assert got == [b"c"]
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    await leases.receive()
+                taken(held.pop())
+                assert taken(await leases.receive()) == b"d"
+
+    RUNS[run](main)
+
+
+async def test_a_slow_consumer_loses_nothing() -> None:
+    """In each round it takes some, or none, or keeps some for a while."""
+    chance = random.Random(1)
+    ledger = ByteLedger()
+    with connected("TCP") as (stream, peer):
+        peer.setblocking(False)
+        held: list[ReceivedLease] = []
+        async with receive_many(stream, max_buffers=5, buffer_size=100) as leases:
+            for _ in range(2000):
+                data = ledger.take(chance.randint(0, 400))
+                try:
+                    sent = peer.send(data)
+                except BlockingIOError:
+                    sent = 0
+                ledger.take_back(len(data) - sent)
+                if chance.random() < 0.5:
+                    await wait_all_tasks_blocked()
+                for _ in range(chance.randint(0, 6)):
+                    with suppress(trio.WouldBlock):
+                        held.append(leases.receive_nowait())
+                        assert leases.leased <= 5
+                for _ in range(chance.randint(0, len(held))):
+                    ledger.received(taken(held.pop(0)))
+            while held:
+                ledger.received(taken(held.pop(0)))
+            while ledger.missing:
+                ledger.received(taken(await leases.receive()))
+
+
+CONNECTIONS: Final = 512
+
+
+async def test_fairness() -> None:
+    """One peer sends without end; what the others send is there within a few turns of the loop."""
+    turns = greedy = 0
+    latencies = []
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def flood(peer: stdlib_socket.socket) -> None:
+        with trio.socket.from_stdlib_socket(peer) as sock:
+            while True:
+                await sock.send(DATA[:65536])
+
+    async def consume(stream: trio.SocketStream) -> None:
+        nonlocal greedy
+        async with receive_many(stream, max_buffers=4, buffer_size=4096) as leases:
+            async for lease in leases:
+                with lease:
+                    if stream in sent:
+                        latencies.append(turns - sent[stream])
+                    else:
+                        greedy += 1
+
+    pairs = [connected() for _ in range(CONNECTIONS)]
+    ends = [pair.__enter__() for pair in pairs]
+    sent: dict[Any, int] = {}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns)
+        for stream, _ in ends:
+            nursery.start_soon(consume, stream)
+        nursery.start_soon(flood, ends[0][1].dup())
+        for _ in range(4):
+            for stream, peer in ends[1:]:
+                sent[stream] = turns
+                peer.send(b"x")
+            enough = len(latencies) + CONNECTIONS - 1
+            while len(latencies) < enough:
+                await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    for pair in pairs:
+        pair.__exit__(None, None, None)
+    assert len(latencies) == 4 * (CONNECTIONS - 1)
+    # The kernel tells of some twenty in each turn.
+    assert max(latencies) <= CONNECTIONS // 16
+    assert turns // 2 < greedy <= turns
+
+
+# --- What was received and not taken --------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_leaving_early(run: str) -> None:
+    async def main() -> None:
+        with connected() as (stream, peer):
+            peer.send(b"abcdefgh")
+            async with receive_many(stream, max_buffers=4, buffer_size=2) as leases:
+                async for lease in leases:
+                    assert taken(lease) == b"ab"
+                    break
+                await wait_all_tasks_blocked()
+            if run == "ring":
+                assert leases.unread == b"cdefgh"
+            peer.send(b"ij")
+            assert leases.unread + await stream.receive_some() == b"cdefghij"
+            with pytest.raises(trio.ClosedResourceError):
+                await leases.receive()
+            async with receive_many(stream) as again:
+                peer.send(b"again")
+                assert taken(await again.receive()) == b"again"
+
+    RUNS[run](main)
+
+
+async def test_cancelling_loses_no_byte(rounds: Rounds) -> None:
+    ledger = ByteLedger()
+    with connected() as (stream, peer):
+        async with receive_many(stream) as leases:
+            for order in every_order(160):
+                outcome = await race(
+                    rounds, order, leases.receive, lambda: peer.send(ledger.take(3))
+                )
+                if outcome:
+                    ledger.received(taken(outcome.value))
+                while ledger.missing:
+                    ledger.received(taken(await leases.receive()))
+
+
+@pytest.mark.parametrize("order", Order)
+async def test_leaving_at_any_moment(order: Order) -> None:
+    """What came is either unread, or still in the socket."""
+    ledger = ByteLedger()
+    with connected() as (stream, peer):
+        peer.setblocking(False)
+        for turns in range(20):
+            leases = receive_many(stream, max_buffers=4, buffer_size=2)
+
+            async def receive(leases: ReceivedLeases = leases) -> None:
+                async with leases:
+                    async for lease in leases:
+                        ledger.received(taken(lease))
+
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    if order.value.startswith("it is ready"):
+                        peer.send(ledger.take(9))
+                    nursery.start_soon(receive)
+                    for _ in range(turns):
+                        await trio.lowlevel.checkpoint()
+                    peer.send(ledger.take(7))
+                    if order.value.endswith("cancelled"):
+                        current_manager().ring.flush()
+                    for _ in range(turns % 3):
+                        await trio.lowlevel.checkpoint()
+                    scope.cancel()
+            ledger.received(leases.unread)
+            while ledger.missing:
+                ledger.received(await stream.receive_some())
+            assert current_manager().statistics().in_flight == 0
+
+
+# --- What goes wrong ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_two_that_receive(run: str) -> None:
+    async def main() -> None:
+        with connected() as (stream, peer):
+            async with receive_many(stream) as leases, trio.open_nursery() as nursery:
+                nursery.start_soon(leases.receive)
+                await wait_all_tasks_blocked()
+                for other in (leases.receive, stream.receive_some, receive_many(stream).receive):
+                    with pytest.raises(trio.BusyResourceError):
+                        await other()
+                nursery.cancel_scope.cancel()
+            peer.send(b"x")
+            assert await stream.receive_some() == b"x"
+
+    RUNS[run](main)
+
+
+async def test_nobody_receives_in_between() -> None:
+    """Also while no operation is in flight: the bytes would change places."""
+    with connected() as (stream, peer):
+        async with receive_many(stream, max_buffers=1, buffer_size=1) as leases:
+            peer.send(b"abc")
+            lease = await leases.receive()
+            await wait_all_tasks_blocked()
+            assert current_manager().statistics().in_flight == 0
+            for other in (stream.receive_some, partial(trio.lowlevel.wait_readable, stream.socket)):
+                with pytest.raises(trio.BusyResourceError):
+                    await other()
+            assert taken(lease) == b"a"
+            assert taken(await leases.receive()) == b"b"
+        assert leases.unread + await stream.receive_some() == b"c"
+
+
+async def test_another_task_receives_already() -> None:
+    with connected() as (stream, _):
+        async with receive_many(stream) as leases, trio.open_nursery() as nursery:
+            nursery.start_soon(stream.receive_some)
+            await wait_all_tasks_blocked()
+            for _ in range(2):
+                with pytest.raises(trio.BusyResourceError):
+                    await leases.receive()
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("run", RUNS)
+def test_closed_meanwhile(run: str, kind: str) -> None:
+    async def main() -> None:
+        with connected(kind) as (stream, peer):
+            async with receive_many(stream) as leases, trio.open_nursery() as nursery:
+
+                async def receive() -> None:
+                    for _ in range(2):
+                        with pytest.raises(trio.ClosedResourceError):
+                            await leases.receive()
+
+                nursery.start_soon(receive)
+                await wait_all_tasks_blocked()
+                await stream.aclose()
+                assert peer.recv(1) == b""
+            assert leases.unread == b""
+
+    RUNS[run](main)
+
+
+async def test_closed_while_all_buffers_are_lent() -> None:
+    with connected() as (stream, peer):
+        async with receive_many(stream, max_buffers=1) as leases, trio.open_nursery() as nursery:
+            peer.send(b"x")
+            lease = await leases.receive()
+
+            async def receive() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await leases.receive()
+
+            nursery.start_soon(receive)
+            await wait_all_tasks_blocked()
+            await stream.aclose()
+        assert taken(lease) == b"x"
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_left_meanwhile(run: str) -> None:
+    """The channel is closed while another task receives, or waits for a lease to come back."""
+
+    async def main() -> None:
+        for lent in (False, True):
+            with connected() as (stream, peer):
+                leases = receive_many(stream, max_buffers=1)
+                lease = None
+                if lent:
+                    peer.send(b"x")
+                    lease = await leases.receive()
+                async with trio.open_nursery() as nursery:
+
+                    async def receive(leases: ReceivedLeases = leases) -> None:
+                        with pytest.raises(trio.ClosedResourceError):
+                            await leases.receive()
+
+                    nursery.start_soon(receive)
+                    await wait_all_tasks_blocked()
+                    await leases.aclose()
+                if lease is not None:
+                    assert taken(lease) == b"x"
+
+    RUNS[run](main)
+
+
+def reset(peer: stdlib_socket.socket) -> None:
+    peer.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    peer.close()
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_broken_connection(run: str) -> None:
+    async def main() -> None:
+        with connected("TCP") as (stream, peer):
+            async with receive_many(stream) as leases:
+                peer.send(b"x")
+                assert taken(await leases.receive()) == b"x"
+                reset(peer)
+                with pytest.raises(trio.BrokenResourceError) as caught:
+                    await leases.receive()
+                assert isinstance(caught.value.__cause__, ConnectionResetError)
+
+    RUNS[run](main)
+
+
+async def test_leaving_before_it_is_known_to_be_broken() -> None:
+    """The stream itself would now look as if it had ended well."""
+
+    async def leave(stream: trio.SocketStream, peer: stdlib_socket.socket) -> None:
+        async with receive_many(stream) as leases:
+            with pytest.raises(trio.WouldBlock):
+                leases.receive_nowait()
+            await wait_all_tasks_blocked()
+            reset(peer)
+            await wait_all_tasks_blocked()
+
+    with connected("TCP") as (stream, peer):
+        with pytest.raises(trio.BrokenResourceError):
+            await leave(stream, peer)
+        assert await stream.receive_some() == b""
+
+
+@pytest.mark.parametrize("what", ["RECV_MULTISHOT", "PBUF_RING"])
+async def test_a_kernel_without_it(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    def unknown(fd: int, buffers: Any, *_: object, **_options: object) -> Operation[bytes]:
+        model = operations.recv_select(fd, buffers, 0)
+        return Operation(model.opcode, model.decode, fd, ioprio=1 << 15, buffers=buffers)
+
+    def open_pool(_count: int, _size: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    if what == "RECV_MULTISHOT":
+        monkeypatch.setattr(_receive_many.operations, "recv_multishot", unknown)
+    else:
+        assert current_manager().buffers is not None
+        monkeypatch.setattr(current_manager().pools, "open", open_pool)
+    with connected() as (stream, peer):
+        async with receive_many(stream, buffer_size=1000) as leases:
+            peer.send(DATA[:5500])
+            peer.close()
+            assert await all_of(leases) == DATA[:5500]
+    assert f"{what}: EINVAL" in current_manager().statistics().refused
+    assert receives() == 7 + (what == "RECV_MULTISHOT")
+
+
+async def test_groups_are_used_again() -> None:
+    with connected() as (stream, peer):
+        for _ in range(100):
+            async with receive_many(stream) as leases:
+                peer.send(b"x")
+                assert taken(await leases.receive()) == b"x"
+    assert not current_manager().pools._open
+
+
+async def test_wrong_arguments() -> None:
+    with connected() as (stream, peer):
+        with pytest.raises(TypeError, match="stream"):
+            receive_many(peer)  # type: ignore[arg-type]
+        for number in (0, 32769):
+            with pytest.raises(ValueError, match="max_buffers"):
+                receive_many(stream, max_buffers=number)
+        for number in (0, (1 << 20) + 1):
+            with pytest.raises(ValueError, match="buffer_size"):
+                receive_many(stream, buffer_size=number)
+
+
+async def test_on_a_closed_stream() -> None:
+    with connected() as (stream, _):
+        await stream.aclose()
+        async with receive_many(stream) as leases:
+            with pytest.raises(trio.ClosedResourceError):
+                await leases.receive()
+
+
+def test_outside_a_run() -> None:
+    ours, _ = memory_stream_pair()
+    with pytest.raises(RuntimeError, match="async context"):
+        receive_many(ours)
