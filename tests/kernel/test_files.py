@@ -417,6 +417,20 @@ async def test_an_error_takes_nothing_with_it(
         assert await file.read() == b"456789"
 
 
+async def test_a_failed_seek_makes_no_stream_of_a_file(
+    tmp_path: Path, operations: Operations, nowait_refused: None
+) -> None:
+    """Though `io.FileIO` takes it for one, if it was the first."""
+    async with await trio.open_file(tmp_path / "file", "w+b", buffering=0) as file:
+        with pytest.raises(OSError, match="Invalid argument"):
+            await file.seek(-3)
+        assert not file.seekable()
+        assert await file.write(b"data") == 4
+        assert await file.tell() == 4
+    [write] = operations.of(Opcode.WRITE)
+    assert write.sqe[4] == 0  # where to, and not "at the file's position"
+
+
 async def test_what_cannot_be_read_says_so_whatever_the_buffer(tmp_path: Path) -> None:
     buffers = [bytearray(4), memoryview(bytearray(4)), bytearray(), memoryview(bytearray())]
     async with await trio.open_file(tmp_path / "file", "wb", buffering=0) as file:

@@ -75,6 +75,7 @@ class RingFileIO(io.FileIO):
     line: ParkingLot | None = None
 
     closing = False  # a task waits to close the file
+    _streams: bool | None = None
     _appends: bool | None = None
     _ended = False  # whether the last read met the end
     _written = 0
@@ -114,7 +115,15 @@ class RingFileIO(io.FileIO):
     @property
     def is_stream(self) -> bool:
         """Whether it has no position, so that reads can wait for ever: a pipe, a terminal, ..."""
-        return not self.seekable()  # which is remembered
+        if self._streams is None:
+            # Not `seekable`: if the first seek fails, to before the file begins, say, `io.FileIO`
+            # takes that for an answer.
+            try:
+                os.lseek(self.fileno(), 0, os.SEEK_CUR)
+                self._streams = False
+            except OSError:
+                self._streams = True
+        return self._streams
 
     # What FileIO refuses, it refuses in its own order.
 
