@@ -1,4 +1,4 @@
-"""A TCP proxy: continues each connection to a local port to another.
+"""A TCP proxy: continues each connection to a local port to another, inside the kernel.
 
     python proxy.py 8080 example.org 80    (or --demo)
 
@@ -15,8 +15,7 @@ import trio_uring
 
 async def pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
     try:
-        async for data in source:
-            await sink.send_all(data)
+        await trio_uring.relay(source, sink)
         await sink.send_eof()
     except trio.BrokenResourceError:  # one of the two is gone: so is the other, then
         await trio.aclose_forcefully(source)

@@ -3,9 +3,11 @@
 The public names: `run`, `start_guest_run`, `install` and `uninstall` decide which Trio runs
 get a ring, `RingConfig` and `SQPoll` how it is set up. `open_positional` opens a file for many
 tasks at once, `open_direct` one past the page cache; all other files are `trio.open_file`'s.
-`perform_many` performs operations together, `send_file` sends a file into a socket, `accept_many`
-and `receive_many` accept and receive ahead, with one operation for many, and `open_ring_channel`
-connects the runs of several threads. `trio_uring.lowlevel` has the operations themselves.
+`perform_many` performs operations together. `send_file` sends a file into a socket,
+`receive_file` receives into one, and `relay` moves bytes from socket to socket.
+`accept_many` and `receive_many` accept and receive ahead, with one operation for many, and
+`open_ring_channel` connects the runs of several threads. `trio_uring.lowlevel` has the operations
+themselves.
 """
 
 from . import _anyio_finder
@@ -28,7 +30,9 @@ from ._powers import (
     MultishotListener as MultishotListener,
     ReceivedLease as ReceivedLease,
     ReceivedLeases as ReceivedLeases,
+    ReceiveProgress as ReceiveProgress,
     RegisteredBuffers as RegisteredBuffers,
+    RelayProgress as RelayProgress,
     RingReceiveChannel as RingReceiveChannel,
     RingSendChannel as RingSendChannel,
     SendProgress as SendProgress,
@@ -36,7 +40,9 @@ from ._powers import (
     open_direct as open_direct,
     open_ring_channel as open_ring_channel,
     perform_many as perform_many,
+    receive_file as receive_file,
     receive_many as receive_many,
+    relay as relay,
     send_file as send_file,
 )
 from ._run import (

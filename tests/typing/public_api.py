@@ -36,7 +36,9 @@ from trio_uring.lowlevel import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import anyio.abc
     import trio
+    from anyio.streams.tls import TLSStream
     from outcome import Outcome
     from trio.abc import Clock, Instrument
 
@@ -207,6 +209,41 @@ async def channels() -> None:
             assert_type(number, int)
     with send_channel, receive_channel:
         receive_channel.close()
+
+
+# --- Transfers ------------------------------------------------------------------------------
+
+
+async def transfers(
+    stream: trio.SocketStream,
+    tls: trio.SSLStream[trio.SocketStream],
+    sock: trio.socket.SocketType,
+    anyio_stream: anyio.abc.SocketStream,
+    anyio_tls: TLSStream,
+    file: PositionalFile,
+) -> None:
+    sent = trio_uring.SendProgress()
+    assert_type(sent.bytes_sent, int)
+    assert_type(await trio_uring.send_file(stream, file, offset=1, progress=sent), int)
+    await trio_uring.send_file(tls, 3, count=10)
+    await trio_uring.send_file(sock, file)
+    await trio_uring.send_file(anyio_stream, file)
+    await trio_uring.send_file(anyio_tls, file)
+    await trio_uring.send_file(file, file)  # type: ignore[arg-type]
+    received = trio_uring.ReceiveProgress()
+    assert_type(received.bytes_received, int)
+    assert_type(received.left, bytes)
+    assert_type(await trio_uring.receive_file(stream, file, offset=1, progress=received), int)
+    await trio_uring.receive_file(tls, 3, count=10)
+    await trio_uring.receive_file(sock, file)
+    await trio_uring.receive_file(anyio_stream, file)
+    await trio_uring.receive_file(anyio_tls, file)
+    relayed = trio_uring.RelayProgress()
+    assert_type(relayed.left, bytes)
+    assert_type(await trio_uring.relay(stream, tls, count=1, progress=relayed), int)
+    await trio_uring.relay(sock, anyio_stream)
+    await trio_uring.relay(anyio_tls, sock)
+    await trio_uring.relay(3, sock)  # type: ignore[arg-type]
 
 
 # --- Low level ------------------------------------------------------------------------------
