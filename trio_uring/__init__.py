@@ -4,10 +4,10 @@ The public names: `run`, `start_guest_run`, `install` and `uninstall` decide whi
 get a ring, `RingConfig` and `SQPoll` how it is set up. `open_positional` opens a file for many
 tasks at once, `open_direct` one past the page cache; all other files are `trio.open_file`'s.
 `perform_many` performs operations together. `send_file` sends a file into a socket,
-`receive_file` receives into one, and `relay` moves bytes from socket to socket.
-`accept_many` and `receive_many` accept and receive ahead, with one operation for many, and
-`open_ring_channel` connects the runs of several threads. `trio_uring.lowlevel` has the operations
-themselves.
+`receive_file` receives into one, `relay` moves bytes from socket to socket, and `send_zerocopy`
+sends out of the program's own memory. `accept_many` and `receive_many` accept and receive ahead,
+with one operation for many, and `open_ring_channel` connects the runs of several threads.
+`trio_uring.lowlevel` has the operations themselves.
 """
 
 from . import _anyio_finder
@@ -36,6 +36,7 @@ from ._powers import (
     RingReceiveChannel as RingReceiveChannel,
     RingSendChannel as RingSendChannel,
     SendProgress as SendProgress,
+    ZeroCopyProgress as ZeroCopyProgress,
     accept_many as accept_many,
     open_direct as open_direct,
     open_ring_channel as open_ring_channel,
@@ -44,6 +45,7 @@ from ._powers import (
     receive_many as receive_many,
     relay as relay,
     send_file as send_file,
+    send_zerocopy as send_zerocopy,
 )
 from ._run import (
     install as install,

@@ -386,6 +386,8 @@ class UringIOManager:
             if not flags & _F_NOTIF:
                 entry.res = res
                 entry.flags = flags
+            else:
+                entry.flags = res  # what became of the buffer, if the operation asked
             del in_flight[user_data]
             self._completed[operation.opcode] += 1
             if operation.bounded:

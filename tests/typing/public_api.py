@@ -244,6 +244,11 @@ async def transfers(
     await trio_uring.relay(sock, anyio_stream)
     await trio_uring.relay(anyio_tls, sock)
     await trio_uring.relay(3, sock)  # type: ignore[arg-type]
+    copied = trio_uring.ZeroCopyProgress()
+    assert_type(copied.bytes_copied, int)
+    assert_type(await trio_uring.send_zerocopy(stream, b"", progress=copied), None)
+    await trio_uring.send_zerocopy(anyio_stream, b"", bytearray(), memoryview(b""))
+    await trio_uring.send_zerocopy(sock, "")  # type: ignore[arg-type]
 
 
 # --- Low level ------------------------------------------------------------------------------
@@ -287,9 +292,9 @@ def on_sockets(buffers: operations.ProvidedBuffers, message: operations.Message[
     assert_type(operations.recv_multishot(3, buffers, lambda _res, _flags: None), Operation[bytes])
     assert_type(operations.accept_multishot(3, lambda _res, _flags: None), Operation[int])
     assert_type(operations.send(3, b""), Operation[int])
-    assert_type(operations.send_zc(3, memoryview(b"")), Operation[int])
+    assert_type(operations.send_zc(3, memoryview(b""), on_copied=print), Operation[int])
     assert_type(operations.sendmsg(3, [b""], [(1, 2, b"")], 0, b""), Operation[int])
-    assert_type(operations.sendmsg_zc(3, (bytearray(1),)), Operation[int])
+    assert_type(operations.sendmsg_zc(3, (bytearray(1),), on_copied=print), Operation[int])
     assert_type(operations.accept(3), "Operation[tuple[int, bytes]]")
     assert_type(operations.connect(3, b""), Operation[None])
     assert_type(operations.socket(socket.AF_INET, socket.SOCK_STREAM), Operation[int])

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from trio_uring._kernel import ffi
 from trio_uring._kernel.sockets import MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC
-from trio_uring._kernel.uapi import AcceptFlag, Opcode, RecvSendFlag, SqeFlag
+from trio_uring._kernel.uapi import (
+    NOTIF_USAGE_ZC_COPIED,
+    AcceptFlag,
+    Opcode,
+    RecvSendFlag,
+    SqeFlag,
+)
 
 from ._message import Message, MessageHeader, header_to_receive, header_to_send
 from ._operation import (
@@ -33,6 +39,7 @@ _POLL_FIRST = int(RecvSendFlag.POLL_FIRST)
 _RECV_MULTISHOT = int(RecvSendFlag.MULTISHOT)
 _ACCEPT_MULTISHOT = int(AcceptFlag.MULTISHOT)
 _BUFFER_SELECT = int(SqeFlag.BUFFER_SELECT)
+_ZC_REPORT_USAGE = int(RecvSendFlag.ZC_REPORT_USAGE)
 _SEND = int(Opcode.SEND)
 
 # Streams send memoryviews. To copy one of so many bytes takes less time than to pin it.
@@ -160,11 +167,14 @@ def sendmsg(
     return _sendmsg(Opcode.SENDMSG, fd, header_to_send(buffers, ancillary, address), flags)
 
 
-def send_zc(fd: int, data: Buffer, flags: int = 0) -> Operation[int]:
+def send_zc(
+    fd: int, data: Buffer, flags: int = 0, *, on_copied: Callable[[int], object] | None = None
+) -> Operation[int]:
     """Send *data* on a connected socket without copying it into the kernel.
 
     It takes until the network is done with *data*, which for TCP means that the peer has
     acknowledged it: worth it for large buffers, and never on loopback, which copies anyway.
+    *on_copied* is called with the number of bytes, if they were copied all the same (Linux 6.2).
 
     Completes with: the number of bytes the kernel took: some, or all.
     Fails with: as `send`; ``ENOMEM`` if ``RLIMIT_MEMLOCK`` is too low; ``EOPNOTSUPP``.
@@ -175,11 +185,12 @@ def send_zc(fd: int, data: Buffer, flags: int = 0) -> Operation[int]:
     waits = not flags & MSG_DONTWAIT
     return Operation(
         Opcode.SEND_ZC,
-        count,
+        count if on_copied is None else _counting_copied(on_copied),
         fd,
         pin,
         size_of(pin),
         flags | MSG_NOSIGNAL,
+        ioprio=0 if on_copied is None else _ZC_REPORT_USAGE,
         pins=(pin,),
         cancellable=waits,
         exclusive="write" if waits else None,
@@ -192,6 +203,8 @@ def sendmsg_zc(
     ancillary: Iterable[tuple[int, int, Buffer]] = (),
     flags: int = 0,
     address: bytes = b"",
+    *,
+    on_copied: Callable[[int], object] | None = None,
 ) -> Operation[int]:
     """Send *buffers* as one message without copying them; the rest as `sendmsg` and `send_zc`.
 
@@ -200,18 +213,35 @@ def sendmsg_zc(
     If cancelled: the number of bytes sent so far, if any, is the result.
     Since: Linux 6.1. Source: io_uring_prep_sendmsg_zc(3), sendmsg(2).
     """
-    return _sendmsg(Opcode.SENDMSG_ZC, fd, header_to_send(buffers, ancillary, address), flags)
+    message = header_to_send(buffers, ancillary, address)
+    return _sendmsg(Opcode.SENDMSG_ZC, fd, message, flags, on_copied)
 
 
-def _sendmsg(opcode: int, fd: int, message: MessageHeader, flags: int) -> Operation[int]:
+def _counting_copied(on_copied: Callable[[int], object]) -> Callable[[int, int], int]:
+    def decode(res: int, flags: int) -> int:
+        if flags & NOTIF_USAGE_ZC_COPIED:  # the notification's res, see process_events
+            on_copied(res)
+        return res
+
+    return decode
+
+
+def _sendmsg(
+    opcode: int,
+    fd: int,
+    message: MessageHeader,
+    flags: int,
+    on_copied: Callable[[int], object] | None = None,
+) -> Operation[int]:
     waits = not flags & MSG_DONTWAIT
     return Operation(
         opcode,
-        count,
+        count if on_copied is None else _counting_copied(on_copied),
         fd,
         message.header,
         1,
         flags | MSG_NOSIGNAL,
+        ioprio=0 if on_copied is None else _ZC_REPORT_USAGE,
         pins=tuple(message.pins),
         cancellable=waits,
         exclusive="write" if waits else None,

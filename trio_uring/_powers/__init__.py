@@ -17,3 +17,7 @@ from ._ring_channel import (
     open_ring_channel as open_ring_channel,
 )
 from ._send_file import SendProgress as SendProgress, send_file as send_file
+from ._send_zerocopy import (
+    ZeroCopyProgress as ZeroCopyProgress,
+    send_zerocopy as send_zerocopy,
+)

@@ -1,0 +1,41 @@
+"""Send a large block out of the program's own memory, and use that memory again.
+
+python -m trio_uring zerocopy.py HOST PORT [MIB]
+python -m trio_uring zerocopy.py --demo
+"""
+
+import sys
+
+import trio
+
+import trio_uring
+
+MIB = 1 << 20
+
+
+async def send(host: str, port: int, mib: int) -> None:
+    """Send as many blocks, all out of the same memory."""
+    block = bytearray(MIB)
+    progress = trio_uring.ZeroCopyProgress()
+    async with await trio.open_tcp_stream(host, port) as stream:
+        for number in range(mib):
+            block[:] = bytes([number % 256]) * MIB  # the last one is acknowledged: it is free
+            header = number.to_bytes(4, "big")
+            await trio_uring.send_zerocopy(stream, header, block, progress=progress)
+    print(f"{progress.bytes_sent} bytes sent, {progress.bytes_copied} of them copied.")
+
+
+async def demo() -> None:
+    """Over loopback, where the kernel copies all of it anyway."""
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener, trio.open_nursery() as nursery:
+        nursery.start_soon(send, *listener.socket.getsockname(), 8)
+        async with await listener.accept() as stream:
+            print(sum([len(part) async for part in stream]), "bytes received.")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--demo"]:
+        trio_uring.run(demo)
+    else:
+        trio_uring.run(send, sys.argv[1], int(sys.argv[2]), int((*sys.argv, "64")[3]))
