@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket as stdlib_socket
 import struct
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -158,6 +159,40 @@ async def test_no_fds_for_a_pipe() -> None:
             nursery.start_soon(closing, client, partial(client.send_all, DATA))
             nursery.start_soon(relayed, source, destination)
             assert await all_of(server) == DATA
+
+
+class Thief(trio.abc.Instrument):
+    """Takes what *sock* received just before *victim* runs."""
+
+    def __init__(self, sock: stdlib_socket.socket, victim: str) -> None:
+        self.sock = sock
+        self.victim = victim
+        self.stolen = b""
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task.name == self.victim:
+            with suppress(BlockingIOError):
+                self.stolen += self.sock.recv(100)
+
+
+async def test_readable_and_yet_empty() -> None:
+    """Somebody else was faster: it waits again, and keeps no pipe."""
+    with connected("TCP") as (client, source), connected("UNIX") as (destination, server):
+        thief = Thief(source.socket._sock, "the relay")  # type: ignore[attr-defined]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relayed, source, destination, name="the relay")
+            await wait_all_tasks_blocked()
+            trio.lowlevel.add_instrument(thief)
+            await client.send_all(b"stolen")
+            while not thief.stolen:
+                await trio.lowlevel.checkpoint()
+            trio.lowlevel.remove_instrument(thief)
+            await wait_all_tasks_blocked()
+            assert _pipes.current_pipes().in_use == 0
+            await client.send_all(b"abc")
+            await client.send_eof()
+            assert await all_of(server) == b"abc"
+        assert thief.stolen == b"stolen"
 
 
 # --- Cancellation ---------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -68,6 +69,19 @@ def test_other_streams(run: str) -> None:
                 assert await all_of(theirs) == DATA + b"end"
 
     RUNS[run](main)
+
+
+async def test_a_socket_that_is_full() -> None:
+    with connected("TCP") as (ours, theirs):
+        before = 0
+        with suppress(BlockingIOError):
+            while True:
+                before += ours.socket._sock.send(DATA)  # type: ignore[attr-defined]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(closing, ours, partial(send_zerocopy, ours, DATA))
+            await wait_all_tasks_blocked()
+            received = await all_of(theirs)
+        assert received[before:] == DATA
 
 
 @pytest.mark.ring(allowed_operations=frozenset({"RECV", "SEND"}))
