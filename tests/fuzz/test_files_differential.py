@@ -331,7 +331,7 @@ def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    start = UringIOManager._start
+    start = UringIOManager.start
 
     def start_faulty(self: UringIOManager, operation: Operation[Any], task: Any) -> Any:
         now, sqe = fault[0], operation.sqe
@@ -351,7 +351,7 @@ def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             operation.sqe = sqe
 
-    monkeypatch.setattr(UringIOManager, "_start", start_faulty)
+    monkeypatch.setattr(UringIOManager, "start", start_faulty)
     monkeypatch.setattr(RingFileIO, "_nowait_read", False)
     monkeypatch.setattr(RingFileIO, "_nowait_write", False)
     monkeypatch.setattr(RingFileIO, "readinto", planned(RingFileIO.readinto, reading=True))

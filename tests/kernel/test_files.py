@@ -64,7 +64,7 @@ class Operations:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.started: list[Operation[Any]] = []
         self.errors: dict[int, int] = {}
-        start = UringIOManager._start
+        start = UringIOManager.start
 
         def recording(manager: UringIOManager, operation: Operation[Any], task: Task) -> InFlight:
             self.started.append(operation)
@@ -81,7 +81,7 @@ class Operations:
             finally:
                 operation.sqe = sqe
 
-        monkeypatch.setattr(UringIOManager, "_start", recording)
+        monkeypatch.setattr(UringIOManager, "start", recording)
 
     def of(self, opcode: Opcode) -> list[Operation[Any]]:
         return [operation for operation in self.started if operation.opcode == opcode]
