@@ -2,11 +2,12 @@
 
 The public names: `run`, `start_guest_run`, `install` and `uninstall` decide which Trio runs
 get a ring, `RingConfig` and `SQPoll` how it is set up. `open_positional` opens a file for many
-tasks at once, `open_direct` one past the page cache; all other files are `trio.open_file`'s.
-`perform_many` performs operations together. `send_file` sends a file into a socket,
-`receive_file` receives into one, `relay` moves bytes from socket to socket, and `send_zerocopy`
-sends out of the program's own memory. `accept_many` and `receive_many` accept and receive ahead,
-with one operation for many, and `open_ring_channel` connects the runs of several threads.
+tasks at once, `open_direct` one past the page cache, and `write_file` writes a whole one in one
+step; all other files are `trio.open_file`'s. `perform_many` performs operations together.
+`send_file` sends a file into a socket, `receive_file` receives into one, `relay` moves bytes from
+socket to socket, and `send_zerocopy` sends out of the program's own memory. `accept_many` and
+`receive_many` accept and receive ahead, with one operation for many, and `open_ring_channel`
+connects the runs of several threads.
 `trio_uring.lowlevel` has the operations themselves.
 """
 
@@ -46,6 +47,7 @@ from ._powers import (
     relay as relay,
     send_file as send_file,
     send_zerocopy as send_zerocopy,
+    write_file as write_file,
 )
 from ._run import (
     install as install,

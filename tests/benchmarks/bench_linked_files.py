@@ -1,9 +1,9 @@
-"""Whole small files: open, read and close as one linked chain, against `Path.read_bytes`.
+"""Whole small files in one linked submission, against `Path.read_bytes` and `Path.write_bytes`.
 
-The chain opens into a slot of the ring's table of files, reads from there, and closes the slot: one
-submission, and no fd. It has to know beforehand how much to read; "guess" has room for 64 KiB and
-goes on if the file is shorter. "32 files" are read in one step: in one call of a thread, or as 32
-chains in one batch. The package itself has none of this, because of what is seen here.
+Writing: `trio_uring.write_file`. Reading: a chain that opens into a slot of the ring's table of
+files, reads from there and closes the slot. It has to know beforehand how much to read; "guess" has
+room for 64 KiB and goes on if the file is shorter. "32 files" are read in one step: in one call of
+a thread, or as 32 chains in one batch. The package reads no file so, because of what is seen here.
 
 python bench_linked_files.py [--size 4096 65536] [--rounds 5]
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import struct
 import tempfile
 import time
 from functools import partial
@@ -26,23 +25,20 @@ import trio
 import trio_uring
 from trio_uring import linked, perform_many
 from trio_uring._io_manager import current_ring
-from trio_uring._kernel import ffi
-from trio_uring._kernel.uapi import RSRC_REGISTER_SPARSE, Opcode, RegisterOpcode, SqeFlag
-from trio_uring.lowlevel import Operation
+from trio_uring._kernel.uapi import SqeFlag
+from trio_uring._operations._slots import close_slot, into_slot, on_slot
+from trio_uring._powers._write_file import _SLOTS as SLOTS, _register
+from trio_uring.lowlevel import operations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     Step = Callable[["Files"], Awaitable[None]]
+    Row = tuple[str, Callable[..., None], Step, int]
 
 FILES: Final = 2000
 TOGETHER: Final = 32
-SLOTS: Final = 2 * TOGETHER
 GUESS: Final = 65536 + 1
-AT_FDCWD: Final = -100
-
-# struct io_uring_rsrc_register of io_uring.h.
-REGISTER: Final = struct.Struct("=IIQQQ")
 
 
 class Files:
@@ -69,25 +65,18 @@ free_slots: list[int] = []
 def register_table() -> None:
     manager = current_ring("files")
     if manager is not None:
-        argument = ffi.new("char[]", REGISTER.pack(SLOTS, RSRC_REGISTER_SPARSE, 0, 0, 0))
-        manager.ring.register(RegisterOpcode.FILES2, argument, REGISTER.size)
+        _register(manager)
         free_slots[:] = range(SLOTS)
 
 
-def chain(path: str, slot: int, buffer: bytearray) -> trio_uring.Linked[int]:
-    memory = ffi.from_buffer("char[]", buffer)
+def chain(path: str, slot: int, buffer: bytearray) -> trio_uring.Linked[object]:
+    reading = on_slot(operations.read(slot, buffer, 0))
     # A short read ends a chain, unless the link is a hard one.
-    flags = int(SqeFlag.FIXED_FILE | SqeFlag.IO_HARDLINK)
-    place = {"splice_fd_in": slot + 1, "cancellable": False, "bounded": True}  # 0: no slot
-    number = lambda res, _flags: res  # noqa: E731
-    opening = Operation(
-        Opcode.OPENAT, number, AT_FDCWD, os.fsencode(path) + b"\0", filename=path, **place
+    sqe = reading.sqe
+    reading.sqe = (sqe[0], sqe[1] | SqeFlag.IO_HARDLINK, *sqe[2:])
+    return linked(
+        [into_slot(operations.openat(path, os.O_RDONLY), slot), reading, close_slot(slot)]
     )
-    reading = Operation(
-        *(Opcode.READ, number, slot, memory, len(buffer)),
-        sqe_flags=flags, pins=(memory,), cancellable=False, bounded=True,
-    )  # fmt: skip
-    return linked([opening, reading, Operation(Opcode.CLOSE, number, 0, **place)])
 
 
 async def read_chains(files: Files, count: int, room: int) -> None:
@@ -139,10 +128,23 @@ async def many_chains_guess(files: Files) -> None:
     await read_chains(files, TOGETHER, GUESS)
 
 
+async def path_write_bytes(files: Files) -> None:
+    await trio.Path(files.pick()).write_bytes(bytes(files.size))
+
+
+async def write_file(files: Files) -> None:
+    await trio_uring.write_file(files.pick(), bytes(files.size))
+
+
+async def write_in_the_loop(files: Files) -> None:
+    await trio.lowlevel.checkpoint()
+    Path(files.pick()).write_bytes(bytes(files.size))
+
+
 RING = partial(
     trio_uring.run, ring=trio_uring.RingConfig(max_file_operations=3 * TOGETHER, require=True)
 )
-ROWS: list[tuple[str, Callable[..., None], Step, int]] = [
+READS: list[Row] = [
     ("threads, Path.read_bytes", trio.run, path_read_bytes, 1),
     ("ring, Path.read_bytes", RING, path_read_bytes, 1),
     ("ring, chain, size known", RING, chain_known, 1),
@@ -152,6 +154,15 @@ ROWS: list[tuple[str, Callable[..., None], Step, int]] = [
     ("32 chains, size known", RING, many_chains_known, TOGETHER),
     ("32 chains, guess", RING, many_chains_guess, TOGETHER),
 ]
+WRITES: list[Row] = [
+    ("threads, Path.write_bytes", trio.run, path_write_bytes, 1),
+    ("ring, Path.write_bytes", RING, path_write_bytes, 1),
+    ("ring, write_file", RING, write_file, 1),
+    ("synchronous in the loop", RING, write_in_the_loop, 1),
+]
+
+
+CHAINS: Final = (chain_known, chain_guess, many_chains_known, many_chains_guess)
 
 
 def measure(
@@ -164,7 +175,7 @@ def measure(
             await step(files)
 
     async def main() -> None:
-        if run is RING:
+        if run is RING and step in CHAINS:
             register_table()
         await step(files)
         started, cpu_started = time.perf_counter(), time.process_time()
@@ -182,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", type=int, nargs="*", default=[4096, 65536])
     parser.add_argument("--tasks", type=int, nargs="*", default=[1, 32])
-    parser.add_argument("--files", type=int, default=3200, help="read in each round")
+    parser.add_argument("--files", type=int, default=1600, help="read in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--directory", default=None, help="where to make the files")
     options = parser.parse_args()
@@ -190,22 +201,26 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.directory) as directory:
             files = Files(directory, size)
             for tasks in options.tasks:
-                samples = {}
-                measures = {}
-                for name, run, step, together in ROWS:
-                    if together > 1 and tasks > 1:
-                        continue
-                    count = options.files // together
-                    measures[name] = partial(measure, run, step, files, tasks, count)
-                samples = _measure.interleave(measures, options.rounds)
-                for name, _, _, together in ROWS:
-                    if name in samples:
-                        samples[name] = [
-                            _measure.Sample(each.rate * together, each.cpu_us / together)
-                            for each in samples[name]
-                        ]
-                title = f"Cached files of {size} bytes, read whole, {tasks} tasks"
-                _measure.report(title, samples, "threads, Path.read_bytes")
+                for what, rows in {"read whole": READS, "written": WRITES}.items():
+                    compare(
+                        f"Files of {size} bytes, {what}, {tasks} tasks", rows, files, tasks, options
+                    )
+
+
+def compare(
+    title: str, rows: list[Row], files: Files, tasks: int, options: argparse.Namespace
+) -> None:
+    rows = [row for row in rows if tasks == 1 or row[3] == 1]
+    measures = {
+        name: partial(measure, run, step, files, tasks, options.files // together)
+        for name, run, step, together in rows
+    }
+    samples = _measure.interleave(measures, options.rounds)
+    for name, _, _, together in rows:
+        samples[name] = [
+            _measure.Sample(each.rate * together, each.cpu_us / together) for each in samples[name]
+        ]
+    _measure.report(title, samples, rows[0][0])
 
 
 if __name__ == "__main__":

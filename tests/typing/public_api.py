@@ -184,6 +184,8 @@ async def files(path: Path) -> None:
         await file.truncate(0)
         await file.advise(0, 0, 4)
     as_resource: trio.abc.AsyncResource = await trio_uring.open_positional(b"name")
+    assert_type(await trio_uring.write_file(path, bytearray(10), 0o600, sync=True), int)
+    assert_type(await trio_uring.write_file(b"name", b"data"), int)
     await as_resource.aclose()
 
 

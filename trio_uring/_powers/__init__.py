@@ -21,3 +21,4 @@ from ._send_zerocopy import (
     ZeroCopyProgress as ZeroCopyProgress,
     send_zerocopy as send_zerocopy,
 )
+from ._write_file import write_file as write_file
