@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import random
 import resource
 import socket as stdlib_socket
 from contextlib import ExitStack, contextmanager, suppress
@@ -230,6 +231,40 @@ async def test_cancelling_loses_no_connection(rounds: Rounds) -> None:
                         await (await listener.accept()).aclose()
                     await wait_all_tasks_blocked()
                     assert listener.waiting == 0
+
+
+async def test_connections_from_another_thread() -> None:
+    """Nothing is forced here: connections and cancels really meet in the kernel."""
+    chance = random.Random(0)
+    taken: list[int] = []
+    with listening() as (plain, address):
+
+        def connect() -> None:
+            for number in range(300):
+                with stdlib_socket.create_connection(address) as client:
+                    client.sendall(b"%d." % number)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, connect)
+            async with accept_many(plain, max_waiting=3) as listener:
+                while len(taken) < 300:
+                    streams = []
+                    with trio.CancelScope() as scope:
+                        if chance.random() < 0.3:
+                            scope.cancel()
+                        elif chance.random() < 0.3:
+                            nursery.start_soon(cancel_soon, scope, chance.randint(0, 3))
+                        streams.append(await listener.accept())
+                    if chance.random() < 0.1:
+                        streams += await listener.stop()
+                    taken += [await number_of(each) for each in streams]
+    assert sorted(taken) == list(range(300))
+
+
+async def cancel_soon(scope: trio.CancelScope, turns: int) -> None:
+    for _ in range(turns):
+        await trio.lowlevel.checkpoint()
+    scope.cancel()
 
 
 async def test_closing_at_any_moment() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import socket as stdlib_socket
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,10 +13,11 @@ import pytest
 import trio
 from ledgers import ByteLedger, Rounds
 from races import Order, current_manager, every_order, race
+from scenarios import as_guest
 from trio.testing import assert_checkpoints, memory_stream_pair, wait_all_tasks_blocked
 
 import trio_uring
-from trio_uring import ReceivedLease, ReceivedLeases, receive_many
+from trio_uring import ReceivedLease, ReceivedLeases, RingConfig, SQPoll, receive_many
 from trio_uring._powers import _receive_many
 from trio_uring.lowlevel import Operation, operations, perform
 
@@ -410,6 +411,71 @@ async def test_cancelling_loses_no_byte(rounds: Rounds) -> None:
                     ledger.received(taken(outcome.value))
                 while ledger.missing:
                     ledger.received(taken(await leases.receive()))
+
+
+@pytest.mark.parametrize("sqpoll", [None, SQPoll(idle=0.001)])
+@pytest.mark.parametrize("guest", [False, True])
+def test_a_sender_in_another_thread(guest: bool, sqpoll: SQPoll | None) -> None:
+    """Nothing is forced here: bytes, cancels and give-backs really meet in the kernel."""
+    chance = random.Random(0)
+    ledger = ByteLedger()
+    done = False
+
+    async def main() -> None:
+        with connected() as (stream, peer):
+
+            def send() -> None:
+                nonlocal done
+                for _ in range(1000):
+                    peer.sendall(ledger.take(chance.randint(1, 300)))
+                done = True
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, send)
+                while not done or ledger.missing:
+                    await one_block(stream)
+
+    async def one_block(stream: trio.SocketStream) -> None:
+        held = []
+        async with receive_many(stream, max_buffers=3, buffer_size=100) as leases:
+            with trio.move_on_after(0.001 * chance.random()):
+                async for lease in leases:
+                    held.append(lease)
+                    while len(held) > chance.randint(0, 2):
+                        ledger.received(taken(held.pop(0)))
+            for lease in held:
+                ledger.received(taken(lease))
+        ledger.received(leases.unread)
+
+    if guest:
+        as_guest(main, RingConfig(sqpoll=sqpoll))
+    else:
+        trio_uring.run(main, ring=RingConfig(sqpoll=sqpoll))
+
+
+@pytest.mark.ring(entries=8, completion_entries=8)
+async def test_small_queues() -> None:
+    """The CQ overflows, which ends multishot operations: they are begun again."""
+    got: list[int] = []
+    with ExitStack() as stack:
+        ends = [stack.enter_context(connected()) for _ in range(40)]
+
+        async def consume(stream: trio.SocketStream) -> None:
+            async with receive_many(stream, buffer_size=100) as leases:
+                got.append(len(await all_of(leases)))
+
+        async with trio.open_nursery() as nursery:
+            for stream, _ in ends:
+                nursery.start_soon(consume, stream)
+            await wait_all_tasks_blocked()
+            for _ in range(5):
+                for _, peer in ends:
+                    peer.send(DATA[:1000])
+                await trio.lowlevel.checkpoint()
+            for _, peer in ends:
+                peer.close()
+    assert got == [5000] * 40
+    assert receives() > 40
 
 
 @pytest.mark.parametrize("order", Order)

@@ -161,12 +161,14 @@ class MultishotListener(trio.abc.Listener[trio.SocketStream]):
         To those it is as if they had still been in the listener's backlog. With `stop` before,
         none is lost.
         """
+        shots = self._shots
+        if shots is not None:
+            shots.discard()
         self._listener.socket.close()
-        if self._shots is not None:
-            self._shots.wake()
-            self._shots.discard()
-            await self._shots.stopped()
-            self._shots.discard()
+        if shots is not None:
+            shots.wake()
+            await shots.stopped()
+            shots.discard()
         await self._listener.aclose()
 
     def __aiter__(self) -> Self:

@@ -96,7 +96,11 @@ class Shots:
         if self.busy:
             raise trio.BusyResourceError("another task is waiting for this already")
         self._task = current_task()
-        await wait_task_rescheduled(self._abort)
+        try:
+            await wait_task_rescheduled(self._abort)
+        except GeneratorExit:  # the run crashed, and its tasks are being collected
+            self._task = None
+            raise
 
     def _abort(self, _raise_cancel: RaiseCancelT) -> Abort:
         self._task = None
