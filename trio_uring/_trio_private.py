@@ -177,13 +177,15 @@ def current_reschedule() -> Callable[[Task | None, Unwrappable], None]:
 
 
 @types.coroutine
-def wait_rescheduled(message: WaitTaskRescheduled) -> Generator[WaitTaskRescheduled, object, None]:
+def wait_rescheduled(
+    message: WaitTaskRescheduled,
+) -> Generator[WaitTaskRescheduled, Unwrappable, Unwrappable]:
     """Like ``wait_task_rescheduled``, with a *message* that may be used again and again.
 
     To make one takes longer than all the rest of it. What the task is rescheduled with is not
-    unwrapped.
+    unwrapped, but returned.
     """
-    yield message
+    return (yield message)
 
 
 def is_cancelled(task: Task) -> bool:

@@ -12,9 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import trio
-from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
+from trio.lowlevel import Abort, current_task
 
 from trio_uring._errors import CANCELLED_RESULTS
+from trio_uring._trio_private import WaitTaskRescheduled, current_reschedule, wait_rescheduled
 
 if TYPE_CHECKING:
     from trio.lowlevel import RaiseCancelT, Task
@@ -31,6 +32,8 @@ class Shots:
         self._manager = manager
         self._entry: InFlight | None = None
         self._task: Task | None = None
+        # To make one takes longer than all else that a result costs (benchmarks/bench_receive_many.py).
+        self._sleep = WaitTaskRescheduled(self._abort)
 
     @property
     def armed(self) -> bool:
@@ -97,10 +100,11 @@ class Shots:
             raise trio.BusyResourceError("another task is waiting for this already")
         self._task = current_task()
         try:
-            await wait_task_rescheduled(self._abort)
+            woken = await wait_rescheduled(self._sleep)
         except GeneratorExit:  # the run crashed, and its tasks are being collected
             self._task = None
             raise
+        woken.unwrap()
 
     def _abort(self, _raise_cancel: RaiseCancelT) -> Abort:
         self._task = None
@@ -110,4 +114,7 @@ class Shots:
         """End the wait, if a task waits."""
         task, self._task = self._task, None
         if task is not None:
-            reschedule(task)
+            current_reschedule()(task, self)
+
+    def unwrap(self) -> None:
+        """As in `InFlight`."""
