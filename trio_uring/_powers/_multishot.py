@@ -32,7 +32,7 @@ class Shots:
         self._manager = manager
         self._entry: InFlight | None = None
         self._task: Task | None = None
-        # To make one takes longer than all else that a result costs (benchmarks/bench_receive_many.py).
+        # To make one takes longer than all else (benchmarks/bench_receive_many.py).
         self._sleep = WaitTaskRescheduled(self._abort)
 
     @property
