@@ -118,7 +118,7 @@ class UringIOManager:
         self._unprocessed: Iterable[Completion] = ()
         self._completed = [0] * 256  # by opcode, which is one byte
         self._cancelled = 0
-        self.pools = BufferPools(ring, config.receive_buffers)
+        self.pools: BufferPools = BufferPools(ring, config.receive_buffers)
         self.companion: Companion | None = None
         self.inbox: Inbox = Inbox(ring)
 
