@@ -17,7 +17,8 @@ import os
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from math import inf
+from typing import TYPE_CHECKING, Final, Protocol
 from weakref import WeakSet
 
 import attrs
@@ -27,6 +28,10 @@ from ._in_flight import InFlight
 
 if TYPE_CHECKING:
     from ._ring import Ring
+
+
+# Stands for the time of a loop's last turn while it is in the kernel.
+ASLEEP: Final = inf
 
 
 class Delivery(Protocol):
@@ -53,6 +58,7 @@ class Inbox:
         self._ring = ring
         self._token: trio.lowlevel.TrioToken | None = None
         self.dependents: WeakSet[Dependent] = WeakSet()
+        self.last_turn: float = 0.0  # when the loop, if on a ring, was last in the kernel
         self._lock = threading.Lock()  # for all that follows; nothing is called while it is held
         self._deliveries: deque[Delivery] = deque()
         self._told = False  # that there is something, and has not looked yet

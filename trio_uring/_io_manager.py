@@ -18,7 +18,7 @@ from trio.lowlevel import current_task
 from ._buffer_pool import BufferPools
 from ._errors import CANCELLED_RESULTS, forbidden_opcode, operation_error, unsupported_opcode
 from ._in_flight import UNDISTURBED, CancelQueue, Entries, FifoLimit, Groups, InFlight, Waiting
-from ._inbox import Inbox, Word
+from ._inbox import ASLEEP, Inbox, Word
 from ._kernel.uapi import CqeFlag
 from ._operations import Operation, async_cancel, msg_ring
 from ._readiness import GuestWakeup, Readiness
@@ -339,7 +339,9 @@ class UringIOManager:
             self._watch()
         # There is something to do already, or there was no room to ask for it: no sleep.
         hurry = self._backlog or self._cancels or not self._watching
+        self.inbox.last_turn = ASLEEP
         completions = ring.turn(0 if hurry else timeout)
+        self.inbox.last_turn = time.monotonic()
         if hurry:
             completions = self._backlog + (completions or [])
             self._backlog = []

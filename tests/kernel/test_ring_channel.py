@@ -20,7 +20,7 @@ from ledgers import open_fds
 from outcome import Error
 from races import current_manager
 from scenarios import as_guest
-from trio.lowlevel import checkpoint
+from trio.lowlevel import checkpoint, reschedule
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
@@ -392,13 +392,108 @@ async def test_what_a_run_did_not_live_to_receive_goes_back() -> None:
             send_channel.send_nowait(2)
             # And Trio would not wake them any more, either.
             for waiter in waiters:
-                waiter.outcome = Error(trio.ClosedResourceError())
-                waiter.deliver()
+                reschedule(waiter.task, Error(trio.ClosedResourceError()))
 
     await trio.to_thread.run_sync(RUNS["ring"], main)
     assert [receive_channel.receive_nowait() for _ in range(3)] == [0, 1, 2]
     for end in (send_channel, receive_channel):
         end.close()
+
+
+# --- Loops that are busy --------------------------------------------------------------------
+
+
+async def test_an_object_goes_to_a_loop_that_sleeps() -> None:
+    """And not to who waited longer in one that computes."""
+    async with Peer() as peer, trio.open_nursery() as nursery:
+        clone = peer.receive_channel.clone()
+        received: list[int] = []
+
+        async def receive() -> None:
+            received.append(await clone.receive())
+
+        await peer.send(1)  # so that it comes later
+        nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        while not parked(clone, 2) or peer.inbox is None or peer.inbox.last_turn != inf:
+            await checkpoint()
+        in_thread(partial(peer.send_channel.send_nowait, 2))
+        while not parked(clone, 2):  # we do not come to our next turn
+            pass
+        assert (received, peer.received) == ([], [1, 2])
+        nursery.cancel_scope.cancel()
+        clone.close()
+
+
+class Busy:
+    """A task of this loop was given an object; then the loop computes, and another one runs."""
+
+    def __init__(self) -> None:
+        self.send_channel, self.receive_channel = open_ring_channel[int](0)
+        self.clone = self.receive_channel.clone()
+        self.ours: list[object] = []
+        self.theirs: list[object] = []
+        self.before: Callable[[], object] = list
+        self.scope = trio.CancelScope()
+
+    async def _receive(self) -> None:
+        with self.scope:
+            try:
+                self.ours.append(await self.receive_channel.receive())
+            except trio.EndOfChannel as exc:
+                self.ours.append(type(exc))
+
+    async def _take(self) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def receive() -> None:
+                with suppress(trio.EndOfChannel):
+                    self.theirs.append(await self.clone.receive())
+
+            nursery.start_soon(receive)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._receive)
+            await wait_all_tasks_blocked()
+            in_thread(partial(self.send_channel.send_nowait, 1))
+            self.before()
+            in_thread(partial(RUNS["ring"], self._take))
+            await wait_all_tasks_blocked()
+            if self.receive_channel.statistics().tasks_waiting_receive:
+                self.send_channel.send_nowait(2)
+        self.send_channel.close()
+        self.receive_channel.close()
+
+
+async def test_another_loop_takes_what_this_one_has_not_seen() -> None:
+    busy = Busy()
+    await busy.run()
+    assert (busy.ours, busy.theirs) == ([2], [1])
+
+
+async def test_but_not_from_a_task_that_was_cancelled() -> None:
+    """It would wait for ever, since it has left the line too late for Trio."""
+    busy = Busy()
+    busy.before = busy.scope.cancel
+    await busy.run()
+    assert (busy.ours, busy.theirs) == ([1], [])
+
+
+async def test_but_not_if_its_end_is_closed() -> None:
+    busy = Busy()
+    busy.before = busy.receive_channel.close
+    await busy.run()
+    assert (busy.ours, busy.theirs) == ([1], [])
+
+
+async def test_it_was_the_last() -> None:
+    busy = Busy()
+    busy.before = busy.send_channel.close
+    await busy.run()
+    assert (busy.ours, busy.theirs) == ([trio.EndOfChannel], [1])
 
 
 # --- Messages that fail ---------------------------------------------------------------------

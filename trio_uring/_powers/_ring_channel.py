@@ -1,52 +1,36 @@
 """`open_ring_channel`: a channel between the loops of several threads.
 
 Objects go from hand to hand in memory, under a lock that is held for a few steps and never while
-anything else is called. What the rings tell each other is only that somebody has to be woken;
-see `_inbox.py`.
-
-A task that waits stands in line with its loop's inbox. Whoever has something for it, in whatever
-thread, takes it out of the line, under the lock, and from then on it cannot be cancelled: it gets
-what was meant for it when its loop looks into the inbox. So an object is in the channel or has
-been received, at any time. If the loop ends before it looks, the object goes back.
+anything else is called: `_line.py`. What the rings tell each other is only that somebody has to
+be woken: `_inbox.py`.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from math import inf
-from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar, cast
 
-import attrs
 import trio
-from outcome import Error, Outcome, Value
+from outcome import Error
 from trio.lowlevel import (
-    Abort,
-    RunVar,
     cancel_shielded_checkpoint,
     checkpoint,
     checkpoint_if_cancelled,
     current_task,
     enable_ki_protection,
-    reschedule,
-    spawn_system_task,
     wait_task_rescheduled,
 )
 
-from trio_uring._inbox import Inbox
-from trio_uring._io_manager import UringIOManager
-from trio_uring._trio_private import current_io_manager
+from ._line import Line, Waiter, inbox_of_run, wake
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import TracebackType
 
-    from trio.lowlevel import RaiseCancelT, Task
     from typing_extensions import Self
 
+    from trio_uring._inbox import Inbox
+
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-T_contra = TypeVar("T_contra", contravariant=True)
 
 
 # Written as a class, as Trio's is, so that one can say open_ring_channel[int](5).
@@ -84,96 +68,19 @@ class open_ring_channel(  # noqa: N801
             raise TypeError("max_buffer_size must be an int or math.inf")
         if max_buffer_size < 0:
             raise ValueError("max_buffer_size must be 0 or more")
-        line = _Line[T](max_buffer_size)
+        line = Line[T](max_buffer_size)
         ends = RingSendChannel(line), RingReceiveChannel(line)
         return super().__new__(cls, ends)
-
-
-@attrs.define(eq=False)
-class _Waiter(Generic[T]):
-    """A task that waits at *end*, and what it is to get."""
-
-    end: _End[T]
-    task: Task
-    inbox: Inbox
-    outcome: Outcome[T | None] = attrs.field(factory=lambda: Value(None))
-
-    def deliver(self) -> None:
-        reschedule(self.task, self.outcome)
-
-    def undelivered(self) -> None:
-        self.end.take_back(self.outcome)
-
-    def abort(self, _raise_cancel: RaiseCancelT) -> Abort:
-        """Leave the line, for Trio; who is in it no longer has been served."""
-        line = self.end.line
-        with line.lock:
-            for waiters in (line.senders, line.receivers):
-                if self in waiters:
-                    del waiters[self]
-                    return Abort.SUCCEEDED
-        return Abort.FAILED
-
-
-class _Line(Generic[T]):
-    """What the ends of a channel share. All of it is for who holds the lock."""
-
-    def __init__(self, max_buffer_size: float) -> None:
-        self.max_buffer_size = max_buffer_size
-        self.lock = threading.Lock()
-        self.buffer: deque[T] = deque()
-        self.peak = 0
-        self.senders: dict[_Waiter[T], T] = {}
-        self.receivers: dict[_Waiter[T], None] = {}
-        self.send_channels = 0
-        self.receive_channels = 0
-
-    def put(self, value: T) -> list[_Waiter[T]]:
-        """Take *value*; returns whom to wake."""
-        if not self.receive_channels:
-            raise trio.BrokenResourceError("all receive channels are closed")
-        if self.receivers:
-            receiver = next(iter(self.receivers))
-            del self.receivers[receiver]
-            receiver.outcome = Value(value)
-            return [receiver]
-        if len(self.buffer) >= self.max_buffer_size:
-            raise trio.WouldBlock
-        self.buffer.append(value)
-        self.peak = max(self.peak, len(self.buffer))
-        return []
-
-    def get(self) -> tuple[T, list[_Waiter[T]]]:
-        """Return the next object, and whom to wake."""
-        woken: list[_Waiter[T]] = []
-        if self.senders:
-            sender = next(iter(self.senders))
-            self.buffer.append(self.senders.pop(sender))
-            woken.append(sender)
-        if self.buffer:
-            return self.buffer.popleft(), woken
-        if not self.send_channels:
-            raise trio.EndOfChannel
-        raise trio.WouldBlock
-
-    def statistics(self) -> trio.MemoryChannelStatistics:
-        return trio.MemoryChannelStatistics(
-            current_buffer_used=len(self.buffer),
-            max_buffer_size=self.max_buffer_size,
-            open_send_channels=self.send_channels,
-            open_receive_channels=self.receive_channels,
-            tasks_waiting_send=len(self.senders),
-            tasks_waiting_receive=len(self.receivers),
-            peak_buffer_used=self.peak,
-        )
 
 
 class _End(Generic[T]):
     """What both ends have in common."""
 
-    def __init__(self, line: _Line[T]) -> None:
-        self.line: _Line[T] = line
-        self._closed = False
+    receives: ClassVar[bool]
+
+    def __init__(self, line: Line[T]) -> None:
+        self.line: Line[T] = line
+        self.closed: bool = False
         self._used_in: Inbox | None = None
 
     def statistics(self) -> trio.MemoryChannelStatistics:
@@ -189,7 +96,7 @@ class _End(Generic[T]):
         if self._used_in is inbox:
             self.close()
 
-    def take_back(self, outcome: Outcome[T | None]) -> None:
+    def take_back(self, value: T | None) -> None:
         """Put back what a task did not live to receive. Not for users."""
 
     @enable_ki_protection
@@ -209,24 +116,24 @@ class _End(Generic[T]):
     ) -> None:
         self.close()
 
-    def _waiter(self) -> _Waiter[T]:
-        inbox = _inbox_of_run()
+    def _waiter(self) -> Waiter[T]:
+        inbox = inbox_of_run()
         if self._used_in is not inbox:
             self._used_in = inbox
             inbox.dependents.add(self)
-        return _Waiter(self, current_task(), inbox)
+        return Waiter(self, current_task(), inbox)
 
     def _check(self) -> None:
-        if self._closed:
+        if self.closed:
             raise trio.ClosedResourceError
 
-    def _close_out(self, line: dict[_Waiter[T], None] | dict[_Waiter[T], T]) -> list[_Waiter[T]]:
+    def _close_out(self, line: dict[Waiter[T], None] | dict[Waiter[T], T]) -> list[Waiter[T]]:
         """Take those who wait at this end out of their *line*."""
-        self._closed = True
+        self.closed = True
         waiters = [waiter for waiter in line if waiter.end is self]
         for waiter in waiters:
             del line[waiter]
-            waiter.outcome = Error(trio.ClosedResourceError())
+            self.line.serve(waiter, Error(trio.ClosedResourceError()))
         return waiters
 
 
@@ -237,7 +144,9 @@ class RingSendChannel(_End[T], trio.abc.SendChannel[T], Generic[T]):
     waited for it. When that run ends, in whatever way, it is closed. For other runs, make clones.
     """
 
-    def __init__(self, line: _Line[T]) -> None:
+    receives = False
+
+    def __init__(self, line: Line[T]) -> None:
         super().__init__(line)
         with line.lock:
             line.send_channels += 1
@@ -254,7 +163,7 @@ class RingSendChannel(_End[T], trio.abc.SendChannel[T], Generic[T]):
         with self.line.lock:
             self._check()
             woken = self.line.put(value)
-        _wake(woken)
+        wake(woken)
 
     @enable_ki_protection
     async def send(self, value: T) -> None:
@@ -269,7 +178,7 @@ class RingSendChannel(_End[T], trio.abc.SendChannel[T], Generic[T]):
         """
         await checkpoint_if_cancelled()
         waiter = self._waiter()
-        woken: list[_Waiter[T]] | None = None
+        woken: list[Waiter[T]] | None = None
         with self.line.lock:
             self._check()
             try:
@@ -279,7 +188,7 @@ class RingSendChannel(_End[T], trio.abc.SendChannel[T], Generic[T]):
         if woken is None:
             await wait_task_rescheduled(waiter.abort)
         else:
-            _wake(woken)
+            wake(woken)
             await cancel_shielded_checkpoint()
 
     @enable_ki_protection
@@ -299,16 +208,15 @@ class RingSendChannel(_End[T], trio.abc.SendChannel[T], Generic[T]):
         """Close this end; tasks that wait at it get `trio.ClosedResourceError`. From any thread."""
         line = self.line
         with line.lock:
-            if self._closed:
+            if self.closed:
                 return
             woken = self._close_out(line.senders)
             line.send_channels -= 1
             if not line.send_channels:
                 for receiver in line.receivers:
-                    receiver.outcome = Error(trio.EndOfChannel())
-                woken += line.receivers
+                    woken.append(line.serve(receiver, Error(trio.EndOfChannel())))
                 line.receivers.clear()
-        _wake(woken)
+        wake(woken)
 
 
 class RingReceiveChannel(_End[T], trio.abc.ReceiveChannel[T], Generic[T]):
@@ -319,7 +227,9 @@ class RingReceiveChannel(_End[T], trio.abc.ReceiveChannel[T], Generic[T]):
     For other runs, make clones.
     """
 
-    def __init__(self, line: _Line[T]) -> None:
+    receives = True
+
+    def __init__(self, line: Line[T]) -> None:
         super().__init__(line)
         with line.lock:
             line.receive_channels += 1
@@ -336,7 +246,7 @@ class RingReceiveChannel(_End[T], trio.abc.ReceiveChannel[T], Generic[T]):
         with self.line.lock:
             self._check()
             value, woken = self.line.get()
-        _wake(woken)
+        wake(woken)
         return value
 
     @enable_ki_protection
@@ -352,17 +262,17 @@ class RingReceiveChannel(_End[T], trio.abc.ReceiveChannel[T], Generic[T]):
         """
         await checkpoint_if_cancelled()
         waiter = self._waiter()
-        received: tuple[T, list[_Waiter[T]]] | None = None
+        received: tuple[T, list[Waiter[T]]] | None = None
         with self.line.lock:
             self._check()
             try:
-                received = self.line.get()
+                received = self.line.get(waiter.inbox.last_turn)
             except trio.WouldBlock:
                 self.line.receivers[waiter] = None
         if received is None:
             return cast("T", await wait_task_rescheduled(waiter.abort))
         value, woken = received
-        _wake(woken)
+        wake(woken)
         await cancel_shielded_checkpoint()
         return value
 
@@ -387,76 +297,25 @@ class RingReceiveChannel(_End[T], trio.abc.ReceiveChannel[T], Generic[T]):
         line = self.line
         dropped: list[T] = []  # what these objects do when they go, they do without the lock
         with line.lock:
-            if self._closed:
+            if self.closed:
                 return
             woken = self._close_out(line.receivers)
             line.receive_channels -= 1
             if not line.receive_channels:
                 for sender in line.senders:
-                    sender.outcome = Error(trio.BrokenResourceError())
-                woken += line.senders
+                    woken.append(line.serve(sender, Error(trio.BrokenResourceError())))
                 dropped += (*line.senders.values(), *line.buffer)
                 line.senders.clear()
                 line.buffer.clear()
-        _wake(woken)
+        wake(woken)
 
-    def take_back(self, outcome: Outcome[T | None]) -> None:
+    def take_back(self, value: T | None) -> None:
         """Put back what a task did not live to receive. Not for users."""
-        if not isinstance(outcome, Value):
-            return
-        value = cast("T", outcome.value)
         line = self.line
-        woken: list[_Waiter[T]] = []
+        woken: list[Waiter[T]] = []
         with line.lock:
             if line.receivers:
-                woken = line.put(value)
+                woken = line.put(cast("T", value))
             elif line.receive_channels:
-                line.buffer.appendleft(value)
-        _wake(woken)
-
-
-# ---- Waking --------------------------------------------------------------------------------
-
-_of_run: Final[RunVar[Inbox]] = RunVar("trio_uring inbox")
-
-
-def _inbox_of_run() -> Inbox:
-    """Return the inbox of the current run."""
-    manager = current_io_manager()
-    if isinstance(manager, UringIOManager):
-        return manager.inbox.opened()
-    try:
-        return _of_run.get()
-    except LookupError:
-        inbox = Inbox(None).opened()
-        _of_run.set(inbox)
-        spawn_system_task(_close_at_the_end, inbox)
-        return inbox
-
-
-async def _close_at_the_end(inbox: Inbox) -> None:
-    try:
-        await trio.sleep_forever()
-    finally:
-        inbox.close()
-
-
-def _wake(waiters: Sequence[_Waiter[T]]) -> None:
-    """Wake tasks, of any run."""
-    if not waiters:
-        return
-    manager = _manager_of_this_thread()
-    for waiter in waiters:
-        inbox = waiter.inbox
-        if manager is not None and inbox is manager.inbox and not inbox.closed:
-            waiter.deliver()
-        elif inbox.put(waiter) and not (manager and manager.send_word(inbox)):
-            inbox.tell()
-
-
-def _manager_of_this_thread() -> UringIOManager | None:
-    try:
-        manager = current_io_manager()
-    except RuntimeError:  # there is no run in this thread
-        return None
-    return manager if isinstance(manager, UringIOManager) else None
+                line.buffer.appendleft(cast("T", value))
+        wake(woken)
