@@ -6,9 +6,9 @@ tasks at once, `open_direct` one past the page cache, and `write_file` writes a 
 step; all other files are `trio.open_file`'s. `perform_many` performs operations together.
 `send_file` sends a file into a socket, `receive_file` receives into one, `relay` moves bytes from
 socket to socket, and `send_zerocopy` sends out of the program's own memory. `accept_many` and
-`receive_many` accept and receive ahead, with one operation for many, and `open_ring_channel`
-connects the runs of several threads.
-`trio_uring.lowlevel` has the operations themselves.
+`receive_many` accept and receive ahead, with one operation for many. `open_ring_channel` connects
+the runs of several threads, and `serve_threads` serves connections in them. `trio_uring.lowlevel`
+has the operations themselves.
 """
 
 from . import _anyio_finder
@@ -55,5 +55,6 @@ from ._run import (
     start_guest_run as start_guest_run,
     uninstall as uninstall,
 )
+from ._serve_threads import serve_threads as serve_threads
 
 _anyio_finder.install()

@@ -253,6 +253,20 @@ async def transfers(
     await trio_uring.send_zerocopy(sock, "")  # type: ignore[arg-type]
 
 
+async def threads(listener: trio.SocketListener) -> None:
+    async def handler(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"")
+
+    await trio_uring.serve_threads(handler, [listener], threads=2, ring=RingConfig())
+
+
+async def threads_of_another_kind(listener: trio.SocketListener) -> None:
+    async def handler(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.do_handshake()
+
+    await trio_uring.serve_threads(handler, [listener], threads=2)  # type: ignore[arg-type]
+
+
 # --- Low level ------------------------------------------------------------------------------
 
 
