@@ -20,7 +20,7 @@ from children import output_of, run_python
 from transfers import completed
 from trio.testing import wait_all_tasks_blocked
 
-from trio_uring import receive_file, relay, send_file, send_zerocopy
+from trio_uring import ReceivedLeases, receive_file, receive_many, relay, send_file, send_zerocopy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -234,3 +234,57 @@ def test_anyio_is_not_needed(backend: str) -> None:
     """
     expected = ["expected a stream or a trio socket, not object", "False"]
     assert output_of(run_python(code, backend)) == expected
+
+
+# --- receive_many ---------------------------------------------------------------------------
+
+
+async def all_leases(leases: ReceivedLeases) -> bytes:
+    received = b""
+    async for lease in leases:
+        with lease:
+            received += lease.data
+    return received
+
+
+@pytest.mark.usefixtures("fd_ledger")
+@pytest.mark.parametrize("kind", [*KINDS, "TLS"])
+def test_receive_many(backend: str, kind: str) -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
+            ours: ByteStream
+            theirs: ByteStream
+            ours, theirs = await connected("TCP" if kind == "TLS" else kind, stack)
+            if kind == "TLS":
+                ours, theirs = await tls(ours, theirs)
+            async with receive_many(theirs) as leases:
+                tasks.start_soon(then_close, ours, partial(ours.send, DATA))
+                assert await all_leases(leases) == DATA
+
+    anyio.run(main, backend=backend)
+
+
+@pytest.mark.usefixtures("fd_ledger")
+def test_receive_many_and_others(backend: str) -> None:
+    """Errors are AnyIO's; it lets go of the stream when the block is left."""
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            ours, theirs = await connected("UNIX", stack)
+            async with receive_many(theirs) as leases:
+                with pytest.raises(anyio.BusyResourceError):
+                    await theirs.receive()
+                with pytest.raises(anyio.BusyResourceError):
+                    receive_many(theirs)
+                await ours.send(b"ahead")
+                with await leases.receive() as lease:
+                    assert lease.data == b"ahead"
+            await ours.send(b"data")
+            assert await theirs.receive() == b"data"
+            async with receive_many(theirs) as leases, anyio.create_task_group() as tasks:
+                tasks.start_soon(then_close, theirs, wait_all_tasks_blocked)
+                for _ in range(2):
+                    with pytest.raises(anyio.ClosedResourceError):
+                        await leases.receive()
+
+    anyio.run(main, backend=backend)

@@ -140,6 +140,20 @@ def test_any_stream(run: str) -> None:
     RUNS[run](main)
 
 
+@pytest.mark.parametrize("run", RUNS)
+def test_a_socket(run: str) -> None:
+    async def main() -> None:
+        with connected("TCP") as (stream, peer):
+            async with receive_many(stream.socket) as leases:
+                peer.send(b"data")
+                assert taken(await leases.receive()) == b"data"
+                reset(peer)
+                with pytest.raises(ConnectionResetError):
+                    await leases.receive()
+
+    RUNS[run](main)
+
+
 async def test_perform() -> None:
     """The operation by itself."""
     buffers = current_manager().buffers
@@ -695,6 +709,9 @@ async def test_wrong_arguments() -> None:
     with connected() as (stream, peer):
         with pytest.raises(TypeError, match="stream"):
             receive_many(peer)  # type: ignore[arg-type]
+        datagrams = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+        with datagrams, pytest.raises(ValueError, match="SOCK_STREAM"):
+            receive_many(datagrams)
         for number in (0, 32769):
             with pytest.raises(ValueError, match="max_buffers"):
                 receive_many(stream, max_buffers=number)

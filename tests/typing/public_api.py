@@ -162,6 +162,7 @@ async def ahead(listener: trio.SocketListener, stream: trio.SSLStream[trio.Socke
         as_channel: trio.abc.ReceiveChannel[ReceivedLease] = leases
     trio_uring.accept_many(stream)  # type: ignore[arg-type]
     trio_uring.receive_many(listener)  # type: ignore[arg-type]
+    trio_uring.receive_many(listener.socket)
     _ = as_listener, as_channel
 
 

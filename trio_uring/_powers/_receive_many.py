@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import warnings
 from collections import deque
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -29,17 +30,20 @@ from trio.lowlevel import (
 from trio_uring import _operations as operations
 from trio_uring._in_flight import Claim
 from trio_uring._io_manager import current_ring
-from trio_uring._trio_private import TrioSocket, at_cancel_point, socket_errors_as_stream_errors
+from trio_uring._trio_private import TrioSocket, at_cancel_point
 
+from ._ends import source_of
 from ._multishot import Shots
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from typing_extensions import Self
+    from typing_extensions import Buffer, Self
 
     from trio_uring._buffer_pool import BufferPool
     from trio_uring._io_manager import UringIOManager
+
+    from ._ends import ReceivesBytes, Source
 
 # What one receiver holds: 1 MiB at most, and only what was used occupies memory. With half of the
 # buffers a stream of large messages costs a quarter more; with smaller ones, twice as much, for it
@@ -51,19 +55,22 @@ _SIZE_MAX: Final = 1 << 20
 
 
 def receive_many(
-    stream: trio.abc.ReceiveStream,
+    stream: trio.abc.ReceiveStream | trio.socket.SocketType | ReceivesBytes,
     *,
     max_buffers: int = BUFFERS,
     buffer_size: int = BUFFER_SIZE,
 ) -> ReceivedLeases:
     """Receive ahead of who takes it, with one operation for many, and without a copy.
 
-    What was received is lent out in the buffers that the kernel put it in. From other streams than
-    a `trio.SocketStream`, without a ring, and where the kernel does not know the operation, each is
-    received when it is asked for, with the same result.
+    What was received is lent out in the buffers that the kernel put it in. So from a
+    `trio.SocketStream`, a trio socket or AnyIO's TCP and UNIX streams. From other streams, without
+    a ring, and where the kernel does not know the operation, each is received when it is asked
+    for, with the same result.
 
     Args:
-      stream: Stays the caller's. Until the block is left nobody else may receive from it.
+      stream: Where from: a stream of Trio's or AnyIO's, or a trio socket. That must be of type
+        ``SOCK_STREAM``, and connected. It stays the caller's; but until the block is left nobody
+        else may receive from it.
       max_buffers: How many buffers this receiver may hold, taken or not, 1 to 32768. When it
         holds all, nothing more is received: what the peer sends stays in the socket.
       buffer_size: In bytes, 1 to 1 MiB.
@@ -72,19 +79,20 @@ def receive_many(
       A `trio.abc.ReceiveChannel` of `ReceivedLease`, to be used with ``async with``.
 
     Raises:
-      ValueError: a number is out of range.
+      ValueError: a number is out of range, or the socket is of another type.
       TypeError: *stream* is none.
       RuntimeError: outside a run.
 
     Source: io_uring_prep_recv_multishot(3), io_uring_setup_buf_ring(3).
     """
-    if not isinstance(stream, trio.abc.ReceiveStream):
-        raise TypeError(f"expected a stream, not {type(stream).__name__}")
     if not 1 <= max_buffers <= _BUFFERS_MAX:
         raise ValueError(f"max_buffers must be between 1 and {_BUFFERS_MAX}")
     if not 1 <= buffer_size <= _SIZE_MAX:
         raise ValueError(f"buffer_size must be between 1 and {_SIZE_MAX}")
-    return ReceivedLeases(stream, max_buffers, buffer_size)
+    with ExitStack() as stack:
+        source = source_of(stream, stack)
+        return ReceivedLeases(source, stack.pop_all(), max_buffers, buffer_size)
+    raise AssertionError
 
 
 class ReceivedLease:
@@ -143,8 +151,11 @@ class ReceivedLease:
 class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
     """Made by `receive_many`. Iterating yields each `ReceivedLease`, until the stream ends."""
 
-    def __init__(self, stream: trio.abc.ReceiveStream, max_buffers: int, buffer_size: int) -> None:
-        self._stream = stream
+    def __init__(
+        self, source: Source, stack: ExitStack, max_buffers: int, buffer_size: int
+    ) -> None:
+        self._source = source
+        self._stack = stack
         self._max_buffers = max_buffers
         self._size = buffer_size
         self._leased = 0
@@ -155,12 +166,8 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
         self._receiving: trio.CancelScope | None = None
         manager = current_ring("sockets")
         self._shots: _ReceiveShots | None = None
-        if (
-            manager is not None
-            and isinstance(stream, trio.SocketStream)
-            and isinstance(stream.socket, TrioSocket)
-        ):
-            self._shots = _ReceiveShots(manager, stream.socket, max_buffers, buffer_size)
+        if manager is not None and isinstance(source.sock, TrioSocket):
+            self._shots = _ReceiveShots(manager, source.sock, max_buffers, buffer_size)
 
     @property
     def leased(self) -> int:
@@ -184,8 +191,6 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
         Raises:
           trio.EndOfChannel: the stream has ended.
           trio.BrokenResourceError: the connection is broken.
-          trio.ClosedResourceError: the stream was closed, also meanwhile; or the block was left.
-          trio.BusyResourceError: another task is receiving.
 
         A checkpoint, always. If cancelled, nothing is lost: what comes waits for the next call.
         """
@@ -222,16 +227,18 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
     def _next(self, shots: _ReceiveShots) -> ReceivedLease | None:
         """Return what is next in the queue; see to it that more comes."""
         self._check_open()
-        if not shots.armed and not shots.begin(self._leased):
-            self._shots = None
-            return None
+        if not shots.armed:
+            with self._source.errors():
+                if not shots.begin(self._leased):
+                    self._shots = None
+                    return None
         if shots.queue:
             res, flags = shots.queue.popleft()
             self._leased += 1
             return ReceivedLease(self, shots.view(res, flags), flags)
         if shots.error is not None:
             self._error_told = True
-            with socket_errors_as_stream_errors():
+            with self._source.errors():
                 raise shots.error
         if shots.ended:
             raise trio.EndOfChannel
@@ -241,19 +248,20 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
         self._check_open()
         if self._receiving is not None:
             raise trio.BusyResourceError("another task is receiving already")
-        data: bytes | bytearray = b""
+        received: Buffer = b""
         try:
             with trio.CancelScope() as self._receiving:
                 while self._leased == self._max_buffers:
                     await self._given_back.park()
-                data = await self._stream.receive_some(self._size)
+                received = await self._source.receive_some(self._size)
         finally:
             self._receiving = None
+        data = memoryview(received).toreadonly()
         if not data:
             self._check_open()
             raise trio.EndOfChannel
         self._leased += 1
-        return ReceivedLease(self, memoryview(data).toreadonly(), 0)
+        return ReceivedLease(self, data, 0)
 
     def take_back(self, flags: int) -> None:
         """Take a buffer back; for `ReceivedLease`."""
@@ -277,6 +285,7 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
                 self._shots.wake()
                 await self._shots.stopped()
                 self._unread = self._shots.finish()
+            self._stack.close()
         await checkpoint()
 
     async def __aexit__(
@@ -289,12 +298,12 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
 
         Raises:
           trio.BrokenResourceError: the connection is broken, and `receive` was not called to say
-            so. The stream itself would not say it again.
+            so; or what else it would have raised. The stream itself would not say it again.
         """
         await self.aclose()
         error = self._shots.error if self._shots is not None else None
         if exc is None and isinstance(error, OSError) and not self._error_told:
-            with socket_errors_as_stream_errors():
+            with self._source.errors():
                 raise error
 
 
