@@ -294,9 +294,8 @@ async def test_what_is_memory_is_not_waited_for(in_memory: Path, operations: Ope
         await file.seek(0)
         assert len(await file.read(100_008)) == 100_008
     assert (await path.stat()).st_size == 100_008
-    assert (
-        not operations.of(Opcode.READ) + operations.of(Opcode.WRITE) + operations.of(Opcode.STATX)
-    )
+    assert not operations.of(Opcode.READ) + operations.of(Opcode.WRITE)
+    assert len(operations.of(Opcode.STATX)) <= 1
     large = b"y" * (1 << 20)
     await path.write_bytes(large)
     assert await path.read_bytes() == large
@@ -354,8 +353,8 @@ async def test_a_status_that_is_cached_needs_no_operation(
         if name != "dangling":
             assert every_field(await trio.Path(path).stat()) == every_field(path.stat())
         assert every_field(await trio.Path(path).lstat()) == every_field(path.lstat())
-    # What looks like a network goes through the ring: also an overlay, if the test has one. And what
-    # others rename or mount may put the kernel off, now and then.
+    # What looks like a network goes through the ring: also an overlay, if the test has one. And
+    # what others rename or mount may put the kernel off, now and then.
     known = is_local(tmp_path.stat().st_dev)
     assert known == (len(operations.of(Opcode.STATX)) < len(names))
     assert routes()["thread"] == 0
