@@ -161,6 +161,16 @@ async def test_perform() -> None:
             stdlib_socket.socket(fileno=fd).close()
 
 
+@pytest.mark.ring(entries=8, completion_entries=8)
+async def test_small_queues() -> None:
+    """The CQ overflows, which ends the operation: it is begun again."""
+    with listening() as (plain, address), connecting(address, 200):
+        async with accept_many(plain, max_waiting=1000) as listener:
+            taken = [await number_of(await listener.accept()) for _ in range(200)]
+    assert taken == list(range(200))
+    assert accepts() > 1
+
+
 # --- It does not accept without bound -------------------------------------------------------
 
 
@@ -340,6 +350,19 @@ async def test_a_kernel_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await listener.stop() == []
         assert accepts() == 21
     assert "ACCEPT_MULTISHOT: EINVAL" in current_manager().statistics().refused
+
+
+async def test_no_socket_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    with listening() as (plain, address), connecting(address, 2):
+        async with accept_many(plain) as listener:
+            assert await number_of(await listener.accept()) == 0
+            with monkeypatch.context() as patch:
+                patch.setattr(_accept_many.stdlib_socket, "socket", no_memory)
+                with pytest.raises(MemoryError):
+                    await listener.accept()
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -17,7 +17,7 @@ import pytest
 from children import in_child, in_thread
 
 from trio_uring import ForkedRingError, RingConfig, SQPoll
-from trio_uring._buffer_pool import BufferPool
+from trio_uring._buffer_pool import BufferPool, BufferPools
 from trio_uring._kernel import ffi
 from trio_uring._kernel.uapi import RegisterOpcode, SetupFlag
 from trio_uring._ring import REAP_MAX, Completion, Ring
@@ -613,6 +613,37 @@ def test_a_group_that_is_taken(ring: KeptRing, pool: BufferPool) -> None:
 def test_a_group_is_free_again(ring: KeptRing) -> None:
     for _ in range(3):
         BufferPool(ring, group=1, count=4, size=64).close()
+
+
+def test_groups_are_numbered(ring: KeptRing, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools = BufferPools(ring, 2)
+    first, second = pools.open(3, 64), pools.open(1, 64)
+    assert (first.group, second.group) == (0, 1)
+    pools.close(first)
+    with pytest.raises(OSError, match="Invalid argument"):
+        pools.open(1 << 16, 1)  # more than the kernel has in a group
+    assert pools.open(1, 64).group == 0
+    monkeypatch.setattr("trio_uring._buffer_pool._GROUPS_MAX", 2)
+    with pytest.raises(OSError, match="all buffer groups are in use"):
+        pools.open(1, 64)
+    assert pools.open_receive() is None
+    assert "PBUF_RING" in pools.refused
+    pools.close_all()
+    assert pools.open(1, 64).group in (0, 1)
+    pools.close_all()
+
+
+def test_buffers_can_be_seen_until_they_are_given_back(
+    ring: KeptRing, pool: BufferPool, pair: Pair
+) -> None:
+    ring.push(operations.recv_select(pair[0].fileno(), pool, 64), 1)
+    pair[1].send(b"data")
+    [(_, res, flags)] = ring.reap(1)
+    seen = pool.view(res, flags)
+    assert seen == b"data"
+    assert seen.readonly
+    pool.give_back(flags)
+    test_no_buffer_left_loses_nothing(ring, pool)
 
 
 def test_buffers_outlive_a_ring_that_was_closed_first(ring: KeptRing) -> None:

@@ -9,6 +9,7 @@ error, or because it has no place for more. Then the owner begins the next.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import trio
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from trio_uring._operations import Operation
 
 
-class Shots:
+class Shots(ABC):
     """A multishot operation, if one is in flight, and the task that waits for what it brings."""
 
     def __init__(self, manager: UringIOManager) -> None:
@@ -75,13 +76,13 @@ class Shots:
                     self.failed(exc)
         self.wake()
 
+    @abstractmethod
     def last(self, res: int, flags: int) -> None:
         """Take the result of a completion after which there are no more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def failed(self, exc: OSError | trio.ClosedResourceError) -> None:
         """Take note of why it ended."""
-        raise NotImplementedError
 
     # ---- The task --------------------------------------------------------------------------
 
@@ -116,5 +117,5 @@ class Shots:
         if task is not None:
             current_reschedule()(task, self)
 
-    def unwrap(self) -> None:
+    def unwrap(self) -> None:  # noqa: B027 (it has nothing to do)
         """As in `InFlight`."""

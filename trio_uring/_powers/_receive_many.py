@@ -89,10 +89,8 @@ def receive_many(
         raise ValueError(f"max_buffers must be between 1 and {_BUFFERS_MAX}")
     if not 1 <= buffer_size <= _SIZE_MAX:
         raise ValueError(f"buffer_size must be between 1 and {_SIZE_MAX}")
-    with ExitStack() as stack:
-        source = source_of(stream, stack)
-        return ReceivedLeases(source, stack.pop_all(), max_buffers, buffer_size)
-    raise AssertionError
+    stack = ExitStack()
+    return ReceivedLeases(source_of(stream, stack), stack, max_buffers, buffer_size)
 
 
 class ReceivedLease:
