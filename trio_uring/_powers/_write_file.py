@@ -54,7 +54,14 @@ _IN_WORKER_MIN: Final = 256 * 1024
 _CHAIN_MAX: Final = 4
 
 # O_NONBLOCK: opening a FIFO would wait for a reader, in a worker that others need.
-_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC
+# Windows, where the package imports all the same, has neither.
+_FLAGS: Final = (
+    os.O_WRONLY
+    | os.O_CREAT
+    | os.O_TRUNC
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+)
 
 # struct io_uring_rsrc_register.
 _REGISTER = struct.Struct("=IIQQQ")
