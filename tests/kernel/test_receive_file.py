@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import socket as stdlib_socket
 import tempfile
 from contextlib import contextmanager
 from functools import partial
@@ -117,6 +118,21 @@ def test_other_streams(run: str, file: int) -> None:
 
 
 # --- Files that know no splice --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_urgent_data(run: str, file: int) -> None:
+    """It is left out, as by recv(2); splice(2) does not get beyond it (Linux 6.18)."""
+
+    async def main() -> None:
+        with connected("TCP") as (client, source):
+            for data, flags in ((b"123", 0), (b"!", stdlib_socket.MSG_OOB), (b"abc", 0)):
+                assert await client.socket.send(data, flags) == len(data)
+            await client.send_eof()
+            assert await receive_file(source, file) == 6
+        assert content(file) == b"123abc"
+
+    RUNS[run](main)
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -195,6 +195,21 @@ async def test_readable_and_yet_empty() -> None:
         assert thief.stolen == b"stolen"
 
 
+@pytest.mark.parametrize("run", RUNS)
+def test_urgent_data(run: str) -> None:
+    """It is left out, as by recv(2); splice(2) does not get beyond it (Linux 6.18)."""
+
+    async def main() -> None:
+        with connected("TCP") as (client, source), connected("TCP") as (destination, server):
+            for data, flags in ((DATA[:40_000], 0), (b"!", stdlib_socket.MSG_OOB), (b"abc", 0)):
+                assert await client.socket.send(data, flags) == len(data)
+            await client.send_eof()
+            assert await relayed(source, destination) == 40_003
+            assert await all_of(server) == DATA[:40_000] + b"abc"
+
+    RUNS[run](main)
+
+
 # --- Cancellation ---------------------------------------------------------------------------
 
 

@@ -59,7 +59,7 @@ class Pipe:
         self.size: int = fcntl.fcntl(self._write_fd, _F_GETPIPE_SZ)
 
     def fill_from_socket(self, fd: int, size: int) -> int:
-        """Take at most *size* bytes out of a socket; 0 is the end of the stream.
+        """Take at most *size* bytes out of a socket; 0 at the end, or before urgent data.
 
         Raises:
           BlockingIOError: there is nothing now.

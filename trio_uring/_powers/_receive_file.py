@@ -121,11 +121,10 @@ async def _receive_some(source: Source, target: _Target) -> bool:
         return await _receive_and_write(source, target)
     await source.wait_readable()
     with current_pipes().lent() as pipe:
-        if pipe is None:
-            return await _receive_and_write(source, target)
-        count = fill_from(source, pipe, target.transfer)
-        await _empty_into_file(pipe, target.manager, target)
-        return count != 0
+        count = 0 if pipe is None else fill_from(source, pipe, target.transfer)
+        if pipe is not None and count:
+            await _empty_into_file(pipe, target.manager, target)
+    return count > 0 or await _receive_and_write(source, target)
 
 
 async def _receive_and_write(source: Source, target: _Target) -> bool:

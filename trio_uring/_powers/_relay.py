@@ -104,15 +104,14 @@ async def _splice_some(
     """Move what is there; returns how much that is, and 0 at the end."""
     await source.wait_readable()
     with current_pipes().lent() as pipe:
-        if pipe is None:
-            return await _receive_and_send(source, sink, transfer, progress)
-        count = fill_from(source, pipe, transfer)
-        try:
-            await empty_into(sink, pipe, transfer)
-        except BaseException:
-            progress.left += pipe.take_rest()
-            raise
-        return _SPLICE_MIN if count is None else count
+        count = 0 if pipe is None else fill_from(source, pipe, transfer)
+        if pipe is not None and count:
+            try:
+                await empty_into(sink, pipe, transfer)
+            except BaseException:
+                progress.left += pipe.take_rest()
+                raise
+    return count or await _receive_and_send(source, sink, transfer, progress)
 
 
 async def _receive_and_send(

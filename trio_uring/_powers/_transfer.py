@@ -59,14 +59,18 @@ def check_range(offset: int, count: int | None) -> None:
 # ---- Receiving -----------------------------------------------------------------------------
 
 
-def fill_from(source: Source, pipe: Pipe, transfer: Transfer) -> int | None:
-    """Take what is there out of a socket; 0 is its end, and None that nothing was there."""
+def fill_from(source: Source, pipe: Pipe, transfer: Transfer) -> int:
+    """Take what is there out of a socket.
+
+    0 says nothing: it may be the end, or nothing is there, or urgent data (``MSG_OOB``), which
+    splice(2) does not get beyond. A plain receive can tell.
+    """
     assert source.sock is not None
     with source.errors():
         try:
             return pipe.fill_from_socket(source.sock.fileno(), transfer.next(pipe.size))
         except BlockingIOError:
-            return None
+            return 0
 
 
 # ---- Sending -------------------------------------------------------------------------------
