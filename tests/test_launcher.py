@@ -510,7 +510,7 @@ def test_doctor_as_json(tmp_path: Path, setting: str) -> None:
     assert report["ok"]
     assert report["versions"]["trio_uring"] != "not installed"
     assert list(report["in_use"]) == [
-        *("entries", "set-up flags", "features", "opcodes", "receive buffers")
+        *("entries", "set-up flags", "features", "opcodes", "kernel workers", "receive buffers")
     ]
     assert list(report["settings"].values()) == [setting, "not set", "not set"]
     assert "a ring" not in report["missing"]

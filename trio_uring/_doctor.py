@@ -180,6 +180,7 @@ def _look_at(ring: Ring) -> tuple[dict[str, str], list[str]]:
         "set-up flags": " ".join(flag_names(ring.setup_flags)),
         "features": " ".join(flag_names(ring.features)),
         "opcodes": f"{len(ring.supported)} of the {len(Opcode)} known here",
+        "kernel workers": _worker_limits(ring),
         "receive buffers": "no" if no_buffers else "provided by a buffer ring",
     }
     missing = [f"refused: {step}" for step in ring.refused]
@@ -190,6 +191,13 @@ def _look_at(ring: Ring) -> tuple[dict[str, str], list[str]]:
             loss = _WANTED_OPCODES.get(opcode, "only where a program asks for it")
             missing.append(f"{opcode.name} (Linux {OPCODE_SINCE[opcode]}): {loss}")
     return in_use, missing
+
+
+def _worker_limits(ring: Ring) -> str:
+    limits = ring.worker_limits
+    if not limits:  # before Linux 5.15
+        return "as many as the kernel likes"
+    return f"at most {limits['bounded_workers']} bounded, {limits['unbounded_workers']} unbounded"
 
 
 def _why_no_buffer_rings() -> str:

@@ -432,5 +432,46 @@ def test_little_memory_may_be_locked(path: Path) -> None:
     assert in_child(child) == 0
 
 
+def test_as_much_as_may_be_locked_is_registered(path: Path) -> None:
+    """What comes too late is used unregistered; what was given back is there for the next."""
+    kib = 1024
+
+    async def read(buffers: RegisteredBuffers) -> None:
+        async with await open_direct(path) as file:
+            with await buffers.lease() as lease:
+                assert await file.read_into_at(lease, 0) == min(256 * kib, len(CONTENT))
+                with trio.CancelScope() as scope:  # the only one: the next waits
+                    scope.cancel()
+                    await buffers.lease()
+                assert scope.cancelled_caught
+
+    async def main() -> None:
+        room = RegisteredBuffers(1, 256 * kib)
+        assert room.registered
+        with RegisteredBuffers(1, 256 * kib) as buffers:
+            assert not buffers.registered
+            await read(buffers)
+        await read(room)
+        assert statistics().completed["READ"] == statistics().completed["READ_FIXED"] == 1
+        room.close()
+        while True:  # the kernel lets go of it a while later
+            with RegisteredBuffers(1, 256 * kib) as again:
+                if again.registered:
+                    await read(again)
+                    break
+            await trio.lowlevel.checkpoint()
+
+    def child() -> None:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (400 * kib, 400 * kib))
+        if os.geteuid() == 0:
+            os.setuid(65533)  # root may lock what it likes
+        trio_uring.run(main, ring=RingConfig(require=True, entries=8, completion_entries=16))
+
+    path.chmod(0o644)
+    for parent in list(path.parents)[:3]:  # pytest makes its directories for one user only
+        parent.chmod(0o755)
+    assert in_child(child) == 0
+
+
 def test_it_is_a_resource() -> None:
     assert issubclass(DirectFile, trio.abc.AsyncResource)

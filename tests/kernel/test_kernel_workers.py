@@ -8,6 +8,7 @@ hands it to a worker (``iou-wrk-*``, a thread of this process), where it blocks.
 from __future__ import annotations
 
 import os
+import resource
 import socket as stdlib_socket
 import threading
 from contextlib import AsyncExitStack, ExitStack, suppress
@@ -50,12 +51,13 @@ def workers() -> set[int]:
     return found
 
 
-def in_its_own_thread(test: Callable[..., Awaitable[None]], *args: object) -> None:
+def in_its_own_thread(test: Callable[..., Awaitable[None]], *args: object, **limits: int) -> None:
     """Run an async test where no earlier one has left a worker."""
     ended: list[Outcome[None]] = []
+    config = RingConfig(require=True, **limits)  # type: ignore[arg-type]
 
     def run() -> None:
-        ended.append(capture(trio_uring.run, test, *args, ring=RingConfig(require=True)))
+        ended.append(capture(trio_uring.run, test, *args, ring=config))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -184,3 +186,118 @@ async def _wait_for_everything_else() -> None:
         assert len(nursery.child_tasks) == 10
         assert not workers()
         nursery.cancel_scope.cancel()
+
+
+# --- Limits ---------------------------------------------------------------------------------
+
+# More than any limit allows at once, and more kernel threads than most systems have in all.
+THOUSANDS: Final = 4000
+
+
+@pytest.mark.parametrize("limits", [(8, 32, 64), (1, 2, 3)])
+def test_thousands_that_block(limits: tuple[int, int, int], tmp_path: Path) -> None:
+    """They wait in line, and the kernel starts no more threads than it may."""
+    bounded, unbounded, operations_max = limits
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    async def main() -> None:
+        statistics = current_manager().statistics
+        assert statistics().limits == {
+            "max_file_operations": operations_max,
+            "bounded_workers": bounded,
+            "unbounded_workers": unbounded,
+        }
+        opened = 0
+        most = 0
+
+        async def open_it() -> None:
+            nonlocal opened, most
+            os.close(await perform(operations.openat(fifo, os.O_RDONLY, wait=True)))
+            opened += 1
+            if opened % 100 == 0:
+                most = max(most, len(workers()))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(THOUSANDS):
+                nursery.start_soon(open_it)
+            await wait_all_tasks_blocked()
+            while not workers():
+                await checkpoint()
+            before = statistics()
+            assert before.in_flight == operations_max
+            assert before.waiting_for_limit == THOUSANDS - operations_max
+            assert len(workers()) <= bounded + unbounded
+            with trio.CancelScope() as scope:  # who gives up leaves the line
+                async with trio.open_nursery() as giving_up:
+                    giving_up.start_soon(open_it)
+                    await wait_all_tasks_blocked()
+                    assert statistics().waiting_for_limit == before.waiting_for_limit + 1
+                    scope.cancel()
+            assert statistics().waiting_for_limit == before.waiting_for_limit
+            writer = os.open(fifo, os.O_RDWR)
+        os.close(writer)
+        assert opened == THOUSANDS
+        assert 0 < most <= bounded + unbounded
+        assert statistics().waiting_for_limit == 0
+        assert statistics().completed["OPENAT"] == THOUSANDS
+
+    in_its_own_thread(
+        main,
+        bounded_workers=bounded,
+        unbounded_workers=unbounded,
+        max_file_operations=operations_max,
+    )
+
+
+def test_thousands_that_are_cancelled(tmp_path: Path) -> None:
+    """All of them in the kernel: it queues what exceeds its workers, and lets go of all of it."""
+    in_its_own_thread(_cancel_thousands, tmp_path / "fifo", max_file_operations=4096)
+
+
+async def _cancel_thousands(fifo: Path) -> None:
+    os.mkfifo(fifo)
+    async with trio.open_nursery() as nursery:
+        for _ in range(THOUSANDS):
+            nursery.start_soon(perform, operations.openat(fifo, os.O_RDONLY, wait=True))
+        await wait_all_tasks_blocked()
+        while not workers():
+            await checkpoint()
+        assert current_manager().statistics().in_flight == THOUSANDS
+        assert len(workers()) <= 8 + 32
+        nursery.cancel_scope.cancel()
+    assert current_manager().statistics().cancelled == THOUSANDS
+    await perform(operations.statx("/"))
+
+
+def test_thousands_of_reads_that_wait() -> None:
+    """Reads of pipes take no worker at all, and no limit holds them up."""
+    in_its_own_thread(_wait_for_thousands_of_reads)
+
+
+async def _wait_for_thousands_of_reads() -> None:
+    received: list[bytes] = []
+    read_fd, write_fd = os.pipe()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = THOUSANDS if limits[1] >= THOUSANDS + 100 else limits[1] - 100
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+
+    async def read(fd: int) -> None:  # each its own, or Trio's rule forbids it
+        buffer = bytearray(1)
+        await perform(operations.read(fd, buffer, -1, cancellable=True))
+        received.append(bytes(buffer))
+        os.close(fd)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(read, os.dup(read_fd))
+        await wait_all_tasks_blocked()
+        statistics = current_manager().statistics()
+        assert (statistics.in_flight, statistics.waiting_for_limit) == (count, 0)
+        assert not workers()
+        os.write(write_fd, b"x" * count)
+    assert received == [b"x"] * count
+    assert current_manager().statistics().completed["READ"] == count
+    for fd in (read_fd, write_fd):
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
