@@ -26,11 +26,10 @@ from weakref import WeakKeyDictionary
 
 import attrs
 import trio
-from outcome import Error, Outcome
+from outcome import Error
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
 from trio_uring import _operations as operations
-from trio_uring._errors import OperationCancelledError
 from trio_uring._in_flight import FifoLimit
 from trio_uring._io_manager import UringIOManager, current_ring
 from trio_uring._kernel.uapi import RSRC_REGISTER_SPARSE, RegisterOpcode
@@ -175,10 +174,7 @@ async def _write_to_slot(
         while done < view.nbytes:
             done += await manager.perform_midway(_write(slot, view[done:], done))
         if sync:
-            if _was_not_begun(rest[0]):
-                await manager.perform_midway(_sync(slot))
-            else:
-                rest[0].unwrap()
+            await manager.perform_midway(_sync(slot))
         return done
     finally:
         await manager.perform_midway(close_slot(slot))
@@ -191,10 +187,6 @@ def _write(slot: int, view: memoryview, offset: int = 0) -> Operation[int]:
 
 def _sync(slot: int) -> Operation[None]:
     return on_slot(operations.fsync(slot, data_only=True))
-
-
-def _was_not_begun(result: Outcome[object]) -> bool:
-    return isinstance(result, Error) and isinstance(result.error, OperationCancelledError)
 
 
 def _write_synchronously(name: str | bytes, view: memoryview, mode: int, sync: bool) -> int:  # noqa: FBT001
