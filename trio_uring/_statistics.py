@@ -36,8 +36,8 @@ class RingStatistics:
       waiting_for_limit: Tasks in line because of ``RingConfig.max_file_operations``.
       routes: Calls on files and paths by the way they went: ``ring``; ``inline``, which had
         nothing to wait for; and ``thread``.
-      limits: What bounds the run, as in `RingConfig`: ``max_file_operations``, and, if the kernel
-        has taken them (Linux 5.15), ``bounded_workers`` and ``unbounded_workers``.
+      limits: What bounds the run, as in `trio_uring.RingConfig`: ``max_file_operations``, and, if
+        the kernel has taken them (Linux 5.15), ``bounded_workers`` and ``unbounded_workers``.
     """
 
     tasks_waiting_read: int

@@ -108,7 +108,7 @@ class ReceivedLease:
 
     @property
     def data(self) -> memoryview:
-        """The bytes; read-only. Do not keep slices of it beyond the lease: they would change.
+        """The bytes; read-only. Do not keep slices of it beyond the lease, or they would change.
 
         Raises:
           RuntimeError: it was given back.
