@@ -45,5 +45,6 @@ def is_memory(device: int) -> bool:
 
 def is_local(device: int) -> bool:
     """Whether the file system with this ``st_dev`` is on a disk, or memory, and asks no server."""
-    # Only disks have a device with a major number.
+    # Only disks have a device with a major number. FUSE on one (fuseblk), and a cluster's file
+    # system on a shared one, count as disks: a call may wait for a daemon, or a lock, there.
     return bool(os.major(device)) or is_memory(device)
