@@ -93,6 +93,10 @@ class SimulatedBuffers:
         self.give_back(flags)
         return data
 
+    def failed(self, _res: int, flags: int) -> None:
+        """Give the buffer of a completion that failed back, if it has one."""
+        self.give_back(flags)
+
     def give_back(self, flags: int) -> None:
         """Give the buffer of a completion back, if it has one."""
         if flags & _F_BUFFER:

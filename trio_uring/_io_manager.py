@@ -263,7 +263,7 @@ class UringIOManager:
         """Raise what a negative result means."""
         res = entry.res
         if operation.buffers is not None:
-            operation.buffers.give_back(entry.flags)
+            operation.buffers.failed(res, entry.flags)
         if res in CANCELLED_RESULTS:
             if entry.closing:
                 raise trio.ClosedResourceError("another task closed this fd")

@@ -654,6 +654,30 @@ def test_buffers_outlive_a_ring_that_was_closed_first(ring: KeptRing) -> None:
         pool.close()
 
 
+def test_the_kernel_gets_more_buffers_when_it_finds_none(ring: KeptRing) -> None:
+    pool = BufferPool(ring, group=1, count=4, size=64, first=1)
+    pairs = [socket.socketpair() for _ in range(8)]
+
+    def received() -> int:
+        for number, (a, b) in enumerate(pairs):
+            b.send(b"data")
+            ring.push(operations.recv_select(a.fileno(), pool, 64), number)
+        completions = ring.reap(8)
+        for _, res, flags in completions:
+            if res > 0:
+                pool.take(res, flags)
+            else:
+                pool.failed(res, flags)
+        return sum(res > 0 for _, res, _ in completions)
+
+    assert received() == 1
+    assert received() == 4  # there are no more than that
+    assert received() == 4
+    for end in (end for pair in pairs for end in pair):
+        end.close()
+    pool.close()
+
+
 def test_a_closed_pool_refuses(ring: KeptRing) -> None:
     pool = BufferPool(ring, group=1, count=4, size=64)
     pool.close()

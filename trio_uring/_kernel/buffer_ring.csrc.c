@@ -67,8 +67,6 @@ static int buffer_ring_open(struct buffer_ring **out, struct ring *ring, unsigne
         buffer_ring_free(pool);
         return result;
     }
-    for (unsigned id = 0; id < count; id++)
-        buffer_ring_add(pool, id);
     *out = pool;
     return 0;
 }

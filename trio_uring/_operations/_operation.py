@@ -40,8 +40,8 @@ class ProvidedBuffers(Protocol):
         """Copy out what a completion received, and give its buffer back."""
         ...
 
-    def give_back(self, flags: int, /) -> None:
-        """Give back the buffer of a completion that failed, if it has one."""
+    def failed(self, res: int, flags: int, /) -> None:
+        """Take note of a completion that failed; give its buffer back, if it has one."""
         ...
 
 
