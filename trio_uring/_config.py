@@ -105,5 +105,6 @@ class RingConfig:
         if self.allowed_operations is not None:
             _check_type("allowed_operations", self.allowed_operations, frozenset)
             if unknown := self.allowed_operations - Opcode.__members__.keys():
-                raise ValueError(f"allowed_operations has unknown names: {sorted(unknown)}")
+                names = ", ".join(sorted(map(repr, unknown)))
+                raise ValueError(f"allowed_operations has unknown names: {names}")
         _check_type("require", self.require, bool)

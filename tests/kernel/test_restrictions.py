@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from outcome import Value
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
-from trio_uring import RegisteredBuffers, RingConfig, SQPoll
+from trio_uring import (
+    OperationCancelledError,
+    RegisteredBuffers,
+    RingConfig,
+    SQPoll,
+    perform_many,
+)
 from trio_uring.lowlevel import RingStatistics, operations, perform
 
 if TYPE_CHECKING:
@@ -87,11 +94,55 @@ async def test_by_default_all_is_allowed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("allowed", "error"), [(["RECV"], TypeError), (frozenset({"recv"}), ValueError)]
+    ("allowed", "error"),
+    [
+        (["RECV"], TypeError),
+        ({"RECV"}, TypeError),
+        ("RECV", TypeError),
+        (True, TypeError),
+        (frozenset("RECV"), ValueError),
+        (frozenset({"recv"}), ValueError),
+        (frozenset({"IORING_OP_RECV"}), ValueError),
+        (frozenset({"RECV", ""}), ValueError),
+        (frozenset({"RECV", 27}), ValueError),
+        (frozenset({1, "a", None}), ValueError),
+    ],
 )
 def test_wrong_settings(allowed: object, error: type[Exception]) -> None:
     with pytest.raises(error, match="allowed_operations"):
         RingConfig(allowed_operations=allowed)  # type: ignore[arg-type]
+
+
+@pytest.mark.ring(allowed_operations=NOTHING)
+async def test_in_a_batch() -> None:
+    """What is forbidden fails, and of its chain nothing is done; the rest is."""
+    nop = operations.nop
+    outcomes = await perform_many(
+        [nop(), operations.fsync(0), operations.linked([nop(), operations.pipe(), nop()]), nop()]
+    )
+    assert outcomes[0] == outcomes[5] == Value(None)
+    for number, error in (
+        (1, PermissionError),
+        (2, OperationCancelledError),
+        (3, PermissionError),
+        (4, OperationCancelledError),
+    ):
+        with pytest.raises(error):
+            outcomes[number].unwrap()
+
+
+@pytest.mark.ring(allowed_operations=SOCKETS)
+async def test_in_the_powers(tmp_path: Path) -> None:
+    """They say what is forbidden, and neither hang nor go another way unasked."""
+    path = tmp_path / "file"
+    path.write_bytes(b"data")
+    with pytest.raises(PermissionError, match="may not perform"):
+        async with await trio.open_file(path, "wb") as file:
+            await file.write(b"x")
+    ours, theirs = stdlib_socket.socketpair()
+    sock = trio.socket.from_stdlib_socket(ours)
+    with sock, theirs, path.open("rb") as opened, pytest.raises(PermissionError, match="may not"):
+        await trio_uring.send_file(sock, opened)
 
 
 def test_as_a_plain_run() -> None:
