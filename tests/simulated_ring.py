@@ -264,14 +264,15 @@ class SimulatedKernel:
         if selects and not self.buffers.free:
             self._end(taken, -errno.ENOBUFS)
             return
-        size = min(len(incoming), sqe.len, self.buffers.size if selects else sqe.len)
+        size = min(len(incoming), sqe.len or len(incoming))
+        size = min(size, self.buffers.size) if selects else size
         size = self.random.randint(1, size)
         data = bytes(incoming[:size])
         del incoming[:size]
         if selects:
             number = self.buffers.free.popleft()
             self.buffers.memory[number] = data
-            self._end(taken, size, _F_BUFFER | number << CQE_BUFFER_SHIFT)
+            self._shoot(taken, size, _F_BUFFER | number << CQE_BUFFER_SHIFT)
         else:
             _memory(sqe)[:size] = data
             self._end(taken, size)
@@ -291,7 +292,14 @@ class SimulatedKernel:
         taken.file.connections -= 1
         fd = self.new_fd()
         self.fds.add(fd)
-        self._end(taken, fd)
+        self._shoot(taken, fd)
+
+    def _shoot(self, taken: InKernel, res: int, flags: int = 0) -> None:
+        """Complete; a multishot operation mostly goes on."""
+        if taken.operation.on_more is not None and self.random.random() < 0.7:
+            self.post(taken.user_data, res, flags | _F_MORE)
+        else:
+            self._end(taken, res, flags)
 
     def check_pins(self) -> None:
         """Fail if memory that an operation points to could move."""

@@ -28,9 +28,11 @@ from simulated_ring import File, SimulatedKernel, SimulatedRing
 
 from trio_uring import RingConfig
 from trio_uring._io_manager import UringIOManager
+from trio_uring._kernel.uapi import Opcode
 from trio_uring.lowlevel import Operation, operations
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import pytest
@@ -130,13 +132,16 @@ class Machine(RuleBasedStateMachine):
         if buffer is not None:
             self.kernel.pinned[id(operation)] = buffer
         client = Client(operation, stream, buffer)
-        operation.on_more = operation.on_more and partial(self.count_more, client)
+        operation.on_more = operation.on_more and partial(self.take_more, client, operation.on_more)
         self.clients.append(client)
         self.nursery.start_soon(self.task, client)
 
-    def count_more(self, client: Client, _res: int, _flags: int) -> None:
+    def take_more(
+        self, client: Client, on_more: Callable[[int, int], None], res: int, flags: int
+    ) -> None:
         assert not client.done
         client.more += 1
+        on_more(res, flags)
 
     async def task(self, client: Client) -> None:
         try:
@@ -157,8 +162,9 @@ class Machine(RuleBasedStateMachine):
                 client.buffer.append(0)  # it is ours again
         if isinstance(client.result, bytes):
             client.stream.incoming.received(client.result)
-        elif isinstance(client.result, tuple):
-            self.kernel.fds.remove(client.result[0])
+        elif client.operation.opcode == Opcode.ACCEPT and client.result is not None:
+            fd, _ = client.result
+            self.kernel.fds.remove(fd)
 
     @rule(file=files, size=sizes, select=st.booleans())
     def receive(self, file: int, size: int, select: bool) -> None:
@@ -185,6 +191,23 @@ class Machine(RuleBasedStateMachine):
         stream = self.streams[file]
         operation = operations.accept(stream.file.fd)
         operation.discard = self.kernel.fds.remove
+        self.perform(operation, stream)
+
+    @rule(file=files)
+    def receive_many(self, file: int) -> None:
+        stream, buffers = self.streams[file], self.kernel.buffers
+
+        def received(res: int, flags: int) -> None:
+            stream.incoming.received(buffers.take(res, flags))
+
+        self.perform(operations.recv_multishot(stream.file.fd, buffers, received), stream)
+
+    @rule(file=files)
+    def accept_many(self, file: int) -> None:
+        stream, fds = self.streams[file], self.kernel.fds
+        operation = operations.accept_multishot(stream.file.fd, lambda fd, _flags: fds.remove(fd))
+        operation.decode = lambda fd, _flags: (fd, b"")  # as for those that accept once
+        operation.discard = fds.remove
         self.perform(operation, stream)
 
     @rule(file=files)
