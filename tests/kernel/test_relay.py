@@ -361,7 +361,12 @@ def test_closed_meanwhile(run: str) -> None:
                 assert got == DATA[: progress.bytes_sent]
                 assert got + progress.left + await all_of(source) == DATA
             with pytest.raises(OSError, match="Bad file descriptor"):
-                await relay(client.socket, destination)
+                await relay(client.socket, server)
+        with connected("UNIX") as (client, source), connected("UNIX") as (destination, _):
+            await destination.aclose()
+            await client.send_all(b"abc")
+            await relay_closed(source, destination, RelayProgress())
+            assert await source.receive_some() == b"abc"  # nothing was taken for nobody
 
     RUNS[run](main)
 

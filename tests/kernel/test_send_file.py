@@ -248,8 +248,9 @@ def test_closed_and_broken(run: str, file: int) -> None:
                 nursery.start_soon(send)
                 await wait_all_tasks_blocked()
                 await ours.aclose()
-            with pytest.raises(trio.ClosedResourceError):
-                await send_file(ours, file)
+            for count in (None, 0):  # as send_all(b"")
+                with pytest.raises(trio.ClosedResourceError):
+                    await send_file(ours, file, count=count)
             with pytest.raises(OSError, match="Bad file descriptor"):
                 await send_file(ours.socket, file)
             assert DATA.startswith(await all_of(theirs))

@@ -101,6 +101,8 @@ def sink_of(
     if isinstance(stream, trio.SocketStream):
         if stream.socket.did_shutdown_SHUT_WR:
             raise trio.ClosedResourceError("can't send data after sending EOF")
+        if stream.socket.fileno() < 0:  # also if there is nothing to send, as Trio has it
+            raise trio.ClosedResourceError("socket was already closed")
         stack.enter_context(send_conflict_detector(stream))
         return _socket_sink(stream.socket, socket_errors_as_stream_errors)
     if isinstance(stream, trio.socket.SocketType):
