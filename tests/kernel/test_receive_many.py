@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import random
 import socket as stdlib_socket
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 import pytest
 import trio
@@ -703,6 +705,24 @@ async def test_groups_are_used_again() -> None:
                 peer.send(b"x")
                 assert taken(await leases.receive()) == b"x"
     assert not current_manager().pools._open
+
+
+async def test_no_cyclic_garbage() -> None:
+    """What the program forgot to close is closed when the last reference to it goes."""
+    gc.disable()
+    try:
+        with connected() as (stream, peer):
+            for _ in range(2):  # the second one uses an entry again
+                async with receive_many(stream) as leases:
+                    peer.send(b"x")
+                    assert taken(await leases.receive()) == b"x"
+                peer.send(b"y")
+                assert await stream.receive_some() == b"y"
+        gone = ref(stream.socket)
+        del stream, leases
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_wrong_arguments() -> None:

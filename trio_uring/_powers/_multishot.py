@@ -10,7 +10,9 @@ error, or because it has no place for more. Then the owner begins the next.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING
+from weakref import ref
 
 import trio
 from trio.lowlevel import Abort, current_task
@@ -34,7 +36,7 @@ class Shots(ABC):
         self._entry: InFlight | None = None
         self._task: Task | None = None
         # To make one takes longer than all else (benchmarks/bench_receive_many.py).
-        self._sleep = WaitTaskRescheduled(self._abort)
+        self._sleep = WaitTaskRescheduled(partial(_abort, ref(self)))
 
     @property
     def armed(self) -> bool:
@@ -49,6 +51,7 @@ class Shots(ABC):
         """
         entry = self._manager.start(operation, None)
         entry.when_done = self._done
+        entry.sleep = None  # no task sleeps on it; and it would be cyclic garbage
         self._entry = entry
 
     def stop(self) -> None:
@@ -73,7 +76,7 @@ class Shots(ABC):
             except (OSError, trio.ClosedResourceError) as exc:
                 asked = entry.cancel_asked and not entry.closing
                 if not asked or entry.res not in CANCELLED_RESULTS:
-                    self.failed(exc)
+                    self.failed(exc.with_traceback(None))  # which refers to us
         self.wake()
 
     @abstractmethod
@@ -107,9 +110,9 @@ class Shots(ABC):
             raise
         woken.unwrap()
 
-    def _abort(self, _raise_cancel: RaiseCancelT) -> Abort:
+    def leave(self) -> None:
+        """End the wait of a task that was cancelled."""
         self._task = None
-        return Abort.SUCCEEDED
 
     def wake(self) -> None:
         """End the wait, if a task waits."""
@@ -119,3 +122,12 @@ class Shots(ABC):
 
     def unwrap(self) -> None:  # noqa: B027 (it has nothing to do)
         """As in `InFlight`."""
+
+
+# Refers to the shots weakly: what a program forgot is closed when the last reference to it goes,
+# without the garbage collector.
+def _abort(shots: ref[Shots], _raise_cancel: RaiseCancelT) -> Abort:
+    waited_for = shots()
+    if waited_for is not None:
+        waited_for.leave()
+    return Abort.SUCCEEDED

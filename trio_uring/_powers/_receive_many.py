@@ -387,11 +387,12 @@ class _ReceiveShots(Shots):
     def finish(self) -> bytes:
         """Let go of the socket and the buffers; returns what was not taken."""
         pool, self._pool = self._pool, None
+        claim, self._claim = self._claim, None
         if pool is None or not self._manager.ring.usable:  # the run crashed
             return b""
         unread = b"".join([pool.view(res, flags) for res, flags in self.queue])
         self.queue.clear()
-        if self._claim is not None:
-            self._manager.waiting.strike(self._claim)
+        if claim is not None:
+            self._manager.waiting.strike(claim)
         self._manager.pools.close(pool)
         return unread
