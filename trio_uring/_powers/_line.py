@@ -96,16 +96,16 @@ class Line(Generic[T]):
     """What the ends of a channel share. All of it is for who holds the lock."""
 
     def __init__(self, max_buffer_size: float) -> None:
-        self.max_buffer_size = max_buffer_size
-        self.lock = threading.Lock()
+        self.max_buffer_size: float = max_buffer_size
+        self.lock: threading.Lock = threading.Lock()
         self.buffer: deque[T] = deque()
-        self.peak = 0
+        self.peak: int = 0
         self.senders: dict[Waiter[T], T] = {}
         self.receivers: dict[Waiter[T], None] = {}
         # What those get who have been in line; their loops have not looked yet.
         self.served: dict[Waiter[T], Outcome[T | None]] = {}
-        self.send_channels = 0
-        self.receive_channels = 0
+        self.send_channels: int = 0
+        self.receive_channels: int = 0
 
     def put(self, value: T) -> list[Waiter[T]]:
         """Take *value*; returns whom to wake."""
