@@ -33,6 +33,7 @@ from trio_uring import (
     open_ring_channel,
 )
 from trio_uring._operations import msg_ring
+from trio_uring._powers._line import Waiter
 from trio_uring.lowlevel import perform
 
 if TYPE_CHECKING:
@@ -403,26 +404,28 @@ async def test_what_a_run_did_not_live_to_receive_goes_back() -> None:
 # --- Loops that are busy --------------------------------------------------------------------
 
 
-async def test_an_object_goes_to_a_loop_that_sleeps() -> None:
-    """And not to who waited longer in one that computes."""
-    async with Peer() as peer, trio.open_nursery() as nursery:
-        clone = peer.receive_channel.clone()
-        received: list[int] = []
-
-        async def receive() -> None:
-            received.append(await clone.receive())
-
-        await peer.send(1)  # so that it comes later
-        nursery.start_soon(receive)
-        await wait_all_tasks_blocked()
-        while not parked(clone, 2) or peer.inbox is None or peer.inbox.last_turn != inf:
-            await checkpoint()
-        in_thread(partial(peer.send_channel.send_nowait, 2))
-        while not parked(clone, 2):  # we do not come to our next turn
-            pass
-        assert (received, peer.received) == ([], [1, 2])
-        nursery.cancel_scope.cancel()
-        clone.close()
+@pytest.mark.parametrize(
+    ("last_turns", "chosen"),
+    [
+        ([0.0, 0.0], 0),  # no rings
+        ([9.0, inf, inf], 1),  # who sleeps, and waited longest
+        ([7.0, 9.0, 8.0], 1),  # who turned last
+        ([9.0] * 16 + [inf], 0),  # too far behind
+    ],
+)
+def test_an_object_goes_to_a_loop_that_is_not_busy(last_turns: list[float], chosen: int) -> None:
+    send_channel, receive_channel = open_ring_channel[int](0)
+    waiters = []
+    for last_turn in last_turns:
+        inbox = _inbox.Inbox(None)
+        inbox.last_turn = last_turn
+        waiters.append(Waiter(receive_channel, None, inbox))  # type: ignore[arg-type]
+    receive_channel.line.receivers = dict.fromkeys(waiters)
+    assert receive_channel.line.put(1) == [waiters[chosen]]
+    assert len(receive_channel.line.receivers) == len(waiters) - 1
+    for end in (send_channel, receive_channel):
+        end.line.receivers.clear()
+        end.close()
 
 
 class Busy:
