@@ -239,6 +239,25 @@ def test_a_file_for_reading_only(run: str) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
+def test_no_pipe_and_no_socket(run: str) -> None:
+    """A write to one could wait for ever, and cannot be cancelled."""
+
+    async def main() -> None:
+        with connected("UNIX") as (client, source), connected("UNIX") as (other, _):
+            await client.send_all(b"abc")
+            reader, writer = os.pipe()
+            for fd in (writer, other.socket.fileno()):
+                with pytest.raises(OSError, match="Illegal seek") as caught:
+                    await receive_file(source, fd)
+                assert caught.value.errno == errno.ESPIPE
+            os.close(reader)
+            os.close(writer)
+            assert await source.receive_some() == b"abc"
+
+    RUNS[run](main)
+
+
+@pytest.mark.parametrize("run", RUNS)
 def test_a_full_disk_hands_the_bytes_back(run: str) -> None:
     async def main() -> None:
         progress = ReceiveProgress()

@@ -268,6 +268,24 @@ def test_closed_and_broken(run: str, file: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
+def test_no_pipe_and_no_socket(run: str) -> None:
+    """A read of one could wait for ever, and cannot be cancelled."""
+
+    async def main() -> None:
+        with connected("UNIX") as (ours, _), connected("UNIX") as (other, _):
+            reader, writer = os.pipe()
+            os.write(writer, b"abc")
+            for fd in (reader, other.socket.fileno()):
+                with pytest.raises(OSError, match="Illegal seek") as caught:
+                    await send_file(ours, fd, count=1)
+                assert caught.value.errno == errno.ESPIPE
+            os.close(reader)
+            os.close(writer)
+
+    RUNS[run](main)
+
+
+@pytest.mark.parametrize("run", RUNS)
 def test_bad_arguments(run: str, file: int, tmp_path: Path) -> None:
     async def main() -> None:
         with connected("TCP") as (ours, _):

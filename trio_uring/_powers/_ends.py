@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -63,9 +64,16 @@ def opened(file: int | HasFileNo, stack: ExitStack) -> int:
 
     What it was duplicated from may be closed, and its number be another file's, while the
     kernel still uses it.
+
+    Raises:
+      OSError: ``EBADF``; ``ESPIPE``, as of pread(2), for a pipe, a socket or a terminal. The ring
+        would take no notice of the offset, and wait, maybe for ever, without being cancelled.
     """
     fd = os.dup(file if isinstance(file, int) else file.fileno())
     stack.callback(os.close, fd)
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        os.lseek(fd, 0, os.SEEK_CUR)
     return fd
 
 

@@ -72,8 +72,8 @@ async def receive_file(
 
     Raises:
       ValueError: *offset* or *count* is negative, or the socket is of another type.
-      OSError: the file cannot be written (``EBADF``, ``ENOSPC``, ``EFBIG``, ``EIO``); or for a
-        socket, as its ``recv``.
+      OSError: the file cannot be written (``EBADF``, ``ESPIPE``, ``ENOSPC``, ``EFBIG``,
+        ``EIO``); or for a socket, as its ``recv``.
       trio.BusyResourceError: another task waits to receive from this stream.
       trio.BrokenResourceError: for a stream, the connection is broken.
       trio.ClosedResourceError: for a stream, it was closed, also meanwhile. For AnyIO's streams

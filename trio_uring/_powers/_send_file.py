@@ -75,8 +75,8 @@ async def send_file(
     Raises:
       ValueError: *offset* or *count* is negative, or the socket is of another type.
       TypeError: *stream* is none.
-      OSError: the file cannot be read (``EISDIR``, ``EBADF``, ``EIO``); or for a socket, as
-        its ``send``.
+      OSError: the file cannot be read (``EISDIR``, ``ESPIPE``, ``EBADF``, ``EIO``); or for a
+        socket, as its ``send``.
       trio.BusyResourceError: another task is sending on this stream.
       trio.BrokenResourceError: for a stream, the connection is broken.
       trio.ClosedResourceError: for a stream, it was closed, also meanwhile. For AnyIO's streams
