@@ -174,16 +174,27 @@ async def test_closing_both_ends_of_a_splice() -> None:
             os.close(fd)
 
 
-async def test_closing_what_is_read_midway_in_a_call() -> None:
+async def test_closing_what_is_spliced_midway_in_a_call() -> None:
     """A worker's wait ends with EINTR, which there means: begin again. But not on a closed fd."""
-    read_end, write_end = os.pipe()
-    try:
+    pipes = [os.pipe(), os.pipe()]
+    async with trio.open_nursery() as nursery:
+        splice = operations.splice(pipes[0][0], pipes[1][1], 1)
+        nursery.start_soon(expect_closed, current_manager().perform_midway(splice))
+        await wait_all_tasks_blocked()
+        notify_closing(pipes[0][0])
+    for fd in (*pipes[0], *pipes[1]):
+        os.close(fd)
+
+
+async def test_closing_what_a_worker_could_be_about_to_read() -> None:
+    """The worker would hand it back to the kernel, which could lose the cancellation then."""
+    for _ in range(300):
+        read_end, write_end = os.pipe()
         async with trio.open_nursery() as nursery:
             read = operations.read(read_end, bytearray(1), -1, cancellable=True, in_worker=True)
-            nursery.start_soon(expect_closed, current_manager().perform_midway(read))
+            nursery.start_soon(expect_closed, perform(read))
             await wait_all_tasks_blocked()
             notify_closing(read_end)
-    finally:
         os.close(read_end)
         os.close(write_end)
 

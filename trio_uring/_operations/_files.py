@@ -59,7 +59,8 @@ def read(
     """Read from a file into *buffer*, at most its size in bytes. *flags*: `os.RWF_NOWAIT`, ...
 
     Without *in_worker* the kernel copies what the page cache has while it takes the SQE, and
-    nothing else runs meanwhile: 100 µs per MiB. With it, a kernel worker copies.
+    nothing else runs meanwhile: 100 µs per MiB. With it, a kernel worker copies; without effect
+    where *cancellable*.
 
     Completes with: the number of bytes; 0 at the end of the file.
     Fails with: ``EBADF``, ``EISDIR``, ``EIO``, ...: see pread(2); ``EAGAIN`` if nothing is there
@@ -479,7 +480,9 @@ def _transfer(
         size,
         flags,
         signed_64_bits(offset),
-        _ASYNC if in_worker else 0,
+        # A worker that is sent to a pipe has the kernel wait for it instead. A cancellation that
+        # comes just then is lost, and answered with EALREADY (Linux 6.18).
+        _ASYNC if in_worker and exclusive is None else 0,
         buf_index=buf_index,
         pins=pins,
         cancellable=exclusive is not None,
