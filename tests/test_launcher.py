@@ -369,7 +369,8 @@ async def app(scope, receive, send):
     report = {"pid": os.getpid(), "backend": statistics.backend}
     if scope["type"] == "lifespan":
         await receive()
-        print("worker", json.dumps(report), flush=True)
+        # In one piece, newline and all: the workers share the pipe.
+        print(f"worker {json.dumps(report)}\\n", end="", flush=True)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await send({"type": "lifespan.shutdown.complete"})
