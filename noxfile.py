@@ -245,7 +245,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session(python=ONE_PYTHON)
 def bench(session: nox.Session) -> None:
     """Measure, and print; nothing passes or fails."""
-    install_wheel(session, NEWEST_TRIO)
+    install_wheel(session, NEWEST_TRIO, *GROUPS["test"], "uvloop", extras="[anyio]")
     with elsewhere(session):
         for benchmark in sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py")):
             session.run("python", str(benchmark), *session.posargs)
