@@ -14,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import RingConfig
-from trio_uring._io_manager import UringIOManager, _leaked
+from trio_uring._engine._io_manager import UringIOManager, _leaked
 from trio_uring._trio_private import current_io_manager
 from trio_uring.lowlevel import operations, perform
 

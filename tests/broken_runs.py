@@ -24,7 +24,8 @@ from ledgers import open_fds
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
-from trio_uring import RingConfig, SQPoll, _io_manager
+from trio_uring import RingConfig, SQPoll
+from trio_uring._engine import _io_manager
 from trio_uring._kernel.uapi import Opcode
 from trio_uring._trio_private import current_io_manager
 from trio_uring.lowlevel import Operation, operations, perform
@@ -32,7 +33,7 @@ from trio_uring.lowlevel import Operation, operations, perform
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from trio_uring._io_manager import UringIOManager
+    from trio_uring._engine._io_manager import UringIOManager
 
 BLOCK = 4096
 

@@ -22,7 +22,7 @@ from trio.lowlevel import enable_ki_protection
 
 import trio_uring
 from trio_uring import RingConfig
-from trio_uring._io_manager import UringIOManager
+from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._trio_private import current_io_manager
 
 if sys.version_info < (3, 11):

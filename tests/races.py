@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_uring._io_manager import UringIOManager
+from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._trio_private import current_io_manager
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Mapping
 
+    from trio_uring._engine._ring import Completion
     from trio_uring._operations import Operation
-    from trio_uring._ring import Completion
 
 _F_BUFFER: Final = int(CqeFlag.BUFFER)
 _F_MORE: Final = int(CqeFlag.MORE)

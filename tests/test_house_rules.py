@@ -148,7 +148,7 @@ class Border:
     only_in: tuple[str, ...]  # files, or packages
 
 
-RING = ("_ring.py", "_buffer_pool.py")
+RING = ("_engine/_ring.py", "_engine/_buffer_pool.py")
 BORDERS = [
     Border("the C functions", identifiers("lib"), RING),
     Border("cffi", identifiers("ffi", "CData"), (*RING, "_operations")),
@@ -158,15 +158,15 @@ BORDERS = [
     Border(
         "set-up, enter and CQE flags",
         identifiers("SetupFlag", "EnterFlag", "CqeFlag", "SqFlag", "CqFlag"),
-        (*RING, "_io_manager.py"),
+        (*RING, "_engine/_io_manager.py"),
     ),
     # The ring passes it on; operations on other operations name the one they mean.
     Border(
         "user_data",
         identifiers("user_data"),
-        ("_io_manager.py", "_in_flight.py", "_ring.py", "_operations"),
+        ("_engine", "_operations"),
     ),
-    Border("-errno", negative_errno, ("_errors.py", "_ring.py", "_io_manager.py")),
+    Border("-errno", negative_errno, ("_errors.py", "_engine/_ring.py", "_engine/_io_manager.py")),
     Border("Trio's private side", private_of_trio, ("_trio_private.py",)),
 ]
 
@@ -294,24 +294,24 @@ def test_undeclared_imports() -> None:
 @pytest.mark.parametrize(
     ("code", "file"),
     [
-        ("from ._kernel import lib", "_io_manager.py"),
+        ("from ._kernel import lib", "_engine/_io_manager.py"),
         ("from ._kernel import lib", "_operations/_files.py"),
         ("_kernel.lib.ring_open()", "_run.py"),
-        ("from ._kernel import ffi as f", "_socket.py"),
-        ("x: CData", "_socket.py"),
-        ("Opcode.RECV", "_socket.py"),
-        ("uapi.Opcode.RECV", "_io_manager.py"),
-        ("SqeFlag.IO_LINK", "_ring.py"),
+        ("from ._kernel import ffi as f", "_streams/_socket.py"),
+        ("x: CData", "_streams/_socket.py"),
+        ("Opcode.RECV", "_streams/_socket.py"),
+        ("uapi.Opcode.RECV", "_engine/_io_manager.py"),
+        ("SqeFlag.IO_LINK", "_engine/_ring.py"),
         ("SetupFlag.SQPOLL", "_run.py"),
-        ("from ._kernel.uapi import CqeFlag", "_socket.py"),
-        ("def f(user_data): pass", "_socket.py"),
+        ("from ._kernel.uapi import CqeFlag", "_streams/_socket.py"),
+        ("def f(user_data): pass", "_streams/_socket.py"),
         ("entry.user_data", "_run.py"),
-        ("f(user_data=1)", "_pipe.py"),
-        ("res == -errno.EINTR", "_socket.py"),
+        ("f(user_data=1)", "_streams/_fd_stream.py"),
+        ("res == -errno.EINTR", "_streams/_socket.py"),
         ("import trio._core", "_run.py"),
         ("from trio._core import _run", "_run.py"),
-        ("from trio import _socket", "_socket.py"),
-        ("from trio.socket import _SocketType", "_socket.py"),
+        ("from trio import _socket", "_streams/_socket.py"),
+        ("from trio.socket import _SocketType", "_streams/_socket.py"),
         ("trio._core._run.GLOBAL_RUN_CONTEXT", "lowlevel.py"),
         ("trio.socket._SocketType", "lowlevel.py"),
         ("importlib.import_module('trio._core')", "lowlevel.py"),
@@ -324,11 +324,11 @@ def test_crossed_borders(code: str, file: str) -> None:
 @pytest.mark.parametrize(
     ("code", "file"),
     [
-        ("lib.ring_push(1)", "_ring.py"),
+        ("lib.ring_push(1)", "_engine/_ring.py"),
         ("ffi.from_buffer(b)", "_operations/_files.py"),
         ("Opcode(number).name", "_errors.py"),
-        ("RegisterOpcode.PROBE", "_ring.py"),
-        ("trio.lowlevel.checkpoint()", "_socket.py"),
+        ("RegisterOpcode.PROBE", "_engine/_ring.py"),
+        ("trio.lowlevel.checkpoint()", "_streams/_socket.py"),
         ("trio.__version__", "_run.py"),
         ("import trio._core", "_trio_private.py"),
         ("'Says how trio._core sees it.'", "_run.py"),

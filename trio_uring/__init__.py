@@ -12,6 +12,13 @@ has the operations themselves.
 """
 
 from . import _anyio_finder
+from ._batch import perform_many as perform_many
+from ._channels import (
+    RingReceiveChannel as RingReceiveChannel,
+    RingSendChannel as RingSendChannel,
+    open_ring_channel as open_ring_channel,
+    serve_threads as serve_threads,
+)
 from ._config import RingConfig as RingConfig, SQPoll as SQPoll
 from ._errors import (
     ForkedRingError as ForkedRingError,
@@ -21,40 +28,37 @@ from ._errors import (
     UnsupportedOpcodeError as UnsupportedOpcodeError,
 )
 from ._files import (
-    PositionalFile as PositionalFile,
-    open_positional as open_positional,
-)
-from ._operations import Linked as Linked, linked as linked
-from ._powers import (
     BufferLease as BufferLease,
     DirectFile as DirectFile,
+    PositionalFile as PositionalFile,
+    RegisteredBuffers as RegisteredBuffers,
+    open_direct as open_direct,
+    open_positional as open_positional,
+    write_file as write_file,
+)
+from ._multishot import (
     MultishotListener as MultishotListener,
     ReceivedLease as ReceivedLease,
     ReceivedLeases as ReceivedLeases,
-    ReceiveProgress as ReceiveProgress,
-    RegisteredBuffers as RegisteredBuffers,
-    RelayProgress as RelayProgress,
-    RingReceiveChannel as RingReceiveChannel,
-    RingSendChannel as RingSendChannel,
-    SendProgress as SendProgress,
-    ZeroCopyProgress as ZeroCopyProgress,
     accept_many as accept_many,
-    open_direct as open_direct,
-    open_ring_channel as open_ring_channel,
-    perform_many as perform_many,
-    receive_file as receive_file,
     receive_many as receive_many,
-    relay as relay,
-    send_file as send_file,
-    send_zerocopy as send_zerocopy,
-    write_file as write_file,
 )
+from ._operations import Linked as Linked, linked as linked
 from ._run import (
     install as install,
     run as run,
     start_guest_run as start_guest_run,
     uninstall as uninstall,
 )
-from ._serve_threads import serve_threads as serve_threads
+from ._transfers import (
+    ReceiveProgress as ReceiveProgress,
+    RelayProgress as RelayProgress,
+    SendProgress as SendProgress,
+    ZeroCopyProgress as ZeroCopyProgress,
+    receive_file as receive_file,
+    relay as relay,
+    send_file as send_file,
+    send_zerocopy as send_zerocopy,
+)
 
 _anyio_finder.install()

@@ -34,7 +34,7 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
-from ._io_manager import UringIOManager
+from ._engine._io_manager import UringIOManager
 from ._run import before_ring_runs
 from ._trio_private import current_io_manager
 

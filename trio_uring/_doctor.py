@@ -12,12 +12,12 @@ from typing import Final
 import attrs
 import trio
 
-from ._buffer_pool import BufferPool
 from ._config import RingConfig
+from ._engine._buffer_pool import BufferPool
+from ._engine._ring import Ring
 from ._errors import IncompatibleTrioError, RingUnavailableError
 from ._kernel import COMPILED
 from ._kernel.uapi import OPCODE_SINCE, Opcode
-from ._ring import Ring
 from ._run import check_system, probe, run
 from ._statistics import flag_names
 from ._trio_private import OVERRIDE

@@ -24,17 +24,18 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from . import _files, _pipe
+from . import _files
 from ._config import RingConfig
+from ._engine._io_manager import LAYERS, UringIOManager
+from ._engine._readiness import FallbackIOManager
+from ._engine._ring import Ring
 from ._errors import RingUnavailableError, setup_error, unsupported_opcode
-from ._io_manager import LAYERS, UringIOManager
 from ._kernel import COMPILED
 from ._kernel.uapi import Opcode
 from ._operations import nop
-from ._readiness import FallbackIOManager
-from ._ring import Ring
-from ._socket import UringSocket
 from ._statistics import totals
+from ._streams import _fd_stream
+from ._streams._socket import UringSocket
 from ._trio_private import (
     TrioIOManager,
     check_trio,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from trio.abc import Clock, Instrument
     from typing_extensions import Self, TypeVarTuple, Unpack
 
-    from ._io_manager import Layer
+    from ._engine._io_manager import Layer
 
     PosArgT = TypeVarTuple("PosArgT")
 
@@ -262,7 +263,7 @@ def _set_seams() -> None:
         check_system()
         set_io_manager(RunIOManager)
         set_socket_type(UringSocket)
-        set_fd_stream_methods(_pipe.receive_some, _pipe.send_all)
+        set_fd_stream_methods(_fd_stream.receive_some, _fd_stream.send_all)
         set_thread_hop(_files.run_sync)
         set_file_methods(_files.file_getattr, _files.file_aclose)
         _seams_set = True

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from enum import IntFlag
 
     from ._config import RingConfig
-    from ._ring import Ring
+    from ._engine._ring import Ring
 
 
 @attrs.frozen(eq=False)

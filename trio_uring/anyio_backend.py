@@ -26,9 +26,9 @@ from anyio._core import _eventloop, _tempfile
 from outcome import acapture
 
 from ._anyio_finder import why_incompatible
+from ._engine._io_manager import current_ring
 from ._files import count_thread, route
 from ._files._open import is_plain, open_file
-from ._io_manager import current_ring
 from ._run import asking, is_installed
 from ._trio_private import SteppedRun
 

@@ -24,10 +24,10 @@ import trio
 
 import trio_uring
 from trio_uring import linked, perform_many
-from trio_uring._io_manager import current_ring
+from trio_uring._engine._io_manager import current_ring
+from trio_uring._files._write_file import _SLOTS as SLOTS, _register
 from trio_uring._kernel.uapi import SqeFlag
 from trio_uring._operations._slots import close_slot, into_slot, on_slot
-from trio_uring._powers._write_file import _SLOTS as SLOTS, _register
 from trio_uring.lowlevel import operations
 
 if TYPE_CHECKING:

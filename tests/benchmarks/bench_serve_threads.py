@@ -31,9 +31,9 @@ import trio
 
 import trio_uring
 from trio_uring import RingConfig, _io_manager
+from trio_uring._engine._ring import Ring
 from trio_uring._kernel import ffi
 from trio_uring._kernel.uapi import RegisterOpcode
-from trio_uring._ring import Ring
 from trio_uring._trio_private import current_io_manager
 from trio_uring.lowlevel import operations, perform
 

@@ -24,7 +24,7 @@ import trio
 
 import trio_uring
 from trio_uring import RingConfig
-from trio_uring._io_manager import UringIOManager
+from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._kernel import ffi
 from trio_uring._kernel.uapi import RegisterOpcode, SqeFlag
 from trio_uring._trio_private import current_io_manager

@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 import trio_uring
 from trio_uring import RingConfig
+from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._files._methods import raw_of
 from trio_uring._files._raw import RingFileIO
-from trio_uring._io_manager import UringIOManager
 from trio_uring._kernel.uapi import Opcode
 from trio_uring._operations._operation import NO_ADDRESS
 

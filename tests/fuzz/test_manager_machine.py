@@ -27,7 +27,7 @@ from ledgers import ByteLedger
 from simulated_ring import File, SimulatedKernel, SimulatedRing
 
 from trio_uring import RingConfig
-from trio_uring._io_manager import UringIOManager
+from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._kernel.uapi import Opcode
 from trio_uring.lowlevel import Operation, operations
 

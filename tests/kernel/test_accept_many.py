@@ -19,7 +19,7 @@ from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import MultishotListener, accept_many
-from trio_uring._powers import _accept_many
+from trio_uring._multishot import _accept_many
 from trio_uring.lowlevel import Operation, operations, perform
 
 if TYPE_CHECKING:

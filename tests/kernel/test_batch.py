@@ -24,10 +24,10 @@ from trio_uring import (
     linked,
     perform_many,
 )
-from trio_uring._in_flight import Group
-from trio_uring._io_manager import UringIOManager
+from trio_uring._engine._in_flight import Group
+from trio_uring._engine._io_manager import UringIOManager
+from trio_uring._engine._ring import Ring
 from trio_uring._operations._many import array_of
-from trio_uring._ring import Ring
 from trio_uring.lowlevel import Operation, RingStatistics, operations, perform
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import DirectFile, RegisteredBuffers, RingConfig, open_direct
-from trio_uring._powers import _direct
+from trio_uring._files import _direct
 from trio_uring.lowlevel import RingStatistics, operations
 
 if TYPE_CHECKING:

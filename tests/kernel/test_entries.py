@@ -8,7 +8,7 @@ import weakref
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_uring._in_flight import InFlight
+from trio_uring._engine._in_flight import InFlight
 from trio_uring.lowlevel import operations, perform
 
 

@@ -24,12 +24,12 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import _files
+from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._files import _bridge, _devices, _raw, _routes, _seams
 from trio_uring._files._bridge import POOL_MAX, files_of
 from trio_uring._files._devices import is_local, is_memory
 from trio_uring._files._open import open_file
 from trio_uring._files._raw import RingFileIO
-from trio_uring._io_manager import UringIOManager
 from trio_uring._kernel.uapi import Opcode, SqeFlag
 from trio_uring._operations._operation import NO_ADDRESS
 from trio_uring.lowlevel import RingStatistics
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from trio.lowlevel import Task
 
-    from trio_uring._in_flight import InFlight
+    from trio_uring._engine._in_flight import InFlight
     from trio_uring.lowlevel import Operation
 
 # Of io_uring.h: the result of a NOP is what its len says. Linux 6.11.

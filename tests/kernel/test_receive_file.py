@@ -30,7 +30,7 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import ReceiveProgress, receive_file
-from trio_uring._powers import _pipes
+from trio_uring._transfers import _splice_pipes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,7 +183,7 @@ async def test_waiting_holds_neither_pipe_nor_worker(file: int) -> None:
             while content(file) != b"abc" or current_manager().statistics().in_flight:
                 await trio.lowlevel.checkpoint()  # for ever, if it held a worker
             await wait_all_tasks_blocked()
-            assert _pipes.current_pipes().in_use == 0
+            assert _splice_pipes.current_pipes().in_use == 0
             await client.aclose()
 
 

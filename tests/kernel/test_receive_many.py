@@ -20,7 +20,7 @@ from trio.testing import assert_checkpoints, memory_stream_pair, wait_all_tasks_
 
 import trio_uring
 from trio_uring import ReceivedLease, ReceivedLeases, RingConfig, SQPoll, receive_many
-from trio_uring._powers import _receive_many
+from trio_uring._multishot import _receive_many
 from trio_uring.lowlevel import Operation, operations, perform
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from transfers import (
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from trio_uring import RelayProgress, relay
-from trio_uring._powers import _pipes
+from trio_uring._transfers import _splice_pipes
 
 DATA: Final = os.urandom((3 << 20) + 12345)
 
@@ -59,7 +59,7 @@ def test_it_arrives(run: str, kind: str, to: str) -> None:
         for data in (b"", b"x", DATA):
             await one(data)
         if run == "ring":
-            assert _pipes.current_pipes().free
+            assert _splice_pipes.current_pipes().free
 
     RUNS[run](main)
 
@@ -113,7 +113,7 @@ def test_other_streams(run: str) -> None:
 
 
 async def test_waiting_for_the_source_holds_no_pipe() -> None:
-    count = _pipes.PIPES_MAX + 4
+    count = _splice_pipes.PIPES_MAX + 4
     pairs = [connected("UNIX") for _ in range(count)]
     made = [pair.__enter__() for pair in pairs]
     with connected("UNIX") as (destination, _):
@@ -121,7 +121,7 @@ async def test_waiting_for_the_source_holds_no_pipe() -> None:
             for _, source in made:
                 nursery.start_soon(relay, source.socket, destination.socket)
             await wait_all_tasks_blocked()
-            assert _pipes.current_pipes().in_use == 0
+            assert _splice_pipes.current_pipes().in_use == 0
             for client, _ in made:
                 await client.aclose()
     for pair in pairs:
@@ -131,7 +131,7 @@ async def test_waiting_for_the_source_holds_no_pipe() -> None:
 @pytest.mark.usefixtures("fd_ledger")
 async def test_more_relays_than_pipes() -> None:
     """The others receive and send, and do not wait."""
-    count = _pipes.PIPES_MAX + 4
+    count = _splice_pipes.PIPES_MAX + 4
     pairs = [(connected("TCP"), connected("UNIX")) for _ in range(count)]
     made = [(*a.__enter__(), *b.__enter__()) for a, b in pairs]
     async with trio.open_nursery() as nursery:
@@ -139,10 +139,10 @@ async def test_more_relays_than_pipes() -> None:
             nursery.start_soon(closing, client, partial(client.send_all, DATA))
             nursery.start_soon(relayed, source, destination)
         await wait_all_tasks_blocked()
-        assert _pipes.current_pipes().in_use == _pipes.PIPES_MAX
+        assert _splice_pipes.current_pipes().in_use == _splice_pipes.PIPES_MAX
         for *_, server in reversed(made):
             assert await all_of(server) == DATA
-    assert _pipes.current_pipes().in_use == 0
+    assert _splice_pipes.current_pipes().in_use == 0
     for a, b in pairs:
         a.__exit__(None, None, None)
         b.__exit__(None, None, None)
@@ -188,7 +188,7 @@ async def test_readable_and_yet_empty() -> None:
                 await trio.lowlevel.checkpoint()
             trio.lowlevel.remove_instrument(thief)
             await wait_all_tasks_blocked()
-            assert _pipes.current_pipes().in_use == 0
+            assert _splice_pipes.current_pipes().in_use == 0
             await client.send_all(b"abc")
             await client.send_eof()
             assert await all_of(server) == b"abc"

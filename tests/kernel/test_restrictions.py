@@ -132,7 +132,7 @@ async def test_in_a_batch() -> None:
 
 
 @pytest.mark.ring(allowed_operations=SOCKETS)
-async def test_in_the_powers(tmp_path: Path) -> None:
+async def test_a_forbidden_operation_of_a_file_or_transfer_says_so(tmp_path: Path) -> None:
     """They say what is forbidden, and neither hang nor go another way unasked."""
     path = tmp_path / "file"
     path.write_bytes(b"data")

@@ -17,10 +17,10 @@ import pytest
 from children import in_child, in_thread
 
 from trio_uring import ForkedRingError, RingConfig, SQPoll
-from trio_uring._buffer_pool import BufferPool, BufferPools
+from trio_uring._engine._buffer_pool import BufferPool, BufferPools
+from trio_uring._engine._ring import REAP_MAX, Completion, Ring
 from trio_uring._kernel import ffi
 from trio_uring._kernel.uapi import RegisterOpcode, SetupFlag
-from trio_uring._ring import REAP_MAX, Completion, Ring
 from trio_uring.lowlevel import Operation, operations
 
 if TYPE_CHECKING:
@@ -623,7 +623,7 @@ def test_groups_are_numbered(ring: KeptRing, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(OSError, match="Invalid argument"):
         pools.open(1 << 16, 1)  # more than the kernel has in a group
     assert pools.open(1, 64).group == 0
-    monkeypatch.setattr("trio_uring._buffer_pool._GROUPS_MAX", 2)
+    monkeypatch.setattr("trio_uring._engine._buffer_pool._GROUPS_MAX", 2)
     with pytest.raises(OSError, match="all buffer groups are in use"):
         pools.open(1, 64)
     assert pools.open_receive() is None

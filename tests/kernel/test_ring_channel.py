@@ -29,11 +29,11 @@ from trio_uring import (
     RingReceiveChannel,
     RingSendChannel,
     SQPoll,
-    _inbox,
     open_ring_channel,
 )
+from trio_uring._channels._channel_state import Waiter
+from trio_uring._engine import _mailbox
 from trio_uring._operations import msg_ring
-from trio_uring._powers._line import Waiter
 from trio_uring.lowlevel import perform
 
 if TYPE_CHECKING:
@@ -417,7 +417,7 @@ def test_an_object_goes_to_a_loop_that_is_not_busy(last_turns: list[float], chos
     send_channel, receive_channel = open_ring_channel[int](0)
     waiters = []
     for last_turn in last_turns:
-        inbox = _inbox.Inbox(None)
+        inbox = _mailbox.Inbox(None)
         inbox.last_turn = last_turn
         waiters.append(Waiter(receive_channel, None, inbox))  # type: ignore[arg-type]
     receive_channel.line.receivers = dict.fromkeys(waiters)
@@ -508,7 +508,7 @@ class Peer:
     def __init__(self) -> None:
         self.send_channel, self.receive_channel = open_ring_channel[int](0)
         self.received: list[int] = []
-        self.inbox: _inbox.Inbox | None = None
+        self.inbox: _mailbox.Inbox | None = None
 
     async def main(self) -> None:
         self.inbox = current_manager().inbox
@@ -566,7 +566,7 @@ async def test_too_many_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("on purpose")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_inbox.os, "dup", dup)
+        patch.setattr(_mailbox.os, "dup", dup)
         async with Peer() as peer:
             for number in range(3):
                 await peer.send_channel.send(number)

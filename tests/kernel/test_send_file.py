@@ -19,7 +19,7 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import SendProgress, send_file
-from trio_uring._powers import _pipes
+from trio_uring._transfers import _splice_pipes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,18 +133,18 @@ async def test_a_slow_receiver_keeps_no_worker(kind: str, file: int) -> None:
 @pytest.mark.usefixtures("fd_ledger")
 async def test_more_transfers_than_pipes(file: int) -> None:
     """The others read and send, and do not wait."""
-    count = _pipes.PIPES_MAX + 4
+    count = _splice_pipes.PIPES_MAX + 4
     pairs = [connected("UNIX") for _ in range(count)]
     made = [pair.__enter__() for pair in pairs]
     async with trio.open_nursery() as nursery:
         for ours, _ in made:
             nursery.start_soon(sent_and_closed, ours, ours, file)
         await wait_all_tasks_blocked()
-        assert _pipes.current_pipes().in_use == _pipes.PIPES_MAX
+        assert _splice_pipes.current_pipes().in_use == _splice_pipes.PIPES_MAX
         for _, theirs in reversed(made):
             assert await all_of(theirs) == DATA
-    assert _pipes.current_pipes().in_use == 0
-    assert len(_pipes.current_pipes().free) == _pipes.PIPES_MAX
+    assert _splice_pipes.current_pipes().in_use == 0
+    assert len(_splice_pipes.current_pipes().free) == _splice_pipes.PIPES_MAX
     for pair in pairs:
         pair.__exit__(None, None, None)
 
@@ -156,7 +156,7 @@ async def test_no_fds_for_a_pipe(file: int) -> None:
     with connected("UNIX") as (ours, theirs), no_fds_but(2):
         assert await transferred(ours, theirs, file) == DATA
     assert completed("SPLICE") == before
-    assert _pipes.current_pipes().in_use == 0
+    assert _splice_pipes.current_pipes().in_use == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

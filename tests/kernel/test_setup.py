@@ -129,7 +129,7 @@ def test_without_submit_all_a_bad_operation_stops_nothing(
 ) -> None:
     code = """
         from trio_uring import RingConfig
-        from trio_uring._ring import Ring
+        from trio_uring._engine._ring import Ring
         from trio_uring.lowlevel import Operation, operations
 
         ring = Ring(RingConfig())

@@ -18,8 +18,8 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import RingConfig, RingUnavailableError, SQPoll
+from trio_uring._engine._ring import Ring
 from trio_uring._kernel.uapi import SetupFlag
-from trio_uring._ring import Ring
 from trio_uring.lowlevel import RingStatistics, operations, perform
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from races import current_manager
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring import RingConfig, UnsupportedOpcodeError
+from trio_uring._engine._ring import Ring
 from trio_uring._kernel import ffi
 from trio_uring._kernel.uapi import RegisterOpcode
-from trio_uring._ring import Ring
 from trio_uring.lowlevel import Operation, operations, perform as perform_operation
 
 if TYPE_CHECKING:

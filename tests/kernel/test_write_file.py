@@ -19,9 +19,9 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import RingConfig, write_file
-from trio_uring._io_manager import UringIOManager
-from trio_uring._powers import _write_file
-from trio_uring._ring import Ring
+from trio_uring._engine._io_manager import UringIOManager
+from trio_uring._engine._ring import Ring
+from trio_uring._files import _write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

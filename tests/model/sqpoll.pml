@@ -1,5 +1,5 @@
 /*
- * The two-phase sleep of SQPOLL, as trio_uring/_kernel/ring.csrc.c and the kernel speak it.
+ * The two-phase sleep of SQPOLL, as trio_uring/_kernel/ring.c and the kernel speak it.
  *
  * We publish SQEs by storing the SQ's tail, and wake the kernel's thread only if it has said
  * that it sleeps. It says so, looks at the tail once more, and sleeps. If each misses the other's

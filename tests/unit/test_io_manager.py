@@ -11,15 +11,15 @@ import trio
 from simulated_ring import SimulatedKernel, SimulatedRing
 
 from trio_uring import RingConfig
-from trio_uring._in_flight import InFlight
-from trio_uring._io_manager import UringIOManager
+from trio_uring._engine._in_flight import InFlight
+from trio_uring._engine._io_manager import UringIOManager
 from trio_uring.lowlevel import operations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from trio_uring._engine._ring import Completion, Ring
     from trio_uring._operations import Operation
-    from trio_uring._ring import Completion, Ring
 
 LONG = 3600.0
 

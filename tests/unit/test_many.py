@@ -9,7 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring import linked
-from trio_uring._in_flight import FifoLimit
+from trio_uring._engine._in_flight import FifoLimit
 from trio_uring._kernel import ffi
 from trio_uring._kernel.uapi import Opcode, SqeFlag
 from trio_uring._operations._many import array_of

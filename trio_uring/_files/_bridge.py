@@ -67,7 +67,7 @@ __all__ = [
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
-    from trio_uring._io_manager import UringIOManager
+    from trio_uring._engine._io_manager import UringIOManager
     from trio_uring._operations import Operation
 
     from ._raw import RingFileIO

@@ -38,7 +38,7 @@ import attrs
 import trio
 
 from trio_uring import _operations as operations
-from trio_uring._ring import open_cached
+from trio_uring._engine._ring import open_cached
 
 from ._bridge import current_bridge
 from ._raw import RingFileIO

@@ -14,8 +14,8 @@ import sys
 from typing import IO, TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from trio_uring import _operations as operations
+from trio_uring._engine._ring import stat_cached
 from trio_uring._operations._attributes import stat_result
-from trio_uring._ring import stat_cached
 
 from ._bridge import current_bridge
 from ._devices import is_local

@@ -22,8 +22,8 @@ from trio.lowlevel import (
 )
 
 from trio_uring import _operations as operations
+from trio_uring._engine._io_manager import current_ring
 from trio_uring._errors import UnsupportedOpcodeError
-from trio_uring._io_manager import current_ring
 from trio_uring._trio_private import at_cancel_point
 
 from ._bridge import INLINE_MAX, files_of
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from trio_uring._io_manager import UringIOManager
+    from trio_uring._engine._io_manager import UringIOManager
     from trio_uring._operations import Operation
 
 T = TypeVar("T")

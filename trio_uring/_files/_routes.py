@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
 
-from trio_uring._io_manager import current_ring
+from trio_uring._engine._io_manager import current_ring
 from trio_uring._trio_private import trio_path_functions
 
 from . import _paths as paths

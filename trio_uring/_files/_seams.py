@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
-from trio_uring._io_manager import current_ring
+from trio_uring._engine._io_manager import current_ring
 from trio_uring._trio_private import AsyncIOWrapper, trio_file_aclose, trio_file_getattr
 
 from ._bridge import BRIDGE_REFUSED, files_of

@@ -11,10 +11,10 @@ import cffi
 _HERE = Path(__file__).parent
 
 _SOURCES = (  # one unit, in this order
-    "ring.csrc.c",
-    "push.csrc.c",
-    "buffer_ring.csrc.c",
-    "cached.csrc.c",
+    "ring.c",
+    "batch.c",
+    "buffer_ring.c",
+    "cached.c",
 )
 
 ffibuilder = cffi.FFI()

@@ -1,0 +1,313 @@
+"""`open_direct`: files past the page cache, from the program's memory to the disk and back.
+
+The kernel wants every offset, size and address to be a multiple of some power of two, and says
+``EINVAL`` to anything else, and no more than that. Here each is checked, and the error says
+which of them is wrong, and what it must be a multiple of.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import trio
+from trio.lowlevel import checkpoint_if_cancelled, current_task, enable_ki_protection
+
+from trio_uring import _operations as operations
+from trio_uring._engine._io_manager import current_ring
+from trio_uring._operations._operation import where
+from trio_uring._trio_private import is_cancelled
+
+from ._positional import PositionalFile
+from ._registered_buffers import BufferLease
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from typing_extensions import Buffer
+
+    from trio_uring._operations import Operation
+
+_FLAGS: Final = {
+    "r": os.O_RDONLY,
+    "r+": os.O_RDWR,
+    "w": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
+    "w+": os.O_RDWR | os.O_CREAT | os.O_TRUNC,
+    "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
+    "x+": os.O_RDWR | os.O_CREAT | os.O_EXCL,
+}
+# The permissions of a new file, less the umask; as for `open`.
+_MODE: Final = 0o666
+_O_DIRECT: Final = getattr(os, "O_DIRECT", 0)
+_O_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
+
+
+async def open_direct(
+    path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    mode: str = "r",
+    *,
+    block_size: int | None = None,
+) -> DirectFile:
+    """Open a file for reads and writes past the page cache (``O_DIRECT``), that each say where.
+
+    For programs that cache for themselves, or read much once. All others lose by it: no read is
+    ever answered from memory, and no write returns before the device has it.
+
+    Works in every run: where there is no ring, its methods use threads.
+
+    Args:
+      path: Of a regular file or a block device.
+      mode: ``"r"``, ``"w"`` (empties the file or creates it) or ``"x"`` (creates it), with
+        ``"+"`` for both reading and writing. There is no text.
+      block_size: What offsets, sizes and addresses are multiples of, in bytes, a power of two.
+        Only where the system does not say: then this is an error that asks for it.
+
+    Returns:
+      The open file, to be closed with ``async with`` or `PositionalFile.aclose`.
+
+    Raises:
+      OSError: as `os.open`; ``EOPNOTSUPP`` if the file cannot be used so, or does not say how:
+        file systems in memory, such as tmpfs, network file systems.
+      ValueError: *mode*, or *block_size*.
+
+    If cancelled before it begins, nothing happened; later it completes.
+    Source: open(2), statx(2), io_uring_prep_openat(3).
+    """
+    if mode.replace("b", "", 1) not in _FLAGS:
+        raise ValueError(f"mode must be one of {', '.join(_FLAGS)}, not {mode!r}")
+    if block_size is not None and (block_size < 1 or block_size & (block_size - 1)):
+        raise ValueError(f"block_size must be a power of two, not {block_size}")
+    name = os.fspath(path)
+    flags = _FLAGS[mode.replace("b", "", 1)] | _O_DIRECT | _O_CLOEXEC
+    await checkpoint_if_cancelled()
+    try:
+        fd = await _open(name, flags)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        raise _unsupported(name, "it has no O_DIRECT (open(2): EINVAL)") from None
+    try:
+        aligned = (block_size, block_size) if block_size else await _alignment(fd, name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return DirectFile(fd, name, *aligned)
+
+
+class DirectFile(PositionalFile):
+    """An open file past the page cache; see `open_direct`.
+
+    All that `PositionalFile` can do, with two differences. Offsets and sizes must be multiples of
+    *block_size*, and addresses of *memory_alignment*, both in bytes; a wrong one is a
+    `ValueError` that names it. And reads and writes take a `BufferLease` too; if its
+    `RegisteredBuffers` are registered with the run's ring, they use that.
+
+    A file's end need not be aligned: the read there returns fewer bytes, and
+    `PositionalFile.truncate` cuts what the last write had to add.
+    """
+
+    def __init__(self, fd: int, name: str | bytes, memory_alignment: int, block_size: int) -> None:
+        super().__init__(fd, name)
+        self.memory_alignment = memory_alignment
+        self.block_size = block_size
+
+    def __repr__(self) -> str:
+        return f"<trio_uring.DirectFile {self.name!r}, {'closed' if self.closed else self._fd}>"
+
+    # ---- Reading and writing ---------------------------------------------------------------
+
+    async def read_at(self, size: int, offset: int, /) -> bytes:
+        """Read *size* bytes that begin *offset* bytes from the file's beginning.
+
+        Copies them, out of memory that is aligned. `read_into_at` does not.
+
+        Returns:
+          The bytes: fewer at the end of the file only, and none beyond it.
+
+        Raises:
+          OSError: as `os.pread`, for example ``EIO``.
+          ValueError: *size* or *offset* is negative, or not a multiple of *block_size*.
+          trio.ClosedResourceError: the file is closed.
+
+        Source: io_uring_prep_read(3), preadv2(2).
+        """
+        if size < 0:
+            raise ValueError("size must be 0 or more")
+        # Anonymous mappings begin at a page.
+        with mmap.mmap(-1, size or 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+            with memoryview(memory) as whole, whole[:size] as buffer:
+                count = await self._read([buffer], offset)
+            return memory[:count]
+
+    async def read_into_at(self, buffer: Buffer | BufferLease, offset: int, /) -> int:
+        """Read into *buffer* what begins *offset* bytes from the file's beginning.
+
+        Args:
+          buffer: A lease, whole, or aligned writable memory, such as a slice of a lease's.
+          offset: In bytes.
+
+        Returns:
+          Bytes read: fewer than *buffer* holds at the end of the file only.
+
+        Raises:
+          OSError: as `os.preadv`.
+          ValueError: *offset*, *buffer*'s size or its address are not aligned.
+          RuntimeError: the lease was released.
+          trio.ClosedResourceError: the file is closed.
+
+        If cancelled once begun, *buffer* is written to all the same. Source:
+        io_uring_prep_read_fixed(3), preadv2(2).
+        """
+        if isinstance(buffer, BufferLease):
+            return await self._leased(operations.read_fixed, operations.read, buffer, offset)
+        return await self._read([buffer], offset)
+
+    async def write_at(self, data: Buffer | BufferLease, offset: int, /) -> int:
+        """Write *data* to where *offset* bytes from the file's beginning are.
+
+        Returns when the device has them, which may hold them in a cache of its own:
+        `PositionalFile.fdatasync` empties that, and makes the file's new size last.
+
+        Args:
+          data: A lease, whole, or aligned memory, such as a slice of a lease's.
+          offset: In bytes. Beyond the end, the file grows.
+
+        Returns:
+          Bytes written: fewer than *data* if the disk is full.
+
+        Raises:
+          OSError: as `os.pwrite`, for example ``ENOSPC`` or ``EIO``.
+          ValueError: *offset*, *data*'s size or its address are not aligned.
+          RuntimeError: the lease was released.
+          trio.ClosedResourceError: the file is closed.
+
+        Source: io_uring_prep_write_fixed(3), pwritev2(2).
+        """
+        if isinstance(data, BufferLease):
+            return await self._leased(operations.write_fixed, operations.write, data, offset)
+        return await self._write([data], offset)
+
+    @enable_ki_protection
+    async def _leased(
+        self,
+        fixed: Callable[[int, Buffer, int, int], Operation[int]],
+        plain: Callable[[int, Buffer, int], Operation[int]],
+        lease: BufferLease,
+        offset: int,
+    ) -> int:
+        memory = lease.memory
+        fd = self._check(offset)
+        if (offset | len(memory)) & (self.block_size - 1):
+            self._explain(offset, len(memory))
+        if is_cancelled(current_task()):
+            await checkpoint_if_cancelled()
+        manager = current_ring("files")
+        place = lease.pool.index_in(manager) if manager is not None else -1
+        operation = lease.operation(fixed, fd, offset, place) if place >= 0 else None
+        lease.users += 1
+        try:
+            if manager is None:
+                call = os.preadv if fixed is operations.read_fixed else os.pwritev
+                return await self._in_thread(call, fd, [memory], offset)
+            return await self._perform(manager, operation or plain(fd, memory, offset))
+        finally:
+            lease.users -= 1
+
+    async def _read(self, buffers: Sequence[Buffer], offset: int) -> int:
+        return await self._direct(operations.readv, os.preadv, buffers, offset)
+
+    async def _write(self, buffers: Sequence[Buffer], offset: int) -> int:
+        return await self._direct(operations.writev, os.pwritev, buffers, offset)
+
+    @enable_ki_protection
+    async def _direct(
+        self,
+        operation: Callable[[int, Sequence[Buffer], int], Operation[int]],
+        call: Callable[[int, Sequence[Buffer], int], int],
+        buffers: Sequence[Buffer],
+        offset: int,
+    ) -> int:
+        if is_cancelled(current_task()):
+            await checkpoint_if_cancelled()
+        fd = self._check(offset)
+        for buffer in buffers:
+            self._check_aligned(buffer, offset)
+        manager = current_ring("files")
+        if manager is None:
+            return await self._in_thread(call, fd, buffers, offset)
+        return await self._perform(manager, operation(fd, buffers, offset))
+
+    # ---- Alignment -------------------------------------------------------------------------
+
+    def _check_aligned(self, buffer: Buffer, offset: int) -> None:
+        with memoryview(buffer) as view:
+            size = view.nbytes
+        if (offset | size) & (self.block_size - 1):
+            self._explain(offset, size)
+        address = where(buffer)
+        if size and address % self.memory_alignment:
+            raise ValueError(
+                f"the buffer's address, {address:#x}, is not a multiple of "
+                f"{self.memory_alignment}, which this file's memory_alignment is: take memory "
+                "from trio_uring.RegisteredBuffers or mmap, which begin at a page"
+            )
+
+    def _explain(self, offset: int, size: int) -> None:
+        name, value = ("offset", offset) if offset % self.block_size else ("size", size)
+        raise ValueError(
+            f"the {name}, {value}, is not a multiple of {self.block_size}, "
+            "which this file's block_size is"
+        )
+
+
+# ---- Opening -------------------------------------------------------------------------------
+
+
+async def _open(name: str | bytes, flags: int) -> int:
+    manager = current_ring("files")
+    if manager is None:
+        return await trio.to_thread.run_sync(os.open, name, flags, _MODE)
+    sys.audit("open", name, None, flags)
+    return await manager.perform_midway(operations.openat(name, flags, _MODE))
+
+
+async def _alignment(fd: int, name: str | bytes) -> tuple[int, int]:
+    """Return what addresses, and offsets and sizes, have to be multiples of."""
+    manager = current_ring("files")
+    told: tuple[int, int] | None = None
+    if manager is not None:
+        told = await manager.perform_midway(operations.statx_alignment(fd))
+    if told is None:  # no ring; a kernel before 6.1; a file system that leaves it out
+        block_size = _logical_block_size(os.fstat(fd))
+        told = (block_size, block_size)
+        if not block_size:
+            raise _unsupported(
+                name,
+                "it is in no block device, and does not say how it can be used past the page "
+                "cache: tmpfs and the like cannot; if this one can, give block_size",
+            )
+    if not all(told):
+        raise _unsupported(name, "statx(2) says that O_DIRECT does not work for this file")
+    return told
+
+
+def _logical_block_size(status: os.stat_result) -> int:
+    """Return that of the device that a file is in, or is; 0 if there is none."""
+    device = status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_dev
+    entry = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    # A partition has no queue, but what it is a part of has.
+    for queue in (entry / "queue", entry / ".." / "queue"):
+        try:
+            return int((queue / "logical_block_size").read_text())
+        except OSError:
+            continue
+    return 0
+
+
+def _unsupported(name: str | bytes, why: str) -> OSError:
+    return OSError(errno.EOPNOTSUPP, f"no direct I/O on this file: {why}", name)

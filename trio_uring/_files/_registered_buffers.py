@@ -1,0 +1,301 @@
+"""`RegisteredBuffers`: aligned memory that the kernel knows beforehand, lent out in pieces.
+
+For a read or write the kernel looks up and pins the pages of the buffer, and lets go of them
+afterwards. For registered buffers it has done so once and for all. That pays where little else
+is done: direct I/O on fast disks.
+
+A ring has one table of registered buffers. It is made with empty places when the first pool
+asks for one; each pool takes a place, so pools can come and go while operations are in flight.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import struct
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
+
+import trio
+from trio.lowlevel import (
+    ParkingLot,
+    cancel_shielded_checkpoint,
+    checkpoint_if_cancelled,
+    enable_ki_protection,
+)
+
+from trio_uring._engine._io_manager import UringIOManager, current_ring
+from trio_uring._kernel.uapi import RSRC_REGISTER_SPARSE, RegisterOpcode
+from trio_uring._operations._operation import address_of, pin_writable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from typing_extensions import Buffer, Self
+
+    from trio_uring._operations import Operation
+
+# Each buffer begins at a multiple of this: the largest logical block that disks have.
+_STRIDE: Final = 4096
+
+# The most that one place of the table can hold (IO_MAX_BUFS and rsrc.c: SZ_1G).
+_POOL_MAX: Final = 1 << 30
+
+# Pools of one run at the same time. A place costs the kernel 8 bytes; later pools are used
+# unregistered.
+_PLACES: Final = 64
+
+# struct iovec, io_uring_rsrc_register, and io_uring_rsrc_update2 of uapi.h.
+_IOVEC = struct.Struct("@PN")
+_REGISTER = struct.Struct("=IIQQQ")
+_UPDATE = struct.Struct("=IIQQII")
+
+
+class RegisteredBuffers:
+    """*count* buffers of *size* bytes each, for direct I/O; registered if the kernel lets us.
+
+    Registering counts against ``RLIMIT_MEMLOCK`` for unprivileged users. Where it is refused
+    (``ENOMEM``; before Linux 5.19; in a run without a ring), the buffers work all the same, a
+    little slower: see *registered*, and ``refused`` in the run's statistics.
+
+    Make it in the run that is to use it, and close it, or use ``with``.
+
+    Args:
+      count: 1 or more.
+      size: In bytes, 1 or more; each buffer begins at a multiple of 4096. Together at most 1 GiB.
+
+    Raises:
+      ValueError: out of range.
+      RuntimeError: outside a run.
+
+    Source: io_uring_register(2), io_uring_register_buffers(3).
+    """
+
+    def __init__(self, count: int, size: int) -> None:
+        if count < 1 or size < 1:
+            raise ValueError("count and size must be 1 or more")
+        stride = -(-size // _STRIDE) * _STRIDE
+        if count * stride > _POOL_MAX:
+            raise ValueError(f"{count} buffers of {stride} bytes are more than 1 GiB")
+        manager = current_ring("files")
+        self.size = size
+        self._memory = mmap.mmap(-1, count * stride, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._whole = memoryview(self._memory)
+        starts = range(0, count * stride, stride)
+        self._free = [self._whole[start : start + size] for start in starts]
+        self._count = count
+        self._line = ParkingLot()
+        self._handed: deque[memoryview] = deque()
+        self._closed = False
+        self._manager: UringIOManager | None = None
+        self._place = -1
+        if manager is not None:
+            self._register(manager)
+
+    def _register(self, manager: UringIOManager) -> None:
+        try:
+            self._place = _table_of(manager).register(self._memory)
+            self._manager = manager
+        except OSError as exc:
+            manager.ring.note_refused(f"REGISTER_BUFFERS, {len(self._memory)} bytes", exc)
+
+    @property
+    def registered(self) -> bool:
+        """Whether the kernel knows them."""
+        return self._manager is not None
+
+    @property
+    def leased(self) -> int:
+        """How many are lent out."""
+        return self._count - len(self._free) - len(self._handed)
+
+    def index_in(self, manager: UringIOManager) -> int:
+        """Return the place in *manager*'s table of registered buffers; -1 if there is none."""
+        return self._place if self._manager is manager else -1
+
+    @enable_ki_protection
+    async def lease(self) -> BufferLease:
+        """Borrow a buffer; wait for one if all are lent out, first come first served.
+
+        Raises:
+          trio.ClosedResourceError: the pool is closed, or closes while we wait.
+
+        If cancelled, none was taken.
+        """
+        await checkpoint_if_cancelled()
+        self._check()
+        if self._free:
+            lease = BufferLease(self, self._free.pop())
+            await cancel_shielded_checkpoint()
+            return lease
+        await self._line.park()
+        self._check()
+        return BufferLease(self, self._handed.popleft())
+
+    def lease_nowait(self) -> BufferLease:
+        """Borrow a buffer, at once.
+
+        Raises:
+          trio.WouldBlock: all are lent out.
+          trio.ClosedResourceError: the pool is closed.
+        """
+        self._check()
+        if not self._free:
+            raise trio.WouldBlock
+        return BufferLease(self, self._free.pop())
+
+    def give_back(self, memory: memoryview) -> None:
+        """Take back what was lent; for `BufferLease`."""
+        if self._line and not self._closed:
+            self._handed.append(memory)
+            self._line.unpark()
+            return
+        self._free.append(memory)
+        if self._closed and len(self._free) == self._count:
+            self._unregister()
+
+    def close(self) -> None:
+        """Lend nothing more, and unregister once every buffer was given back."""
+        if not self._closed:
+            self._closed = True
+            self._line.unpark_all()
+            # What was handed to a task that has not run since is not lent out yet.
+            self._free += self._handed
+            self._handed.clear()
+            if len(self._free) == self._count:
+                self._unregister()
+
+    def _unregister(self) -> None:
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            # The run may be over, and its ring with it.
+            with suppress(OSError, RuntimeError):
+                _table_of(manager).unregister(self._place)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("the buffers are closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class BufferLease:
+    """A buffer of `RegisteredBuffers`, yours until you `release` it; use ``with``.
+
+    What an earlier borrower wrote may still be in it.
+    """
+
+    __slots__ = ("_key", "_memory", "_operation", "pool", "users")
+
+    def __init__(self, pool: RegisteredBuffers, memory: memoryview) -> None:
+        self.pool: RegisteredBuffers = pool
+        self.users: int = 0  # operations that read from it or write to it
+        self._memory: memoryview | None = memory
+        self._key: object = None
+        self._operation: Operation[int] | None = None
+
+    @property
+    def memory(self) -> memoryview:
+        """The buffer. Do not keep it, nor slices of it, beyond the lease.
+
+        Raises:
+          RuntimeError: it was released.
+        """
+        if self._memory is None:
+            raise RuntimeError("this buffer was given back")
+        return self._memory
+
+    def operation(
+        self, kind: Callable[[int, Buffer, int, int], Operation[int]], fd: int, off: int, place: int
+    ) -> Operation[int]:
+        """Return a *kind* of transfer between a file and the buffer, to be performed at once.
+
+        The last one again, with another offset, where it fits: to describe a new one takes
+        longer than all else that a read costs us in Python (benchmarks/bench_direct.py).
+        """
+        if self.users:
+            return kind(fd, self.memory, off, place)
+        key = (kind, fd, place)
+        operation = self._operation
+        if operation is None or key != self._key:
+            operation = kind(fd, self.memory, off, place)
+            operation.pins = ()  # not to be released after the first time
+            self._key, self._operation = key, operation
+        else:
+            operation.begin_at(off)
+        return operation
+
+    def release(self) -> None:
+        """Give it back. Does nothing if that was done.
+
+        Raises:
+          trio.BusyResourceError: an operation is using it.
+        """
+        memory = self._memory
+        if memory is not None:
+            if self.users:
+                raise trio.BusyResourceError("an operation is using this buffer")
+            self._memory = self._operation = None
+            self.pool.give_back(memory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+# ---- The ring's table ------------------------------------------------------------------------
+
+
+class _Table:
+    """The places for registered buffers in one ring."""
+
+    def __init__(self, manager: UringIOManager) -> None:
+        self._ring = manager.ring
+        argument = _REGISTER.pack(_PLACES, RSRC_REGISTER_SPARSE, 0, 0, 0)
+        self._ring.register(RegisterOpcode.BUFFERS2, argument, len(argument))
+        self._free = list(range(_PLACES))
+
+    def register(self, memory: mmap.mmap) -> int:
+        if not self._free:
+            raise OSError(errno.ENOSPC, f"{_PLACES} pools are registered already")
+        pin = pin_writable(memory)
+        self._update(self._free[-1], _IOVEC.pack(address_of(pin), len(memory)))
+        return self._free.pop()
+
+    def unregister(self, place: int) -> None:
+        self._update(place, _IOVEC.pack(0, 0))
+        self._free.append(place)
+
+    def _update(self, place: int, vector: bytes) -> None:
+        pin = pin_writable(bytearray(vector))
+        argument = _UPDATE.pack(place, 0, address_of(pin), 0, 1, 0)
+        self._ring.register(RegisterOpcode.BUFFERS_UPDATE, argument, len(argument))
+
+
+_tables: Final[WeakKeyDictionary[UringIOManager, _Table]] = WeakKeyDictionary()
+
+
+def _table_of(manager: UringIOManager) -> _Table:
+    table = _tables.get(manager)
+    if table is None:
+        table = _tables[manager] = _Table(manager)
+    return table

@@ -1,0 +1,187 @@
+/*
+ * Filling SQEs, one or many by one call; and many CQEs told to Python as one.
+ *
+ * Compiled into one unit with ring.c, which calls batch_collect at the end of each turn.
+ */
+/* A full SQ is no error: what is queued is submitted, and under SQPOLL we wait until the thread
+ * took some. -EAGAIN: still no room for count SQEs (the caller reaps and tries again). */
+static int ring_make_room(struct ring *ring, unsigned count)
+{
+    if (ring->sq_entries - ring_unsubmitted(ring) >= count)
+        return 0;
+    int sqpoll = (ring->setup_flags & IORING_SETUP_SQPOLL) != 0;
+    int result = ring_submit(ring, sqpoll ? IORING_ENTER_SQ_WAIT : 0);
+    if (ring->sq_entries - ring_unsubmitted(ring) >= count)
+        return 0;
+    return result < 0 && result != -EBUSY && result != -EINTR ? result : -EAGAIN;
+}
+
+/* Fill one SQE, for which there is room. */
+static inline void ring_fill(struct ring *ring, uint64_t user_data, unsigned opcode,
+                             unsigned sqe_flags, unsigned ioprio, int fd, uint64_t off, void *addr,
+                             unsigned len, unsigned op_flags, unsigned buf_index, int splice_fd_in,
+                             uint64_t addr3)
+{
+    struct io_uring_sqe *sqe = &ring->sqes[ring->sq_pushed & ring->sq_mask];
+    memset(sqe, 0, sizeof *sqe);
+    sqe->opcode = (uint8_t)opcode;
+    sqe->flags = (uint8_t)sqe_flags;
+    sqe->ioprio = (uint16_t)ioprio;
+    sqe->fd = fd;
+    sqe->off = off;
+    sqe->addr = (uint64_t)(uintptr_t)addr;
+    sqe->len = len;
+    sqe->op_flags = op_flags;
+    sqe->buf_index = (uint16_t)buf_index;
+    sqe->splice_fd_in = splice_fd_in;
+    sqe->addr3 = addr3;
+    sqe->user_data = user_data;
+    ring->used |= (int)opcode; /* NOP is 0 */
+    ring->sq_pushed++;
+    ring->pushed++;
+}
+
+static int ring_push(struct ring *ring, uint64_t user_data, unsigned opcode, unsigned sqe_flags,
+                     unsigned ioprio, int fd, uint64_t off, void *addr, unsigned len,
+                     unsigned op_flags, unsigned buf_index, int splice_fd_in, uint64_t addr3)
+{
+    int result = ring_refuses(ring);
+    if (result == 0)
+        result = ring_make_room(ring, 1);
+    if (result == 0)
+        ring_fill(ring, user_data, opcode, sqe_flags, ioprio, fd, off, addr, len, op_flags,
+                  buf_index, splice_fd_in, addr3);
+    return result;
+}
+
+/* ---- Batches ---------------------------------------------------------------------------
+ *
+ * The user_data of an operation in a batch: BATCH_BIT, the batch's slot in our table (31 bits),
+ * and the operation's index in the batch (32 bits). A slot is taken again only when every last
+ * CQE of its batch has come, so no late one can be taken for another's.
+ */
+#define BATCH_BIT (1ULL << 63)
+#define BATCH_DONE 3 /* the user_data under which Python is told; as in _io_manager.py */
+
+struct batch_result { int32_t res; uint32_t flags; };
+
+struct batch {
+    unsigned left; /* operations whose last CQE has not come */
+    struct batch_result results[];
+};
+
+/* What Python says of an operation: an SQE without what the ring adds. */
+struct sqe_fields {
+    uint8_t opcode, sqe_flags;
+    uint16_t ioprio;
+    int32_t fd;
+    uint64_t off;
+    void *addr;
+    uint32_t len, op_flags;
+    uint16_t buf_index;
+    int32_t splice_fd_in;
+    uint64_t addr3;
+};
+_Static_assert(sizeof(struct sqe_fields) == 48, "read_many in _operations/_many.py relies on it");
+
+static uint64_t batch_user_data(unsigned slot) { return BATCH_BIT | (uint64_t)slot << 32; }
+
+/* Returns the slot. */
+static int batch_open(struct ring *ring, unsigned count)
+{
+    unsigned slot = 0;
+    while (slot < ring->batch_slots && ring->batches[slot] != NULL)
+        slot++;
+    if (slot == ring->batch_slots) {
+        unsigned slots = ring->batch_slots ? 2 * ring->batch_slots : 8;
+        struct batch **batches = realloc(ring->batches, slots * sizeof *batches);
+        if (batches == NULL)
+            return -ENOMEM;
+        memset(batches + ring->batch_slots, 0, (slots - ring->batch_slots) * sizeof *batches);
+        ring->batches = batches;
+        ring->batch_slots = slots;
+    }
+    struct batch *batch = calloc(1, sizeof *batch + count * sizeof batch->results[0]);
+    if (batch == NULL)
+        return -ENOMEM;
+    batch->left = count;
+    ring->batches[slot] = batch;
+    ring->batches_open++;
+    return (int)slot;
+}
+
+static void *batch_results(struct ring *ring, unsigned slot)
+{
+    return ring->batches[slot]->results;
+}
+
+static void batch_close(struct ring *ring, unsigned slot)
+{
+    free(ring->batches[slot]);
+    ring->batches[slot] = NULL;
+    ring->batches_open--;
+}
+
+/* Only we write to results, never the kernel: they can go whatever is still in flight. */
+static void batch_free_all(struct ring *ring)
+{
+    for (unsigned slot = 0; slot < ring->batch_slots; slot++)
+        free(ring->batches[slot]);
+    free(ring->batches);
+}
+
+/* Take the CQEs of batches out of what a turn returns, and put one in for each batch that is
+ * done. With none left, -EINTR: something came, so the time did not run out. */
+static int batch_collect(struct ring *ring, struct io_uring_cqe *cqes, unsigned count)
+{
+    unsigned kept = 0;
+    for (unsigned i = 0; i < count; i++) {
+        uint64_t user_data = cqes[i].user_data;
+        if (!(user_data & BATCH_BIT)) {
+            cqes[kept++] = cqes[i];
+            continue;
+        }
+        unsigned slot = (unsigned)(user_data >> 32) & 0x7fffffff;
+        struct batch *batch = ring->batches[slot];
+        /* A zero-copy send has two CQEs: its result, and the end of its use of the buffer. */
+        if (!(cqes[i].flags & IORING_CQE_F_NOTIF)) {
+            batch->results[(uint32_t)user_data].res = cqes[i].res;
+            batch->results[(uint32_t)user_data].flags = cqes[i].flags;
+        }
+        if (!(cqes[i].flags & IORING_CQE_F_MORE) && --batch->left == 0) {
+            cqes[kept].user_data = BATCH_DONE;
+            cqes[kept].res = (int32_t)slot;
+            cqes[kept++].flags = 0;
+        }
+    }
+    return kept > 0 ? (int)kept : -EINTR;
+}
+
+/* Fill the SQEs of operations start to end; returns the index of the first for which there was
+ * no room (the caller reaps and comes again). A linked chain ends where an enter's SQEs end, so
+ * none of it is filled before there is room for all of it. */
+static int ring_push_many(struct ring *ring, const struct sqe_fields *fields, unsigned start,
+                          unsigned end, uint64_t user_data)
+{
+    int refused = ring_refuses(ring);
+    if (refused)
+        return refused;
+    while (start < end) {
+        unsigned chain = 1;
+        while (start + chain < end && fields[start + chain - 1].sqe_flags & IOSQE_IO_LINK)
+            chain++;
+        if (chain > ring->sq_entries)
+            return -EINVAL;
+        int result = ring_make_room(ring, chain);
+        if (result == -EAGAIN)
+            break;
+        if (result < 0)
+            return result;
+        for (; chain > 0; chain--, start++) {
+            const struct sqe_fields *f = &fields[start];
+            ring_fill(ring, user_data + start, f->opcode, f->sqe_flags, f->ioprio, f->fd, f->off,
+                      f->addr, f->len, f->op_flags, f->buf_index, f->splice_fd_in, f->addr3);
+        }
+    }
+    return (int)start;
+}

@@ -1,0 +1,8 @@
+"""One operation for many connections, or for all that a peer sends."""
+
+from ._accept_many import MultishotListener as MultishotListener, accept_many as accept_many
+from ._receive_many import (
+    ReceivedLease as ReceivedLease,
+    ReceivedLeases as ReceivedLeases,
+    receive_many as receive_many,
+)

@@ -1,0 +1,224 @@
+"""`accept_many`: one operation that accepts connection after connection.
+
+The kernel cannot be told how many to accept: when it gets to it, it takes all that wait in the
+listener's backlog. So the bound says when to stop it, and it is begun again when all that it
+brought were taken. What goes wrong is not for us to judge: after any error the next connection is
+accepted with `trio.SocketListener.accept`, which meets the same error if it is still there, and
+knows what to make of it. That is also the way where the kernel does not know the operation.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as stdlib_socket
+import warnings
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import trio
+from trio.lowlevel import (
+    cancel_shielded_checkpoint,
+    checkpoint,
+    checkpoint_if_cancelled,
+    enable_ki_protection,
+)
+
+from trio_uring import _operations as operations
+from trio_uring._engine._io_manager import current_ring
+from trio_uring._kernel import sockets as abi
+from trio_uring._trio_private import TrioSocket
+
+from ._multishot import Shots
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from trio_uring._engine._io_manager import UringIOManager
+
+_FLAGS: Final = abi.SOCK_CLOEXEC | abi.SOCK_NONBLOCK
+
+# How many may wait to be taken. With half, or double, of it a storm of connections is accepted as
+# fast (benchmarks/bench_accept_many.py).
+WAITING_MAX: Final = 64
+
+
+def accept_many(
+    listener: trio.SocketListener, *, max_waiting: int = WAITING_MAX
+) -> MultishotListener:
+    """Accept connections ahead of who takes them, with one operation for many.
+
+    Without a ring, and where the kernel does not know the operation, each is accepted when it is
+    asked for, with the same result.
+
+    Args:
+      listener: Belongs to the `MultishotListener` from then on, and is closed with it.
+      max_waiting: When so many wait to be taken, accept no more until all of them were. There can
+        be more: what the listener's backlog holds at one moment is accepted all at once.
+
+    Returns:
+      A `trio.abc.Listener`, for ``async for``, `trio.serve_listeners`, or ``accept``.
+
+    Raises:
+      ValueError: *max_waiting* is less than 1.
+      TypeError: *listener* is no `trio.SocketListener`.
+      RuntimeError: outside a run.
+
+    Source: io_uring_prep_multishot_accept(3), accept(2).
+    """
+    if not isinstance(listener, trio.SocketListener):
+        raise TypeError(f"expected a trio.SocketListener, not {type(listener).__name__}")
+    if max_waiting < 1:
+        raise ValueError("max_waiting must be 1 or more")
+    return MultishotListener(listener, max_waiting)
+
+
+class MultishotListener(trio.abc.Listener[trio.SocketStream]):
+    """Made by `accept_many`. Iterating yields each connection, a `trio.SocketStream`."""
+
+    def __init__(self, listener: trio.SocketListener, max_waiting: int) -> None:
+        self._listener = listener
+        manager = current_ring("sockets")
+        self._shots: _AcceptShots | None = None
+        if manager is not None and isinstance(listener.socket, TrioSocket):
+            self._shots = _AcceptShots(manager, listener.socket, max_waiting)
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        """The listening socket."""
+        return self._listener.socket
+
+    @property
+    def waiting(self) -> int:
+        """How many connections were accepted, and not taken yet."""
+        return len(self._shots.fds) if self._shots is not None else 0
+
+    @enable_ki_protection
+    async def accept(self) -> trio.SocketStream:
+        """Take the next connection; wait for one if none was accepted ahead.
+
+        Raises:
+          OSError: as `trio.SocketListener.accept`; for example ``EMFILE``. It can be called again.
+          trio.ClosedResourceError: it is closed, or closes while we wait.
+          trio.BusyResourceError: another task is accepting.
+
+        A checkpoint, always. If cancelled, no connection is lost: what comes waits for the next
+        call.
+        """
+        shots = self._shots
+        if shots is None:
+            return await self._listener.accept()
+        await checkpoint_if_cancelled()
+        if shots.fds:
+            await cancel_shielded_checkpoint()
+        while not shots.fds:
+            if self.socket.fileno() == -1:
+                raise trio.ClosedResourceError("this listener was closed")
+            if shots.error is not None:
+                error, shots.error = shots.error, None
+                return await self._accept_after(error, shots)
+            if not shots.armed:
+                shots.begin()
+            await shots.wait()
+        return shots.take()
+
+    async def _accept_after(
+        self, error: OSError | trio.ClosedResourceError, shots: _AcceptShots
+    ) -> trio.SocketStream:
+        """Accept one as Trio does: it knows what to make of what goes wrong."""
+        if isinstance(error, trio.ClosedResourceError):
+            raise error
+        stream = await self._listener.accept()
+        if error.errno == errno.EINVAL:  # and the listener is in order
+            shots.unknown(error)
+            self._shots = None
+        return stream
+
+    @enable_ki_protection
+    async def stop(self) -> list[trio.SocketStream]:
+        """Accept no more; the listener stays open, and a later ``accept`` begins again.
+
+        Returns:
+          The connections that were accepted and not taken: serve them, or close them.
+
+        Raises:
+          trio.BusyResourceError: another task is accepting.
+
+        A checkpoint, always. If cancelled before it begins, nothing happened; it cannot be later.
+        """
+        await checkpoint()
+        if self._shots is None:
+            return []
+        if self._shots.busy:
+            raise trio.BusyResourceError("another task is accepting")
+        await self._shots.stopped()
+        return [self._shots.take() for _ in range(self.waiting)]
+
+    @enable_ki_protection
+    async def aclose(self) -> None:
+        """Close the listener, and all connections that were accepted and not taken.
+
+        To those it is as if they had still been in the listener's backlog. With `stop` before,
+        none is lost.
+        """
+        shots = self._shots
+        if shots is not None:
+            shots.discard()
+        self._listener.socket.close()
+        if shots is not None:
+            shots.wake()
+            await shots.stopped()
+            shots.discard()
+        await self._listener.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> trio.SocketStream:
+        return await self.accept()
+
+
+class _AcceptShots(Shots):
+    def __init__(self, manager: UringIOManager, sock: TrioSocket, max_waiting: int) -> None:
+        super().__init__(manager)
+        self._sock = sock
+        self._kind = (sock.family, sock.type, sock.proto)
+        self._max_waiting = max_waiting
+        self.fds: deque[int] = deque()
+        self.error: OSError | trio.ClosedResourceError | None = None
+
+    def begin(self) -> None:
+        self.arm(operations.accept_multishot(self._sock.fileno(), self._accepted, _FLAGS))
+
+    def _accepted(self, fd: int, _flags: int) -> None:
+        self.fds.append(fd)
+        if len(self.fds) == self._max_waiting:
+            self.stop()
+        self.wake()
+
+    def last(self, res: int, flags: int) -> None:
+        self._accepted(res, flags)
+
+    def failed(self, exc: OSError | trio.ClosedResourceError) -> None:
+        self.error = exc
+
+    def unknown(self, exc: OSError) -> None:
+        self._manager.ring.note_refused("ACCEPT_MULTISHOT", exc)
+
+    def take(self) -> trio.SocketStream:
+        fd = self.fds.popleft()
+        try:
+            sock = stdlib_socket.socket(*self._kind, fileno=fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+    def __del__(self) -> None:
+        if self.fds:
+            warnings.warn("a MultishotListener was not closed", ResourceWarning, stacklevel=2)
+            self.discard()
+
+    def discard(self) -> None:
+        while self.fds:
+            os.close(self.fds.popleft())

@@ -1,0 +1,397 @@
+"""`receive_many`: one operation that receives again and again, into buffers that it lends out.
+
+Each receiver has a group of buffers of its own. So the kernel itself keeps the bound: when the
+receiver holds all of them, the operation ends with ``ENOBUFS``, and what the peer sends stays in
+the socket, until buffers were given back and it is begun again. And no receiver can take what
+another needs, however much its peer sends, or however long it keeps what it has.
+
+Between two operations nobody else may receive from the socket, or bytes would change places: a
+`Claim` sees to that.
+"""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from collections import deque
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+import trio
+from trio.lowlevel import (
+    ParkingLot,
+    cancel_shielded_checkpoint,
+    checkpoint,
+    checkpoint_if_cancelled,
+    current_task,
+    enable_ki_protection,
+)
+
+from trio_uring import _operations as operations
+from trio_uring._engine._in_flight import Claim
+from trio_uring._engine._io_manager import current_ring
+from trio_uring._streams._endpoints import source_of
+from trio_uring._trio_private import TrioSocket, at_cancel_point
+
+from ._multishot import Shots
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Buffer, Self
+
+    from trio_uring._engine._buffer_pool import BufferPool
+    from trio_uring._engine._io_manager import UringIOManager
+    from trio_uring._streams._endpoints import ReceivesBytes, Source
+
+# What one receiver holds: 1 MiB at most, and only what was used occupies memory. With half of the
+# buffers a stream of large messages costs a quarter more; with smaller ones, twice as much, for it
+# comes in more pieces (benchmarks/bench_receive_many.py).
+BUFFERS: Final = 16
+BUFFER_SIZE: Final = 65536
+_BUFFERS_MAX: Final = 32768  # the kernel's bound for a group
+_SIZE_MAX: Final = 1 << 20
+
+
+def receive_many(
+    stream: trio.abc.ReceiveStream | trio.socket.SocketType | ReceivesBytes,
+    *,
+    max_buffers: int = BUFFERS,
+    buffer_size: int = BUFFER_SIZE,
+) -> ReceivedLeases:
+    """Receive ahead of who takes it, with one operation for many, and without a copy.
+
+    What was received is lent out in the buffers that the kernel put it in. So from a
+    `trio.SocketStream`, a trio socket or AnyIO's TCP and UNIX streams. From other streams, without
+    a ring, and where the kernel does not know the operation, each is received when it is asked
+    for, with the same result.
+
+    Args:
+      stream: Where from: a stream of Trio's or AnyIO's, or a trio socket. That must be of type
+        ``SOCK_STREAM``, and connected. It stays the caller's; but until the block is left nobody
+        else may receive from it.
+      max_buffers: How many buffers this receiver may hold, taken or not, 1 to 32768. When it
+        holds all, nothing more is received: what the peer sends stays in the socket.
+      buffer_size: In bytes, 1 to 1 MiB.
+
+    Returns:
+      A `trio.abc.ReceiveChannel` of `ReceivedLease`, to be used with ``async with``.
+
+    Raises:
+      ValueError: a number is out of range, or the socket is of another type.
+      TypeError: *stream* is none.
+      RuntimeError: outside a run.
+
+    Source: io_uring_prep_recv_multishot(3), io_uring_setup_buf_ring(3).
+    """
+    if not 1 <= max_buffers <= _BUFFERS_MAX:
+        raise ValueError(f"max_buffers must be between 1 and {_BUFFERS_MAX}")
+    if not 1 <= buffer_size <= _SIZE_MAX:
+        raise ValueError(f"buffer_size must be between 1 and {_SIZE_MAX}")
+    stack = ExitStack()
+    return ReceivedLeases(source_of(stream, stack), stack, max_buffers, buffer_size)
+
+
+class ReceivedLease:
+    """What was received, at least one byte, yours until you `release` it; use ``with``.
+
+    It may outlive the block that it was received in, and the run.
+    """
+
+    __slots__ = ("_data", "_flags", "_leases")
+
+    def __init__(self, leases: ReceivedLeases, data: memoryview, flags: int) -> None:
+        self._leases = leases
+        self._data: memoryview | None = data
+        self._flags = flags
+
+    @property
+    def data(self) -> memoryview:
+        """The bytes; read-only. Do not keep slices of it beyond the lease, or they would change.
+
+        Raises:
+          RuntimeError: it was given back.
+        """
+        if self._data is None:
+            raise RuntimeError("this buffer was given back")
+        return self._data
+
+    def release(self) -> None:
+        """Give the buffer back. Does nothing if that was done.
+
+        Raises:
+          BufferError: something else uses the memory: an array made of it, or an operation. It
+            was not given back.
+        """
+        data = self._data
+        if data is not None:
+            data.release()
+            self._data = None
+            self._leases.take_back(self._flags)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        if self._data is not None:
+            warnings.warn("a ReceivedLease was not released", ResourceWarning, stacklevel=2)
+
+
+class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
+    """Made by `receive_many`. Iterating yields each `ReceivedLease`, until the stream ends."""
+
+    def __init__(
+        self, source: Source, stack: ExitStack, max_buffers: int, buffer_size: int
+    ) -> None:
+        self._source = source
+        self._stack = stack
+        self._max_buffers = max_buffers
+        self._size = buffer_size
+        self._leased = 0
+        self._unread = b""
+        self._closed = False
+        self._error_told = False
+        self._given_back = ParkingLot()
+        self._receiving: trio.CancelScope | None = None
+        manager = current_ring("sockets")
+        self._shots: _ReceiveShots | None = None
+        if manager is not None and isinstance(source.sock, TrioSocket):
+            self._shots = _ReceiveShots(manager, source.sock, max_buffers, buffer_size)
+
+    @property
+    def leased(self) -> int:
+        """How many leases were taken, and not given back."""
+        return self._leased
+
+    @property
+    def unread(self) -> bytes:
+        """What had been received, and was not taken, when the block was left.
+
+        What the stream has next comes after it.
+        """
+        return self._unread
+
+    @enable_ki_protection
+    async def receive(self) -> ReceivedLease:
+        """Take what was received next; wait for it if there is nothing yet.
+
+        Who has taken *max_buffers* leases waits until one of them is given back.
+
+        Raises:
+          trio.EndOfChannel: the stream has ended.
+          trio.BrokenResourceError: the connection is broken.
+
+        A checkpoint, always. If cancelled, nothing is lost: what comes waits for the next call.
+        """
+        if at_cancel_point(current_task()):
+            await checkpoint_if_cancelled()
+        if self._shots is not None and self._shots.queue:
+            await cancel_shielded_checkpoint()
+        while (shots := self._shots) is not None:
+            lease = self._next(shots)
+            if lease is not None:
+                return lease
+            if self._shots is shots:
+                await shots.wait()
+        return await self._receive_plainly()
+
+    @enable_ki_protection
+    def receive_nowait(self) -> ReceivedLease:
+        """Take what was received next, without letting other tasks run.
+
+        Raises:
+          trio.WouldBlock: nothing has come that was not taken.
+          trio.EndOfChannel: and the others, as `receive`.
+        """
+        lease = self._next(self._shots) if self._shots is not None else None
+        if lease is None:
+            self._check_open()
+            raise trio.WouldBlock
+        return lease
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this receive_many block was left")
+
+    def _next(self, shots: _ReceiveShots) -> ReceivedLease | None:
+        """Return what is next in the queue; see to it that more comes."""
+        self._check_open()
+        if not shots.armed:
+            with self._source.errors():
+                if not shots.begin(self._leased):
+                    self._shots = None
+                    return None
+        if shots.queue:
+            res, flags = shots.queue.popleft()
+            self._leased += 1
+            return ReceivedLease(self, shots.view(res, flags), flags)
+        if shots.error is not None:
+            self._error_told = True
+            with self._source.errors():
+                raise shots.error
+        if shots.ended:
+            raise trio.EndOfChannel
+        return None
+
+    async def _receive_plainly(self) -> ReceivedLease:
+        self._check_open()
+        if self._receiving is not None:
+            raise trio.BusyResourceError("another task is receiving already")
+        received: Buffer = b""
+        try:
+            with trio.CancelScope() as self._receiving:
+                while self._leased == self._max_buffers:
+                    await self._given_back.park()
+                received = await self._source.receive_some(self._size)
+        finally:
+            self._receiving = None
+        data = memoryview(received).toreadonly()
+        if not data:
+            self._check_open()
+            raise trio.EndOfChannel
+        self._leased += 1
+        return ReceivedLease(self, data, 0)
+
+    def take_back(self, flags: int) -> None:
+        """Take a buffer back; for `ReceivedLease`."""
+        self._leased -= 1
+        if self._shots is not None:
+            self._shots.give_back(flags)
+        elif self._given_back:
+            self._given_back.unpark()
+
+    @enable_ki_protection
+    async def aclose(self) -> None:
+        """Receive no more. What was received and not taken is in *unread* then.
+
+        The stream stays open. A checkpoint, always; it is done even if cancelled.
+        """
+        if not self._closed:
+            self._closed = True
+            if self._receiving is not None:
+                self._receiving.cancel()
+            if self._shots is not None:
+                self._shots.wake()
+                await self._shots.stopped()
+                self._unread = self._shots.finish()
+            self._stack.close()
+        await checkpoint()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Do as `aclose`.
+
+        Raises:
+          trio.BrokenResourceError: the connection is broken, and `receive` was not called to say
+            so; or what else it would have raised. The stream itself would not say it again.
+        """
+        await self.aclose()
+        error = self._shots.error if self._shots is not None else None
+        if exc is None and isinstance(error, OSError) and not self._error_told:
+            with self._source.errors():
+                raise error
+
+
+class _ReceiveShots(Shots):
+    def __init__(
+        self, manager: UringIOManager, sock: TrioSocket, max_buffers: int, buffer_size: int
+    ) -> None:
+        super().__init__(manager)
+        self._sock = sock
+        self._max_buffers = max_buffers
+        self._size = buffer_size
+        self._pool: BufferPool | None = None
+        self._claim: Claim | None = None
+        self.queue: deque[tuple[int, int]] = deque()  # res and flags
+        self.ended = False
+        self.error: OSError | trio.ClosedResourceError | None = None
+
+    def begin(self, leased: int) -> bool:
+        """Begin to receive, if that is of use now; False if this kernel cannot do it at all."""
+        error = self.error
+        if isinstance(error, OSError) and error.errno == errno.EINVAL and not self.queue:
+            self._refused("RECV_MULTISHOT", error)
+            return False
+        fd = self._sock.fileno()
+        if fd == -1:
+            raise trio.ClosedResourceError("this stream was closed")
+        # Not for each buffer that is given back, but before there is nothing left to take.
+        free = self._max_buffers - leased - len(self.queue)
+        if self.ended or error is not None or not free:
+            return True
+        if self.queue and free * 2 < self._max_buffers:
+            return True
+        pool = self._pool or self._open_pool(fd)
+        if pool is not None:
+            self.arm(operations.recv_multishot(fd, pool, self._received, exclusive=None))
+        return pool is not None
+
+    def _open_pool(self, fd: int) -> BufferPool | None:
+        try:
+            pool = self._manager.pools.open(self._max_buffers, self._size)
+        except OSError as exc:  # EINVAL before Linux 5.19; ENOMEM
+            self._refused("PBUF_RING", exc)
+            return None
+        whole = operations.recv_multishot(fd, pool, self._received)
+        claim = Claim(self._manager, whole, 0, None, when_closing=self.wake)
+        try:
+            self._manager.waiting.enlist(claim)
+        except BaseException:
+            self._manager.pools.close(pool)
+            raise
+        self._pool, self._claim = pool, claim
+        return pool
+
+    def _refused(self, what: str, exc: OSError) -> None:
+        self._manager.ring.note_refused(what, exc)
+        self.finish()
+
+    def _received(self, res: int, flags: int) -> None:
+        self.queue.append((res, flags))
+        self.wake()
+
+    def last(self, res: int, flags: int) -> None:
+        if res:
+            self.queue.append((res, flags))
+        else:
+            self.give_back(flags)
+            self.ended = True
+
+    def failed(self, exc: OSError | trio.ClosedResourceError) -> None:
+        if not isinstance(exc, OSError) or exc.errno != errno.ENOBUFS:
+            self.error = exc
+
+    def view(self, res: int, flags: int) -> memoryview:
+        assert self._pool is not None
+        return self._pool.view(res, flags)
+
+    def give_back(self, flags: int) -> None:
+        if self._pool is not None and not self._manager.ring.closed:
+            self._pool.give_back(flags)
+            if not self.armed:
+                self.wake()
+
+    def finish(self) -> bytes:
+        """Let go of the socket and the buffers; returns what was not taken."""
+        pool, self._pool = self._pool, None
+        claim, self._claim = self._claim, None
+        if pool is None or not self._manager.ring.usable:  # the run crashed
+            return b""
+        unread = b"".join([pool.view(res, flags) for res, flags in self.queue])
+        self.queue.clear()
+        if claim is not None:
+            self._manager.waiting.strike(claim)
+        self._manager.pools.close(pool)
+        return unread

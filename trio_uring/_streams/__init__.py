@@ -1,0 +1,1 @@
+"""Trio's sockets and streams on the ring."""

@@ -1,0 +1,87 @@
+"""Reads and writes of `trio.lowlevel.FdStream`: pipes, and the streams of child processes.
+
+These two stand in for the method bodies of Trio's class, which is final. Trio keeps the fd
+non-blocking; Linux then waits by itself for pipes (since 6.4, or thereabouts), and says
+EAGAIN for terminals and the like: there we wait until the fd is ready, as Trio does.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import trio
+
+from trio_uring import _operations as operations
+from trio_uring._engine._buffer_pool import RECEIVE_BUFFER_SIZE
+from trio_uring._engine._io_manager import current_ring
+from trio_uring._trio_private import FdStream
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+_trio_receive_some: Final[Callable[..., Awaitable[bytes]]] = FdStream.receive_some
+_trio_send_all: Final[Callable[..., Awaitable[None]]] = FdStream.send_all
+
+
+async def receive_some(self: FdStream, max_bytes: int | None = None) -> bytes:
+    """Receive at least one and at most *max_bytes* bytes; see `trio.abc.ReceiveStream`."""
+    manager = current_ring("sockets")
+    wanted = RECEIVE_BUFFER_SIZE if max_bytes is None else max_bytes
+    buffers = manager.buffers if manager is not None else None
+    if manager is None or buffers is None or type(wanted) is not int or wanted < 1:
+        return await _trio_receive_some(self, max_bytes)
+    with self._receive_conflict_detector:
+        if self._fd_holder.closed:
+            await trio.lowlevel.checkpoint()
+        # Between a completion and the next attempt the stream may have been closed, and another
+        # file have got its fd.
+        while not self._fd_holder.closed:
+            fd = self._fd_holder.fd
+            try:
+                return await manager.perform(
+                    operations.read_select(
+                        fd, buffers, min(wanted, RECEIVE_BUFFER_SIZE), -1, cancellable=True
+                    )
+                )
+            except OSError as exc:
+                if exc.errno not in {errno.EAGAIN, errno.ENOBUFS}:
+                    _raise_stream_error(exc)
+                if exc.errno == errno.EAGAIN and not self._fd_holder.closed:
+                    await manager.wait_readable(fd)
+        raise trio.ClosedResourceError("file was already closed")
+
+
+async def send_all(self: FdStream, data: bytes | bytearray | memoryview) -> None:
+    """Send all of *data*; see `trio.abc.SendStream`."""
+    manager = current_ring("sockets")
+    if manager is None:
+        await _trio_send_all(self, data)
+        return
+    with self._send_conflict_detector:
+        if self._fd_holder.closed:
+            raise trio.ClosedResourceError("file was already closed")
+        sent, length = 0, len(data)
+        with memoryview(data) as view:
+            if not length:
+                await trio.lowlevel.checkpoint()
+            while sent < length:
+                if self._fd_holder.closed:  # since the last write: its fd may be another file's
+                    raise trio.ClosedResourceError("file was already closed")
+                fd = self._fd_holder.fd
+                with view[sent:] as remaining:
+                    try:
+                        sent += await manager.perform(
+                            operations.write(fd, remaining, -1, cancellable=True)
+                        )
+                    except BlockingIOError:
+                        if not self._fd_holder.closed:
+                            await manager.wait_writable(fd)
+                    except OSError as exc:
+                        _raise_stream_error(exc)
+
+
+def _raise_stream_error(exc: OSError) -> NoReturn:
+    if exc.errno == errno.EBADF:
+        raise trio.ClosedResourceError("file was already closed") from None
+    raise trio.BrokenResourceError from exc

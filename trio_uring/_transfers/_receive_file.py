@@ -1,0 +1,158 @@
+"""`receive_file`: from a socket into a file, inside the kernel: socket → pipe → file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import attrs
+from trio.lowlevel import checkpoint, enable_ki_protection
+
+from trio_uring._streams._endpoints import opened, ring_for_splices, source_of
+
+from ._splice_pipes import current_pipes
+from ._transfer import BLOCK_SIZE, Transfer, check_range, fill_from, write_some
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    import trio
+
+    from trio_uring._engine._io_manager import UringIOManager
+    from trio_uring._streams._endpoints import HasFileNo, ReceivesBytes, Source
+
+    from ._splice_pipes import Pipe
+
+
+@attrs.define
+class ReceiveProgress:
+    """How far `receive_file` has come; also valid when it was cancelled, or failed.
+
+    Args:
+      bytes_received: What the file has taken.
+      left: What came out of the stream and the file could not take, because the disk is full
+        or broken; otherwise empty. It is added to what is there already.
+    """
+
+    bytes_received: int = 0
+    left: bytes = b""
+
+
+@enable_ki_protection
+async def receive_file(
+    stream: trio.abc.ReceiveStream | trio.socket.SocketType | ReceivesBytes,
+    file: int | HasFileNo,
+    *,
+    offset: int = 0,
+    count: int | None = None,
+    progress: ReceiveProgress | None = None,
+) -> int:
+    """Receive into a file: up to the stream's end, or so many bytes.
+
+    From a `trio.SocketStream`, a trio socket or AnyIO's TCP and UNIX streams the kernel moves
+    them by itself, in a run on the ring. From others, such as a `trio.SSLStream`, and in runs
+    without a ring, they are received and written, with the same result. Not one byte more than
+    *count* is taken out of the stream.
+
+    Args:
+      stream: Where from: a stream of Trio's or AnyIO's, or a trio socket. That must be of type
+        ``SOCK_STREAM``, and connected.
+      file: A regular file or block device that is open for writing: its fd, or what has a
+        ``fileno`` method. Its position is neither used nor changed, and it is not truncated.
+      offset: Where in the file to begin, in bytes. A file that was opened with ``O_APPEND`` is
+        appended to wherever that is.
+      count: How many bytes to receive; None: all up to the end of the stream.
+      progress: Is kept up to date with the bytes received; see `ReceiveProgress`.
+
+    Returns:
+      The number of bytes received: fewer than *count* only where the stream ends before.
+
+    Raises:
+      ValueError: *offset* or *count* is negative, or the socket is of another type.
+      OSError: the file cannot be written (``EBADF``, ``ESPIPE``, ``ENOSPC``, ``EFBIG``,
+        ``EIO``); or for a socket, as its ``recv``.
+      trio.BusyResourceError: another task waits to receive from this stream.
+      trio.BrokenResourceError: for a stream, the connection is broken.
+      trio.ClosedResourceError: for a stream, it was closed, also meanwhile. For AnyIO's streams
+        these three are AnyIO's own.
+
+    A checkpoint, always. If cancelled, what came out of the stream is in the file, and *progress*
+    says how much that is. Flushing it to the disk is another step, such as
+    `PositionalFile.fdatasync`.
+
+    Source: splice(2), io_uring_prep_splice(3), pipe(7).
+    """
+    check_range(offset, count)
+    with ExitStack() as stack:
+        target = _Target(opened(file, stack), offset, count, progress or ReceiveProgress())
+        source = source_of(stream, stack)
+        await checkpoint()
+        if source.splices and not target.flags & os.O_APPEND:  # EINVAL, says splice(2)
+            target.manager = ring_for_splices(files=True)
+        while not target.transfer.done and await _receive_some(source, target):
+            pass
+        return target.transfer.moved
+
+
+class _Target:
+    """The file, and what of it is written."""
+
+    def __init__(self, fd: int, offset: int, count: int | None, progress: ReceiveProgress) -> None:
+        self.flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        if self.flags & os.O_ACCMODE == os.O_RDONLY:
+            # As write(2) says it, but before a byte is taken out of the stream.
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self.fd = fd
+        self.offset = offset
+        self.progress = progress
+        self.transfer = Transfer(count, self._add)
+        self.manager: UringIOManager | None = None  # None: no splices
+
+    def _add(self, count: int) -> None:
+        self.progress.bytes_received += count
+
+
+async def _receive_some(source: Source, target: _Target) -> bool:
+    """Receive what is there; False at the end."""
+    if target.manager is None:
+        return await _receive_and_write(source, target)
+    await source.wait_readable()
+    with current_pipes().lent() as pipe:
+        count = 0 if pipe is None else fill_from(source, pipe, target.transfer)
+        if pipe is not None and count:
+            await _empty_into_file(pipe, target.manager, target)
+    return count > 0 or await _receive_and_write(source, target)
+
+
+async def _receive_and_write(source: Source, target: _Target) -> bool:
+    block = memoryview(await source.receive_some(target.transfer.next(BLOCK_SIZE)))
+    await _write(block, target)
+    return len(block) > 0
+
+
+async def _empty_into_file(pipe: Pipe, manager: UringIOManager, target: _Target) -> None:
+    transfer = target.transfer
+    while pipe.left:
+        try:
+            written = await pipe.empty_into_file(manager, target.fd, target.offset + transfer.moved)
+        except OSError:
+            # Files that know no splice say EINVAL. All other errors come again at a write.
+            target.manager = None
+            await _write(memoryview(pipe.take_rest()), target)
+        else:
+            transfer.add(written)
+
+
+async def _write(left: memoryview, target: _Target) -> None:
+    try:
+        while left:
+            written = await write_some(target.fd, left, target.offset + target.transfer.moved)
+            target.transfer.add(written)
+            left = left[written:]
+    except BaseException:
+        target.progress.left += bytes(left)
+        raise

@@ -1,0 +1,122 @@
+"""`Transfer`: what a transfer has moved, and has still to move; and its single steps."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+from trio_uring import _operations as operations
+from trio_uring._engine._io_manager import current_ring
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio_uring._streams._endpoints import Sink, Source
+
+    from ._splice_pipes import Pipe
+
+# What goes through the program in one piece, where there is no splice.
+BLOCK_SIZE: Final = 1 << 18
+
+
+@attrs.define
+class Transfer:
+    """How far a transfer is.
+
+    Args:
+      count: Bytes to move; None: all up to the end.
+      note: Is told of bytes moved.
+      moved: Bytes moved so far.
+    """
+
+    count: int | None
+    note: Callable[[int], None]
+    moved: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all that was asked for is moved."""
+        return self.moved == self.count
+
+    def next(self, most: int) -> int:
+        """Return how much to ask for next: no more than *most*."""
+        return most if self.count is None else min(most, self.count - self.moved)
+
+    def add(self, count: int) -> None:
+        """Take note of bytes moved."""
+        self.moved += count
+        self.note(count)
+
+
+def check_range(offset: int, count: int | None) -> None:
+    """Raise `ValueError` if one of them is negative."""
+    if offset < 0 or (count is not None and count < 0):
+        raise ValueError("offset and count must be 0 or more")
+
+
+# ---- Receiving -----------------------------------------------------------------------------
+
+
+def fill_from(source: Source, pipe: Pipe, transfer: Transfer) -> int:
+    """Take what is there out of a socket.
+
+    0 says nothing: it may be the end, or nothing is there, or urgent data (``MSG_OOB``), which
+    splice(2) does not get beyond. A plain receive can tell.
+    """
+    assert source.sock is not None
+    with source.errors():
+        try:
+            return pipe.fill_from_socket(source.sock.fileno(), transfer.next(pipe.size))
+        except BlockingIOError:
+            return 0
+
+
+# ---- Sending -------------------------------------------------------------------------------
+
+
+async def empty_into(sink: Sink, pipe: Pipe, transfer: Transfer) -> None:
+    """Send all that is in *pipe*; if that fails, the rest is still there."""
+    sock = sink.sock
+    assert sock is not None
+    with sink.errors():
+        while pipe.left:
+            try:
+                transfer.add(pipe.empty_into_socket(sock.fileno()))
+            except BlockingIOError:
+                await sock.wait_writable()
+
+
+async def send_block(sink: Sink, block: memoryview, transfer: Transfer) -> None:
+    """Send all of *block*."""
+    while block:
+        count = await sink.send_some(block)
+        transfer.add(count)
+        block = block[count:]
+
+
+# ---- Files ---------------------------------------------------------------------------------
+
+
+async def read_block(fd: int, size: int, offset: int) -> memoryview:
+    """Read at most *size* bytes of a file, and none only at its end."""
+    buffer = bytearray(size)
+    manager = current_ring("files")
+    if manager is None:
+        count = await trio.to_thread.run_sync(os.preadv, fd, [buffer], offset)
+    else:
+        count = await manager.perform(operations.read(fd, buffer, offset))
+    return memoryview(buffer)[:count]
+
+
+async def write_some(fd: int, block: memoryview, offset: int) -> int:
+    """Write *block*, or a part of it; returns how much. Not cancelled midway."""
+    manager = current_ring("files")
+    if manager is not None:
+        return await manager.perform_midway(operations.write(fd, block, offset))
+    count = 0
+    with trio.CancelScope(shield=True):
+        count = await trio.to_thread.run_sync(os.pwrite, fd, block, offset)
+    return count  # noqa: RET504 (for all that mypy knows, a scope may end before)
