@@ -179,7 +179,7 @@ async def test_closing_what_is_spliced_midway_in_a_call() -> None:
     pipes = [os.pipe(), os.pipe()]
     async with trio.open_nursery() as nursery:
         splice = operations.splice(pipes[0][0], pipes[1][1], 1)
-        nursery.start_soon(expect_closed, current_manager().perform_midway(splice))
+        nursery.start_soon(expect_closed, current_manager().perform_shielded(splice))
         await wait_all_tasks_blocked()
         notify_closing(pipes[0][0])
     for fd in (*pipes[0], *pipes[1]):

@@ -29,7 +29,7 @@ def test_broken_runs(program: Callable[[], None]) -> None:
     assert result.returncode == 0, result.stderr
     # Tasks end in our code, because there they waited: `perform` is in their tracebacks.
     blamed = re.findall(r'io_manager\.py", line \d+, in (\w+)', result.stderr)
-    assert set(blamed) <= {"perform", "perform_midway"}, result.stderr
+    assert set(blamed) <= {"perform", "perform_shielded"}, result.stderr
 
 
 @pytest.mark.parametrize("config", [RingConfig(), RingConfig(sqpoll=SQPoll(idle=0.001))])

@@ -499,14 +499,14 @@ async def test_a_long_call_lets_others_run(tmp_path: Path, operations: Operation
 async def test_an_old_kernel_truncates_in_a_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    perform = UringIOManager.perform_midway
+    perform = UringIOManager.perform_shielded
 
     async def refusing(manager: UringIOManager, operation: Operation[Any]) -> Any:
         if operation.opcode == Opcode.FTRUNCATE:
             raise trio_uring.UnsupportedOpcodeError(errno.EOPNOTSUPP, "not here")
         return await perform(manager, operation)
 
-    monkeypatch.setattr(UringIOManager, "perform_midway", refusing)
+    monkeypatch.setattr(UringIOManager, "perform_shielded", refusing)
     async with await trio.open_file(tmp_path / "file", "wb") as file:
         assert await file.truncate(100) == 100
     assert (tmp_path / "file").stat().st_size == 100

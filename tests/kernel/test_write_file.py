@@ -181,7 +181,7 @@ async def test_a_short_write_is_gone_on_with(
 ) -> None:
     """As after a signal, say: the disk has room for the rest."""
     limits = [5000]
-    perform = UringIOManager.perform_midway
+    perform = UringIOManager.perform_shielded
 
     async def with_room(manager: UringIOManager, operation: Any) -> Any:
         if limits:
@@ -189,7 +189,7 @@ async def test_a_short_write_is_gone_on_with(
             limits.clear()
         return await perform(manager, operation)
 
-    monkeypatch.setattr(UringIOManager, "perform_midway", with_room)
+    monkeypatch.setattr(UringIOManager, "perform_shielded", with_room)
     data = os.urandom(10_000)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     syncs = completed("FSYNC")

@@ -110,7 +110,7 @@ class InFlight:
         """
 
 
-def _not_midway(_raise_cancel: RaiseCancelT) -> Abort:
+def _abort_shielded(_raise_cancel: RaiseCancelT) -> Abort:
     return Abort.FAILED
 
 
@@ -140,7 +140,7 @@ class Entries(list[InFlight]):
 
 
 # How a task goes to sleep where the operation is to go on, whatever happens.
-UNDISTURBED: Final = WaitTaskRescheduled(_not_midway)
+SHIELDED: Final = WaitTaskRescheduled(_abort_shielded)
 
 
 class _Batch(Protocol):

@@ -34,7 +34,7 @@ from trio_uring._trio_private import (
 )
 
 from ._buffer_pool import BufferPools
-from ._in_flight import UNDISTURBED, CancelQueue, Entries, FifoLimit, Groups, InFlight, Waiting
+from ._in_flight import SHIELDED, CancelQueue, Entries, FifoLimit, Groups, InFlight, Waiting
 from ._mailbox import ASLEEP, Inbox, Word
 from ._readiness import GuestWakeup, Readiness
 
@@ -179,7 +179,7 @@ class UringIOManager:
                 operation.release()
 
     @trio.lowlevel.enable_ki_protection
-    async def perform_midway(self, operation: Operation[T]) -> T:
+    async def perform_shielded(self, operation: Operation[T]) -> T:
         """Perform *operation* in the middle of a call that must not end there.
 
         Like `perform`, but no cancellation is looked at, before or meanwhile, and what a signal
@@ -192,7 +192,7 @@ class UringIOManager:
                 if operation.bounded:
                     await self.file_limit.acquire_shielded()
                 entry = self.start(operation, task)
-                await wait_rescheduled(UNDISTURBED)
+                await wait_rescheduled(SHIELDED)
             return self._result(operation, entry)
         except GeneratorExit:  # the run crashed, and its tasks are being collected
             if entry is not None and entry.task is None:

@@ -150,7 +150,7 @@ class Bridge(greenlet):
 
     def perform(self, operation: Operation[T]) -> T:
         """Perform *operation*; no cancellation is looked at."""
-        return self.wait_for(self.manager.perform_midway(operation))
+        return self.wait_for(self.manager.perform_shielded(operation))
 
     def perform_cancellable(self, operation: Operation[T]) -> T:
         """Perform *operation*, unless the task is cancelled first."""

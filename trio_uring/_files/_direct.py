@@ -273,7 +273,7 @@ async def _open(name: str | bytes, flags: int) -> int:
     if manager is None:
         return await trio.to_thread.run_sync(os.open, name, flags, _MODE)
     sys.audit("open", name, None, flags)
-    return await manager.perform_midway(operations.openat(name, flags, _MODE))
+    return await manager.perform_shielded(operations.openat(name, flags, _MODE))
 
 
 async def _alignment(fd: int, name: str | bytes) -> tuple[int, int]:
@@ -281,7 +281,7 @@ async def _alignment(fd: int, name: str | bytes) -> tuple[int, int]:
     manager = current_ring("files")
     told: tuple[int, int] | None = None
     if manager is not None:
-        told = await manager.perform_midway(operations.statx_alignment(fd))
+        told = await manager.perform_shielded(operations.statx_alignment(fd))
     if told is None:  # no ring; a kernel before 6.1; a file system that leaves it out
         block_size = _logical_block_size(os.fstat(fd))
         told = (block_size, block_size)

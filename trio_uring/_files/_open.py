@@ -256,7 +256,7 @@ def _wait_if_fifo(bridge: Bridge, path: _Path, flags: int, fd: int) -> int:
 
 
 async def _is_fifo(files: FilesRun, path: _Path) -> bool:
-    status = await files.manager.perform_midway(operations.statx(path))
+    status = await files.manager.perform_shielded(operations.statx(path))
     return stat.S_ISFIFO(status.st_mode)
 
 

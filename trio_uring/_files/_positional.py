@@ -75,7 +75,7 @@ async def open_positional(
     else:
         await checkpoint_if_cancelled()
         sys.audit("open", name, None, flags)
-        fd = await manager.perform_midway(operations.openat(name, flags, mode))
+        fd = await manager.perform_shielded(operations.openat(name, flags, mode))
     return PositionalFile(fd, name)
 
 
@@ -351,7 +351,7 @@ class PositionalFile(trio.abc.AsyncResource):
                 if manager is None:
                     await trio.to_thread.run_sync(os.close, fd)
                 else:
-                    await manager.perform_midway(operations.close(fd))
+                    await manager.perform_shielded(operations.close(fd))
         await trio.lowlevel.checkpoint()
 
     # ---- Helpers ---------------------------------------------------------------------------

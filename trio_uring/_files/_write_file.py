@@ -171,12 +171,12 @@ async def _write_to_slot(
         done = written.unwrap()
         assert isinstance(done, int)
         while done < view.nbytes:
-            done += await manager.perform_midway(_write(slot, view[done:], done))
+            done += await manager.perform_shielded(_write(slot, view[done:], done))
         if sync:
-            await manager.perform_midway(_sync(slot))
+            await manager.perform_shielded(_sync(slot))
         return done
     finally:
-        await manager.perform_midway(close_slot(slot))
+        await manager.perform_shielded(close_slot(slot))
 
 
 def _write(slot: int, view: memoryview, offset: int = 0) -> Operation[int]:

@@ -89,7 +89,7 @@ class Pipe:
         operation = operations.splice(
             fd, self._write_fd, size, offset_in=offset, flags=_SPLICE_F_NONBLOCK
         )
-        count = await manager.perform_midway(operation)
+        count = await manager.perform_shielded(operation)
         self.left += count
         return count
 
@@ -102,7 +102,7 @@ class Pipe:
         operation = operations.splice(
             self._read_fd, fd, self.left, offset_out=offset, flags=_SPLICE_F_NONBLOCK
         )
-        count = await manager.perform_midway(operation)
+        count = await manager.perform_shielded(operation)
         self.left -= count
         return count
 

@@ -115,7 +115,7 @@ async def write_some(fd: int, block: memoryview, offset: int) -> int:
     """Write *block*, or a part of it; returns how much. Not cancelled midway."""
     manager = current_ring("files")
     if manager is not None:
-        return await manager.perform_midway(operations.write(fd, block, offset))
+        return await manager.perform_shielded(operations.write(fd, block, offset))
     count = 0
     with trio.CancelScope(shield=True):
         count = await trio.to_thread.run_sync(os.pwrite, fd, block, offset)
