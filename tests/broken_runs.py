@@ -253,7 +253,7 @@ def a_batch_half_processed() -> None:
             a.fileno(),
             len=1,
             op_flags=select.POLLIN,
-            on_more=explode,
+            on_cqe_more=explode,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(perform, multishot)

@@ -253,7 +253,7 @@ class SimulatedKernel:
         self._end(taken, -errno.EIO, flags)
 
     def _succeed(self, taken: InKernel) -> None:
-        if taken.operation.on_more is not None:
+        if taken.operation.on_cqe_more is not None:
             for _ in range(self.random.randint(0, 2)):
                 self.post(taken.user_data, 1, _F_MORE)
         self._end(taken, 0)
@@ -296,7 +296,7 @@ class SimulatedKernel:
 
     def _shoot(self, taken: InKernel, res: int, flags: int = 0) -> None:
         """Complete; a multishot operation mostly goes on."""
-        if taken.operation.on_more is not None and self.random.random() < 0.7:
+        if taken.operation.on_cqe_more is not None and self.random.random() < 0.7:
             self.post(taken.user_data, res, flags | _F_MORE)
         else:
             self._end(taken, res, flags)

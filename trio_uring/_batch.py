@@ -99,7 +99,7 @@ async def perform_many(
         await checkpoint()
         return []
     flat = [operation for unit in units for operation in unit]
-    if any(operation.cancellable or operation.on_more is not None for operation in flat):
+    if any(operation.cancellable or operation.on_cqe_more is not None for operation in flat):
         return await Batch(manager, units).perform()
     return await _perform_groups(manager, _array(units), units)
 
@@ -149,9 +149,9 @@ def _places(unit: Unit[T]) -> int:
     None if it may wait for ever: then others would, for these places, perhaps even those that
     it waits for.
     """
-    if any(operation.cancellable and not operation.bounded for operation in unit):
+    if any(operation.cancellable and not operation.limited for operation in unit):
         return 0
-    return sum(operation.bounded for operation in unit)
+    return sum(operation.limited for operation in unit)
 
 
 # ---- Outcomes ------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def _parts(
 ) -> Iterable[tuple[int, int]]:
     """Yield the ranges that are in flight together."""
     limit = manager.config.max_file_operations
-    if array.bounded <= limit:
+    if array.limited <= limit:
         return [(0, array.count)] if array.count else []
     if units is None:
         return [(start, min(start + limit, array.count)) for start in range(0, array.count, limit)]
@@ -265,10 +265,10 @@ def _parts(
 def _counts(array: OperationArray[T], start: int, end: int) -> tuple[int, dict[int, int]]:
     """Return the places that a part needs, and its operations by opcode."""
     if end - start == array.count:
-        return array.bounded, dict(array.opcodes)
+        return array.limited, dict(array.opcodes)
     part = array.operations[start:end]
     if part:
-        return sum(operation.bounded for operation in part), Counter(o.opcode for o in part)
+        return sum(operation.limited for operation in part), Counter(o.opcode for o in part)
     return end - start, dict.fromkeys(array.opcodes, end - start)
 
 
@@ -364,7 +364,7 @@ class Batch(Generic[T]):
                 self._chains.append(chain)
                 if not _places(unit):
                     for operation in unit:
-                        operation.bounded = False  # it got no place to give back
+                        operation.limited = False  # it got no place to give back
             started.append(unit)
             parts += chain
         if parts:
@@ -412,7 +412,7 @@ class Batch(Generic[T]):
         """Take note of the last CQE of one of the operations."""
         part.running = False
         self._left -= 1
-        if part.operation.bounded:
+        if part.operation.limited:
             self._places_left -= 1
         if self._raise_cancel is not None and self._left:
             self._cancel_chains()

@@ -49,7 +49,7 @@ def flagged(operation: Operation[int], flags: int) -> Operation[int]:
     """Add *flags* to those of *operation*; even if there are none, so that all take as long."""
     opcode, others, *rest = operation.sqe
     operation.sqe = (opcode, others | flags, *rest)  # type: ignore[assignment]
-    operation.on_fd = False  # else the I/O manager would take a slot for an fd
+    operation.acts_on_fd = False  # else the I/O manager would take a slot for an fd
     return operation
 
 

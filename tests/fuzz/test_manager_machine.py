@@ -132,16 +132,18 @@ class Machine(RuleBasedStateMachine):
         if buffer is not None:
             self.kernel.pinned[id(operation)] = buffer
         client = Client(operation, stream, buffer)
-        operation.on_more = operation.on_more and partial(self.take_more, client, operation.on_more)
+        operation.on_cqe_more = operation.on_cqe_more and partial(
+            self.take_more, client, operation.on_cqe_more
+        )
         self.clients.append(client)
         self.nursery.start_soon(self.task, client)
 
     def take_more(
-        self, client: Client, on_more: Callable[[int, int], None], res: int, flags: int
+        self, client: Client, on_cqe_more: Callable[[int, int], None], res: int, flags: int
     ) -> None:
         assert not client.done
         client.more += 1
-        on_more(res, flags)
+        on_cqe_more(res, flags)
 
     async def task(self, client: Client) -> None:
         try:
@@ -217,7 +219,7 @@ class Machine(RuleBasedStateMachine):
     @rule(file=files)
     def multishot(self, file: int) -> None:
         operation = operations.nop()
-        operation.on_more = lambda _res, _flags: None
+        operation.on_cqe_more = lambda _res, _flags: None
         self.perform(operation, self.streams[file])
 
     @precondition(lambda self: self.clients)
@@ -280,9 +282,9 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def limits_are_kept(self) -> None:
         in_flight = self.manager._in_flight.values()
-        bounded = [entry for entry in in_flight if entry.operation.bounded]
-        assert len(bounded) <= FILE_OPERATIONS_MAX
-        assert self.manager.file_limit.free == FILE_OPERATIONS_MAX - len(bounded)
+        limited = [entry for entry in in_flight if entry.operation.limited]
+        assert len(limited) <= FILE_OPERATIONS_MAX
+        assert self.manager.file_limit.free == FILE_OPERATIONS_MAX - len(limited)
 
     def teardown(self) -> None:
         if hasattr(self, "stack"):

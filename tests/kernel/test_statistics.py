@@ -183,14 +183,14 @@ async def _await(task: Awaitable[object]) -> None:
 
 @pytest.mark.ring(max_file_operations=2)
 async def test_tasks_in_line() -> None:
-    def bounded() -> operations.Operation[None]:
+    def limited() -> operations.Operation[None]:
         operation = operations.timeout(HOUR_NS)
-        operation.bounded = True
+        operation.limited = True
         return operation
 
     async with trio.open_nursery() as nursery:
         for number in range(1, 6):
-            nursery.start_soon(perform, bounded())
+            nursery.start_soon(perform, limited())
             found = await settled()
             assert found.in_flight == min(number, 2)
             assert found.waiting_for_limit == max(number - 2, 0)

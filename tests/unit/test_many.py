@@ -63,7 +63,7 @@ def test_reads_described_all_at_once() -> None:
         assert fields(array, index) == sqe
         single.release()
         part.release()
-    assert array.bounded == array.count == 3
+    assert array.limited == array.count == 3
     with pytest.raises(BufferError):
         buffer.append(0)
     array.release()

@@ -319,7 +319,7 @@ def test_regular_files_are_waited_for_within_a_bound() -> None:
         operations.statx("a"),
         operations.unlinkat("a"),
     ):
-        assert (operation.cancellable, operation.bounded) == (False, True)
+        assert (operation.cancellable, operation.limited) == (False, True)
         assert operation.exclusive is None
 
 
@@ -336,18 +336,18 @@ def test_regular_files_are_waited_for_within_a_bound() -> None:
 def test_what_can_wait_for_ever_takes_no_place(
     operation: Operation[object], exclusive: str
 ) -> None:
-    assert (operation.cancellable, operation.bounded) == (True, False)
+    assert (operation.cancellable, operation.limited) == (True, False)
     assert operation.exclusive == exclusive
 
 
 def test_opens_can_be_cancelled_within_the_bound() -> None:
     for operation in (operations.openat("fifo", 0, wait=True), operations.openat2("fifo", 0)):
-        assert (operation.cancellable, operation.bounded) == (True, True)
+        assert (operation.cancellable, operation.limited) == (True, True)
 
 
 def test_fds_that_are_none() -> None:
     # Closing fd 2 must not end a wait for a futex, whose flags happen to be 2.
-    assert not operations.futex_wait(bytearray(4), 0).on_fd
-    assert not operations.futex_waitv([(bytearray(4), 0)]).on_fd
-    assert not operations.waitid(os.P_PID, 3, os.WEXITED).on_fd
-    assert operations.waitid(os.P_PIDFD, 3, os.WEXITED).on_fd
+    assert not operations.futex_wait(bytearray(4), 0).acts_on_fd
+    assert not operations.futex_waitv([(bytearray(4), 0)]).acts_on_fd
+    assert not operations.waitid(os.P_PID, 3, os.WEXITED).acts_on_fd
+    assert operations.waitid(os.P_PIDFD, 3, os.WEXITED).acts_on_fd

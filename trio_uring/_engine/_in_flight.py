@@ -241,7 +241,7 @@ class Waiting(dict[int, "list[InFlight]"]):
         """
         operation = entry.operation
         fd = operation.fd
-        if fd < 0 or not operation.on_fd:
+        if fd < 0 or not operation.acts_on_fd:
             return
         waiting = self.get(fd)
         if operation.exclusive is not None and (waiting or fd in self._readiness.waits):

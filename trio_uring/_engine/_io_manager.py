@@ -162,7 +162,7 @@ class UringIOManager:
         try:
             if is_cancelled(task):
                 await trio.lowlevel.checkpoint_if_cancelled()
-            if operation.bounded:
+            if operation.limited:
                 await self.file_limit.acquire()
             entry = self.start(operation, task)
             if entry.sleep is None:
@@ -189,7 +189,7 @@ class UringIOManager:
         task = current_task()
         try:
             while entry is None or (entry.res == -errno.EINTR and not entry.closing):
-                if operation.bounded:
+                if operation.limited:
                     await self.file_limit.acquire_shielded()
                 entry = self.start(operation, task)
                 await wait_rescheduled(SHIELDED)
@@ -223,7 +223,7 @@ class UringIOManager:
                 self._backlog += self.ring.turn(0) or ()
         except BaseException:
             self.waiting.strike(entry)
-            if operation.bounded:
+            if operation.limited:
                 self.file_limit.release()
             raise
         self._in_flight[user_data] = entry
@@ -277,7 +277,7 @@ class UringIOManager:
             if entry.raise_cancel is not None:
                 self._cancelled += 1
                 entry.raise_cancel()
-        if res == -errno.ETIME and operation.expires:
+        if res == -errno.ETIME and operation.etime_is_success:
             return operation.decode(0, entry.flags)
         if res == -errno.EINVAL and operation.opcode not in self.ring.supported:
             raise unsupported_opcode(operation.opcode)
@@ -387,8 +387,8 @@ class UringIOManager:
             entry = in_flight[user_data]
             operation = entry.operation
             if flags & _F_MORE:
-                if operation.on_more is not None:
-                    operation.on_more(res, flags)
+                if operation.on_cqe_more is not None:
+                    operation.on_cqe_more(res, flags)
                 else:  # a zero-copy send: the kernel still uses the buffer
                     entry.res = res
                 continue
@@ -399,7 +399,7 @@ class UringIOManager:
                 entry.flags = res  # what became of the buffer, if the operation asked
             del in_flight[user_data]
             self._completed[operation.opcode] += 1
-            if operation.bounded:
+            if operation.limited:
                 self.file_limit.release()
             if operation.cancellable:
                 self.waiting.strike(entry)

@@ -71,7 +71,7 @@ def statx(
         address_of(pin),
         pins=(pin,),
         cancellable=False,
-        bounded=True,
+        limited=True,
         filename=name,
     )
 
@@ -102,7 +102,7 @@ def statx_alignment(fd: int) -> Operation[tuple[int, int] | None]:
         address_of(pin),
         pins=(pin,),
         cancellable=False,
-        bounded=True,
+        limited=True,
     )
 
 
@@ -170,7 +170,7 @@ def _get_attribute(
         addr3=address_of(*file_pins) if file_pins else 0,
         pins=(pin, *file_pins),
         cancellable=False,
-        bounded=True,
+        limited=True,
         filename=path,
     )
 
@@ -196,7 +196,7 @@ def _set_attribute(
         addr3=address_of(*file_pins) if file_pins else 0,
         pins=(pin, *file_pins),
         cancellable=False,
-        bounded=True,
+        limited=True,
         filename=path,
     )
 

@@ -117,7 +117,7 @@ def timeout(
         addr=_TIMESPEC.pack(*divmod(timeout_ns, 10**9)),
         len=1,
         op_flags=int(flags),
-        expires=True,
+        etime_is_success=True,
     )
 
 

@@ -114,7 +114,7 @@ def read_select(
         buffers=buffers,
         cancellable=cancellable,
         exclusive="read" if cancellable else None,
-        bounded=not cancellable,
+        limited=not cancellable,
     )
 
 
@@ -269,7 +269,7 @@ def fsync(fd: int, *, data_only: bool = False) -> Operation[None]:
     Since: Linux 5.1. Source: io_uring_prep_fsync(3), fsync(2).
     """
     flags = _DATASYNC if data_only else 0
-    return Operation(Opcode.FSYNC, nothing, fd, op_flags=flags, cancellable=False, bounded=True)
+    return Operation(Opcode.FSYNC, nothing, fd, op_flags=flags, cancellable=False, limited=True)
 
 
 def sync_file_range(fd: int, offset: int, size: int, flags: int) -> Operation[None]:
@@ -291,7 +291,7 @@ def sync_file_range(fd: int, offset: int, size: int, flags: int) -> Operation[No
         op_flags=flags,
         off=signed_64_bits(offset),
         cancellable=False,
-        bounded=True,
+        limited=True,
     )
 
 
@@ -314,7 +314,7 @@ def fallocate(fd: int, offset: int, size: int, mode: int = 0) -> Operation[None]
         mode,
         off=signed_64_bits(offset),
         cancellable=False,
-        bounded=True,
+        limited=True,
     )
 
 
@@ -339,7 +339,7 @@ def fadvise(fd: int, offset: int, size: int, advice: int) -> Operation[None]:
         advice,
         signed_64_bits(offset),
         cancellable=False,
-        bounded=True,
+        limited=True,
     )
 
 
@@ -352,7 +352,7 @@ def ftruncate(fd: int, size: int) -> Operation[None]:
     Since: Linux 6.9. Source: io_uring_prep_ftruncate(3), ftruncate(2).
     """
     off = signed_64_bits(size)
-    return Operation(Opcode.FTRUNCATE, nothing, fd, off=off, cancellable=False, bounded=True)
+    return Operation(Opcode.FTRUNCATE, nothing, fd, off=off, cancellable=False, limited=True)
 
 
 def splice(
@@ -487,5 +487,5 @@ def _transfer(
         pins=pins,
         cancellable=exclusive is not None,
         exclusive=exclusive,
-        bounded=exclusive is None,
+        limited=exclusive is None,
     )

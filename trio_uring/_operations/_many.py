@@ -77,7 +77,7 @@ class OperationArray(Generic[T_co]):
       fields: ``struct sqe_fields[]``.
       count: How many there are.
       opcodes: How many there are of each opcode.
-      bounded: How many of them count against ``RingConfig.max_file_operations``.
+      limited: How many of them count against ``RingConfig.max_file_operations``.
       model: One of them, or if it was described as a whole, one like them.
       operations: What it was made of; empty if it was described as a whole.
       pins: What keeps their memory in place, apart from the pins of *operations*.
@@ -86,7 +86,7 @@ class OperationArray(Generic[T_co]):
     fields: CData
     count: int
     opcodes: Mapping[int, int]
-    bounded: int
+    limited: int
     model: Operation[T_co]
     operations: Sequence[Operation[T_co]] = ()
     pins: tuple[CData, ...] = ()
@@ -123,7 +123,7 @@ def array_of(
         ffi.new("struct sqe_fields[]", fields),
         len(fields),
         Counter([operation.opcode for operation in operations]),
-        sum([operation.bounded for operation in operations]),
+        sum([operation.limited for operation in operations]),
         operations[0],
         operations,
     )
@@ -169,5 +169,5 @@ def read_many(
     words[_OFF::_WORDS] = starts
     words[_ADDR::_WORDS] = array("Q", range(address, address + count * size, size))
     fields = ffi.from_buffer("struct sqe_fields[]", words)
-    model = Operation(Opcode.READ, result, fd, cancellable=False, bounded=True)
+    model = Operation(Opcode.READ, result, fd, cancellable=False, limited=True)
     return OperationArray(fields, count, {Opcode.READ: count}, count, model, pins=(pin,))

@@ -90,21 +90,21 @@ def recv_select(
 def recv_multishot(
     fd: int,
     buffers: ProvidedBuffers,
-    on_more: Callable[[int, int], None],
+    on_cqe_more: Callable[[int, int], None],
     flags: int = 0,
     *,
     exclusive: Exclusive | None = "read",
 ) -> Operation[bytes]:
     """Receive from a socket again and again, each time into a buffer that the kernel chooses.
 
-    Each time but the last, *on_more* is called with ``res`` and ``flags``, from which
+    Each time but the last, *on_cqe_more* is called with ``res`` and ``flags``, from which
     `ProvidedBuffers.take` makes the bytes. It must not raise. *exclusive* None: the caller sees
     to it himself that nobody else receives meanwhile.
 
     Completes with: the last bytes; empty at the end of the stream. It can end before that, for
       example where the CQ overflows.
     Fails with: as `recv`; ``ENOBUFS`` if the group is empty (the data stays in the socket).
-    If cancelled: nothing is lost; some may go to *on_more* first.
+    If cancelled: nothing is lost; some may go to *on_cqe_more* first.
     Since: Linux 6.0. Source: io_uring_prep_recv_multishot(3).
     """
     return Operation(
@@ -117,7 +117,7 @@ def recv_multishot(
         buf_index=buffers.group,
         buffers=buffers,
         exclusive=exclusive,
-        on_more=on_more,
+        on_cqe_more=on_cqe_more,
     )
 
 
@@ -330,17 +330,17 @@ def accept(fd: int, flags: int = SOCK_CLOEXEC) -> Operation[tuple[int, bytes]]:
 
 
 def accept_multishot(
-    fd: int, on_more: Callable[[int, int], None], flags: int = SOCK_CLOEXEC
+    fd: int, on_cqe_more: Callable[[int, int], None], flags: int = SOCK_CLOEXEC
 ) -> Operation[int]:
     """Accept connections on a listening socket, one after the other.
 
-    For each but the last, *on_more* is called with ``res``, the new fd, which is the caller's
+    For each but the last, *on_cqe_more* is called with ``res``, the new fd, which is the caller's
     from then on, and ``flags``. It must not raise.
 
     Completes with: the last new fd, which the caller owns. That is only so where the CQ overflows:
       mostly it ends with an error.
     Fails with: as `accept`; those that were accepted before are not lost.
-    If cancelled: some may go to *on_more* first; a connection accepted last is the result.
+    If cancelled: some may go to *on_cqe_more* first; a connection accepted last is the result.
     Since: Linux 5.19. Source: io_uring_prep_multishot_accept(3), accept(2).
     """
     return Operation(
@@ -350,7 +350,7 @@ def accept_multishot(
         op_flags=flags,
         ioprio=_ACCEPT_MULTISHOT,
         exclusive="read",
-        on_more=on_more,
+        on_cqe_more=on_cqe_more,
         discard=os.close,
     )
 

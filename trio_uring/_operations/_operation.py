@@ -83,15 +83,15 @@ class Operation(Generic[T_co]):
         itself: reads and writes of regular files, and what never waits.
       exclusive: ``"read"`` or ``"write"`` if only one task at a time may wait so on *fd*; a
         second one gets `trio.BusyResourceError`.
-      bounded: Whether it counts against ``RingConfig.max_file_operations``.
-      on_more: For multishot operations: called with ``res`` and ``flags`` of each CQE that is
+      limited: Whether it counts against ``RingConfig.max_file_operations``.
+      on_cqe_more: For multishot operations: called with ``res`` and ``flags`` of each CQE that is
         not the last.
       discard: What to do with a result that comes when no task is there to take it: close an
         fd.
       filename: For the `OSError`, as the standard library gives it.
       filename2: The second file of a rename or link.
-      expires: Whether ``ETIME`` is what it completes with, and no error.
-      on_fd: Whether *fd* is a file descriptor, whose closing ends the operation. False where
+      etime_is_success: Whether ``ETIME`` is what it completes with, and no error.
+      acts_on_fd: Whether *fd* is a file descriptor, whose closing ends the operation. False where
         the kernel takes another number in its place.
       second_fd: Another file descriptor whose closing ends the operation.
       buffers: The group that the kernel chooses a buffer from.
@@ -100,18 +100,18 @@ class Operation(Generic[T_co]):
     # Made once per operation, so written out: attrs cannot make the one tuple that the core
     # takes as it is, and reading eleven attributes for each push costs as much as the push.
     __slots__ = (
-        "bounded",
+        "acts_on_fd",
         "buffers",
         "cancellable",
         "decode",
         "discard",
+        "etime_is_success",
         "exclusive",
-        "expires",
         "fd",
         "filename",
         "filename2",
-        "on_fd",
-        "on_more",
+        "limited",
+        "on_cqe_more",
         "opcode",
         "pins",
         "second_fd",
@@ -136,13 +136,13 @@ class Operation(Generic[T_co]):
         pins: tuple[object, ...] = (),
         cancellable: bool = True,
         exclusive: Exclusive | None = None,
-        bounded: bool = False,
-        on_more: Callable[[int, int], None] | None = None,
+        limited: bool = False,
+        on_cqe_more: Callable[[int, int], None] | None = None,
         discard: Callable[[int], object] | None = None,
         filename: str | bytes | None = None,
         filename2: str | bytes | None = None,
-        expires: bool = False,
-        on_fd: bool = True,
+        etime_is_success: bool = False,
+        acts_on_fd: bool = True,
         second_fd: int = -1,
         buffers: ProvidedBuffers | None = None,
     ) -> None:
@@ -155,13 +155,13 @@ class Operation(Generic[T_co]):
         self.pins: tuple[object, ...] = pins
         self.cancellable: bool = cancellable
         self.exclusive: Exclusive | None = exclusive
-        self.bounded: bool = bounded
-        self.on_more: Callable[[int, int], None] | None = on_more
+        self.limited: bool = limited
+        self.on_cqe_more: Callable[[int, int], None] | None = on_cqe_more
         self.discard: Callable[[int], object] | None = discard
         self.filename: str | bytes | None = filename
         self.filename2: str | bytes | None = filename2
-        self.expires: bool = expires
-        self.on_fd: bool = on_fd
+        self.etime_is_success: bool = etime_is_success
+        self.acts_on_fd: bool = acts_on_fd
         self.second_fd: int = second_fd
         self.buffers: ProvidedBuffers | None = buffers
 

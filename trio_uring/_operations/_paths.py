@@ -59,7 +59,7 @@ def openat(
         mode,
         flags | os.O_CLOEXEC,
         sqe_flags=_ASYNC if wait else 0,
-        bounded=True,
+        limited=True,
         discard=os.close,
         filename=name,
     )
@@ -97,7 +97,7 @@ def openat2(
         off=address_of(how),
         sqe_flags=_ASYNC if wait else 0,
         pins=(how,),
-        bounded=True,
+        limited=True,
         discard=os.close,
         filename=name,
     )
@@ -121,7 +121,7 @@ def unlinkat(
         encode_path(name),
         op_flags=_AT_REMOVEDIR if directory else 0,
         cancellable=False,
-        bounded=True,
+        limited=True,
         filename=name,
     )
 
@@ -156,7 +156,7 @@ def renameat(
         address_of(target_pin),
         pins=(target_pin,),
         cancellable=False,
-        bounded=True,
+        limited=True,
         filename=source_name,
         filename2=target_name,
     )
@@ -178,7 +178,7 @@ def mkdirat(path: StrOrBytesPath, mode: int = 0o777, *, dir_fd: int = AT_FDCWD) 
         encode_path(name),
         mode,
         cancellable=False,
-        bounded=True,
+        limited=True,
         filename=name,
     )
 
@@ -203,7 +203,7 @@ def symlinkat(
         off=address_of(pin),
         pins=(pin,),
         cancellable=False,
-        bounded=True,
+        limited=True,
         filename=target_name,
         filename2=name,
     )
@@ -238,7 +238,7 @@ def linkat(
         address_of(target_pin),
         pins=(target_pin,),
         cancellable=False,
-        bounded=True,
+        limited=True,
         filename=source_name,
         filename2=target_name,
     )

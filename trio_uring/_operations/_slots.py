@@ -50,7 +50,7 @@ def on_slot(operation: Operation[T]) -> Operation[T]:
     """
     sqe = operation.sqe
     operation.sqe = (sqe[0], sqe[1] | _FIXED_FILE, *sqe[2:])
-    operation.on_fd = False
+    operation.acts_on_fd = False
     return operation
 
 

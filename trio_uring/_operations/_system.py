@@ -75,7 +75,7 @@ def madvise(
         off=len(pin) if wide else 0,
         pins=(pin,),
         cancellable=False,
-        bounded=True,
+        limited=True,
     )
 
 
@@ -101,7 +101,7 @@ def futex_wait(
         off=value,
         addr3=mask,
         pins=(pin,),
-        on_fd=False,
+        acts_on_fd=False,
     )
 
 
@@ -120,7 +120,9 @@ def futex_waitv(futexes: Sequence[tuple[Buffer, int]], *, private: bool = False)
         _FUTEX_WAITV.pack(value, address_of(pin), flags, 0)
         for pin, (_, value) in zip(pins, futexes, strict=True)
     )
-    return Operation(Opcode.FUTEX_WAITV, count, 0, vector, len(pins), pins=tuple(pins), on_fd=False)
+    return Operation(
+        Opcode.FUTEX_WAITV, count, 0, vector, len(pins), pins=tuple(pins), acts_on_fd=False
+    )
 
 
 def futex_wake(
@@ -147,7 +149,7 @@ def futex_wake(
         addr3=mask,
         pins=(pin,),
         cancellable=False,
-        on_fd=False,
+        acts_on_fd=False,
     )
 
 
@@ -177,7 +179,7 @@ def waitid(id_type: int, id: int, options: int) -> Operation[ChildStatus | None]
         off=address_of(pin),
         splice_fd_in=options,
         pins=(pin,),
-        on_fd=id_type == os.P_PIDFD,
+        acts_on_fd=id_type == os.P_PIDFD,
     )
 
 
