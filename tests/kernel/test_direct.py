@@ -309,7 +309,9 @@ async def test_wrong_sizes(count: int, size: int) -> None:
 async def test_leases_are_aligned_and_apart() -> None:
     with RegisteredBuffers(5, 5000) as buffers:
         leases = [await buffers.lease() for _ in range(5)]
-        addresses = sorted(operations._operation.where(lease.memory) for lease in leases)
+        addresses = sorted(
+            operations._operation.address_of_buffer(lease.memory) for lease in leases
+        )
         assert all(address % 4096 == 0 for address in addresses)
         assert all(b - a == 8192 for a, b in pairwise(addresses))
         assert buffers.leased == 5

@@ -20,7 +20,7 @@ from trio.lowlevel import checkpoint_if_cancelled, current_task, enable_ki_prote
 
 from trio_uring import _operations as operations
 from trio_uring._engine._io_manager import current_ring
-from trio_uring._operations._operation import where
+from trio_uring._operations._operation import address_of_buffer
 from trio_uring._trio_private import is_cancelled
 
 from ._positional import PositionalFile
@@ -249,7 +249,7 @@ class DirectFile(PositionalFile):
             size = view.nbytes
         if (offset | size) & (self.block_size - 1):
             self._explain(offset, size)
-        address = where(buffer)
+        address = address_of_buffer(buffer)
         if size and address % self.memory_alignment:
             raise ValueError(
                 f"the buffer's address, {address:#x}, is not a multiple of "

@@ -225,7 +225,7 @@ def signed_64_bits(number: int) -> int:
     return number & 0xFFFFFFFFFFFFFFFF
 
 
-def where(buffer: Buffer) -> int:
+def address_of_buffer(buffer: Buffer) -> int:
     """Return the address at which *buffer* begins, now.
 
     Raises:
