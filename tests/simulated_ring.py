@@ -379,7 +379,7 @@ class SimulatedRing:
         assert not self.closed
         self._kernel.submit()
 
-    def turn(self, timeout: float) -> list[Completion] | None:
+    def submit_and_wait(self, timeout: float) -> list[Completion] | None:
         assert not self.closed
         kernel = self._kernel
         kernel.turns += 1

@@ -335,7 +335,7 @@ def open_ring(config: RingConfig) -> Ring:
         ring.push(nop(), 0)
         completions = None
         while completions is None:  # a signal may come
-            completions = ring.turn(1.0)
+            completions = ring.submit_and_wait(1.0)
         if completions != [(0, 0, 0)]:
             raise RingUnavailableError(f"a NOP came back as {completions}: io_uring is broken here")
     except OSError as exc:

@@ -101,7 +101,7 @@ class Machine(RuleBasedStateMachine):
         self.stack.callback(self.abandon)
         self.timeout = next(self.loop)
         while not hasattr(self, "nursery"):
-            self.turn()
+            self.submit_and_wait()
 
     def patch(self, module: object, name: str, value: object) -> None:
         self.stack.callback(setattr, module, name, getattr(module, name))
@@ -241,7 +241,7 @@ class Machine(RuleBasedStateMachine):
     # ---- What happens elsewhere ------------------------------------------------------------
 
     @rule()
-    def turn(self) -> None:
+    def submit_and_wait(self) -> None:
         """Let Trio's loop turn once."""
         events: Any = self.manager.get_events(self.timeout)
         self.timeout = self.loop.send(events)
@@ -297,7 +297,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(TURNS_TO_END):
             self.kernel.complete_all()
             try:
-                self.turn()
+                self.submit_and_wait()
             except StopIteration:
                 break
         for client in self.clients:

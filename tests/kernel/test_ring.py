@@ -45,16 +45,16 @@ class KeptRing(Ring):
 
     def push(self, operation: Operation[Any], user_data: int) -> bool:
         while not super().push(operation, user_data):
-            self._early += super().turn(0) or ()
+            self._early += super().submit_and_wait(0) or ()
         self.in_flight += 1
         self._kept.append(operation)
         return True
 
-    def turn(self, timeout: float) -> list[Completion] | None:
+    def submit_and_wait(self, timeout: float) -> list[Completion] | None:
         completions: list[Completion] | None = self._early
         self._early = []
         if not completions:
-            completions = super().turn(timeout)
+            completions = super().submit_and_wait(timeout)
         self.in_flight -= len(completions or ())
         return completions
 
@@ -62,7 +62,7 @@ class KeptRing(Ring):
         """Return exactly *count* completions."""
         completions: list[Completion] = []
         while len(completions) < count:
-            reaped = self.turn(LONG)
+            reaped = self.submit_and_wait(LONG)
             assert reaped != [], f"{len(completions)} of {count} completions"
             completions += reaped or ()
         assert len(completions) == count
@@ -108,7 +108,7 @@ def test_nothing_is_submitted_before_the_turn(ring: KeptRing) -> None:
     enters, submitted = ring.enters, ring.submitted
     ring.push(operations.nop(), 1)
     assert (ring.unsubmitted, ring.enters, ring.submitted) == (1, enters, submitted)
-    assert ring.turn(LONG) == [(1, 0, 0)]
+    assert ring.submit_and_wait(LONG) == [(1, 0, 0)]
     assert (ring.unsubmitted, ring.enters, ring.submitted) == (0, enters + 1, submitted + 1)
 
 
@@ -116,12 +116,12 @@ def test_flush_submits_and_takes_no_completion(ring: KeptRing) -> None:
     ring.push(operations.nop(), 1)
     ring.flush()
     assert ring.unsubmitted == 0
-    assert ring.turn(0) == [(1, 0, 0)]
+    assert ring.submit_and_wait(0) == [(1, 0, 0)]
 
 
 def test_flush_of_nothing(ring: KeptRing) -> None:
     ring.flush()
-    assert ring.turn(0) == []
+    assert ring.submit_and_wait(0) == []
 
 
 def test_more_operations_than_entries_in_one_tick(ring: KeptRing) -> None:
@@ -140,12 +140,12 @@ def test_the_queue_wraps_around(ring: KeptRing) -> None:
     for number in range(1000):
         ring.push(operations.nop(), number)
         ring.push(operations.nop(), number + 1_000_000)
-        assert ring.turn(LONG) == [(number, 0, 0), (number + 1_000_000, 0, 0)]
+        assert ring.submit_and_wait(LONG) == [(number, 0, 0), (number + 1_000_000, 0, 0)]
 
 
 def test_user_data_has_64_bits(ring: KeptRing) -> None:
     ring.push(operations.nop(), 2**64 - 1)
-    assert ring.turn(LONG) == [(2**64 - 1, 0, 0)]
+    assert ring.submit_and_wait(LONG) == [(2**64 - 1, 0, 0)]
 
 
 def test_a_bad_operation_does_not_keep_the_others_from_being_flushed(ring: KeptRing) -> None:
@@ -164,9 +164,9 @@ def test_every_completion_arrives_in_one_flood_of_a_turn(ring: KeptRing, pair: P
     count = REAP_MAX + 10
     for number in range(count):
         ring.push(operations.poll_add(pair[0].fileno(), select.POLLIN), number)
-    assert ring.turn(0) == []
+    assert ring.submit_and_wait(0) == []
     pair[1].send(b"x")
-    first = ring.turn(LONG)
+    first = ring.submit_and_wait(LONG)
     assert first is not None
     assert 0 < len(first) <= REAP_MAX
     rest = ring.reap(count - len(first))
@@ -182,14 +182,14 @@ def test_overflow_by_operations_that_complete_at_once() -> None:
         ring.nops(range(5000))
         completions = ring.reap(5000)
         assert Counter(number for number, _, _ in completions) == Counter(range(5000))
-        assert ring.turn(0) == []
+        assert ring.submit_and_wait(0) == []
 
 
 def test_overflow_by_operations_that_waited(pair: Pair) -> None:
     with opened(RingConfig(entries=8, completion_entries=16)) as ring:
         for number in range(3000):
             ring.push(operations.poll_add(pair[0].fileno(), select.POLLIN), number)
-        assert ring.turn(0) == []
+        assert ring.submit_and_wait(0) == []
         pair[1].send(b"x")
         completions = ring.reap(3000)
         assert Counter(number for number, _, _ in completions) == Counter(range(3000))
@@ -202,7 +202,7 @@ def test_overflow_while_more_is_pushed() -> None:
         seen: Counter[int] = Counter()
         for start in range(0, 3000, 60):
             ring.nops(range(start, start + 60))
-            seen.update(number for number, _, _ in ring.turn(LONG) or ())
+            seen.update(number for number, _, _ in ring.submit_and_wait(LONG) or ())
         seen.update(number for number, _, _ in ring.reap(3000 - seen.total()))
         assert seen == Counter(range(3000))
 
@@ -211,30 +211,30 @@ def test_overflow_while_more_is_pushed() -> None:
 
 
 def test_empty_only_if_the_time_ran_out(ring: KeptRing, pair: Pair) -> None:
-    assert ring.turn(0) == []
-    assert ring.turn(0.001) == []
+    assert ring.submit_and_wait(0) == []
+    assert ring.submit_and_wait(0.001) == []
     ring.push(operations.recv(pair[0].fileno(), bytearray(1)), 1)
     # This enter submitted as well, and so the kernel does not say that the time ran out.
-    assert ring.turn(0.001) is None
-    assert ring.turn(0.001) == []
+    assert ring.submit_and_wait(0.001) is None
+    assert ring.submit_and_wait(0.001) == []
     pair[1].send(b"x")
-    assert ring.turn(LONG) == [(1, 1, 0)]
+    assert ring.submit_and_wait(LONG) == [(1, 1, 0)]
 
 
 def test_the_shortest_wait_is_a_wait(ring: KeptRing) -> None:
     # Half a nanosecond must not become "only look".
-    assert ring.turn(5e-10) == []
+    assert ring.submit_and_wait(5e-10) == []
 
 
 def test_the_longest_wait(ring: KeptRing) -> None:
     ring.push(operations.nop(), 1)
-    assert ring.turn(86400.0) == [(1, 0, 0)]
+    assert ring.submit_and_wait(86400.0) == [(1, 0, 0)]
 
 
 def test_what_is_there_is_returned_without_a_wait(ring: KeptRing) -> None:
     ring.push(operations.nop(), 1)
     ring.flush()
-    assert ring.turn(86400.0) == [(1, 0, 0)]
+    assert ring.submit_and_wait(86400.0) == [(1, 0, 0)]
 
 
 def test_a_signal_ends_the_wait(ring: KeptRing) -> None:
@@ -242,7 +242,7 @@ def test_a_signal_ends_the_wait(ring: KeptRing) -> None:
     before = signal.signal(signal.SIGALRM, lambda number, _: received.append(number))
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
     try:
-        assert ring.turn(LONG) is None
+        assert ring.submit_and_wait(LONG) is None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -260,11 +260,11 @@ def test_signals_lose_no_completion(ring: KeptRing) -> None:
                 buffer = bytearray(1)
                 ring.push(operations.recv(a.fileno(), buffer), number)
                 while interrupted <= number:  # until one comes while it waits
-                    completions = ring.turn(LONG)
+                    completions = ring.submit_and_wait(LONG)
                     assert not completions
                     interrupted += completions is None
                 b.send(b"x")
-                while (completions := ring.turn(LONG)) is None:
+                while (completions := ring.submit_and_wait(LONG)) is None:
                     interrupted += 1
                 assert completions == [(number, 1, 0)]
                 assert buffer == b"x"
@@ -291,7 +291,7 @@ def test_the_eventfd_is_written_to(ring: KeptRing) -> None:
     with pytest.raises(BlockingIOError):
         os.eventfd_read(eventfd)
     ring.push(operations.nop(), 1)
-    assert ring.turn(LONG) == [(1, 0, 0)]
+    assert ring.submit_and_wait(LONG) == [(1, 0, 0)]
     assert os.eventfd_read(eventfd) == 1
     os.close(eventfd)
 
@@ -305,7 +305,7 @@ def test_the_eventfd_is_written_to_before_the_ring_is_entered(ring: KeptRing, pa
     ring.flush()
     pair[1].send(b"x")
     assert select.select([eventfd], [], [], LONG)[0] == [eventfd]
-    assert ring.turn(0) == [(1, 1, 0)]
+    assert ring.submit_and_wait(0) == [(1, 1, 0)]
     os.close(eventfd)
 
 
@@ -327,7 +327,7 @@ def calls(ring: Ring) -> dict[str, Callable[[], object]]:
     return {
         "push": lambda: ring.push(operations.nop(), 1),
         "flush": ring.flush,
-        "turn": lambda: ring.turn(0),
+        "submit_and_wait": lambda: ring.submit_and_wait(0),
         "register": lambda: ring.register(RegisterOpcode.UNREGISTER_EVENTFD, ffi.NULL, 0),
         "register_eventfd": lambda: ring.register_eventfd(0),
         "open_buffer_ring": lambda: ring.open_buffer_ring(7, 2, 64, ffi.new("char[128]")),
@@ -382,7 +382,7 @@ def test_a_thread_with_the_identity_of_one_that_ended() -> None:
     def use() -> int:
         assert not theirs.usable
         with pytest.raises(RuntimeError, match="belongs to another thread"):
-            theirs.turn(0)
+            theirs.submit_and_wait(0)
         return threading.get_ident()
 
     assert any(in_thread(use) == identity for _ in range(100)), "they are not used again"
@@ -411,7 +411,7 @@ def test_a_forked_child_is_refused(ring: KeptRing, call: str) -> None:
     ring.push(operations.nop(), 1)
     assert in_child(use) == 0
     # What the child did to it has left no trace.
-    assert ring.turn(LONG) == [(1, 0, 0)]
+    assert ring.submit_and_wait(LONG) == [(1, 0, 0)]
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -432,7 +432,7 @@ def test_a_forked_child_makes_a_ring_of_its_own(ring: KeptRing) -> None:
 
     ring.push(operations.nop(), 1)
     assert in_child(use) == 0
-    assert ring.turn(LONG) == [(1, 0, 0)]
+    assert ring.submit_and_wait(LONG) == [(1, 0, 0)]
 
 
 # --- The kernel's polling thread ------------------------------------------------------------
@@ -466,7 +466,7 @@ def test_sqpoll_wakes_its_thread(polled: KeptRing) -> None:
     for number in range(20):
         wait_until_it_sleeps()
         polled.push(operations.nop(), number)
-        assert polled.turn(LONG) == [(number, 0, 0)]
+        assert polled.submit_and_wait(LONG) == [(number, 0, 0)]
 
 
 def test_sqpoll_flush_waits_until_all_is_taken(polled: KeptRing) -> None:
@@ -506,11 +506,11 @@ def test_sqpoll_more_operations_than_entries(polled: KeptRing) -> None:
 
 
 def test_sqpoll_timeouts(polled: KeptRing, pair: Pair) -> None:
-    assert polled.turn(0.001) == []
+    assert polled.submit_and_wait(0.001) == []
     polled.push(operations.recv(pair[0].fileno(), bytearray(1)), 1)
-    assert polled.turn(0.001) == []
+    assert polled.submit_and_wait(0.001) == []
     pair[1].send(b"x")
-    assert polled.turn(LONG) == [(1, 1, 0)]
+    assert polled.submit_and_wait(LONG) == [(1, 1, 0)]
 
 
 # --- Provided buffers -----------------------------------------------------------------------
@@ -526,7 +526,7 @@ def pool(ring: KeptRing) -> Iterator[BufferPool]:
 
 def test_the_kernel_chooses_a_buffer(ring: KeptRing, pool: BufferPool, pair: Pair) -> None:
     ring.push(operations.recv_select(pair[0].fileno(), pool, 64), 1)
-    assert ring.turn(0) == []
+    assert ring.submit_and_wait(0) == []
     pair[1].send(b"data")
     [(_, res, flags)] = ring.reap(1)
     assert pool.take(res, flags) == b"data"
@@ -566,7 +566,7 @@ def test_cancelling_costs_no_buffer(ring: KeptRing, pool: BufferPool, pair: Pair
     for number in range(1, 2000, 2):
         ring.push(operations.recv_select(pair[0].fileno(), pool, 64), number)
         if number % 4 == 1:
-            assert ring.turn(0) == []
+            assert ring.submit_and_wait(0) == []
             pair[1].send(b"x")
         ring.push(operations.async_cancel(number), number + 1)
         for user_data, res, flags in ring.reap(2):

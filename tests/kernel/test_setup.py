@@ -139,14 +139,14 @@ def test_without_submit_all_a_bad_operation_stops_nothing(
             ring.push(bad if number % 2 else operations.nop(), number)
         ring.flush()
         assert ring.unsubmitted == 0
-        completions = ring.turn(1.0)
+        completions = ring.submit_and_wait(1.0)
         assert [number for number, _, _ in completions] == list(range(20))
         assert [res < 0 for _, res, _ in completions] == [False, True] * 10
         for number in range(20):
             ring.push(bad if number % 2 else operations.nop(), number)
         completions = []
         while len(completions) < 20:
-            reaped = ring.turn(1.0)
+            reaped = ring.submit_and_wait(1.0)
             assert reaped != []
             completions += reaped or ()
         ring.close()

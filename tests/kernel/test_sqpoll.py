@@ -198,7 +198,7 @@ async def test_published_and_closed_at_once(poll: SQPoll) -> None:
         replaced = Replaced(sock)
 
         def publish_and_close() -> None:
-            manager._backlog += manager.ring.turn(0) or ()
+            manager._backlog += manager.ring.submit_and_wait(0) or ()
             for _ in range(dice.randrange(100)):
                 pass
             replaced()
@@ -222,16 +222,16 @@ def test_no_wakeup_is_missed_when_it_falls_asleep() -> None:
     looks = 1000.0
     for number in range(2000):
         for _ in range(int(looks * dice.uniform(0.8, 1.2))):
-            assert ring.turn(0) == []
+            assert ring.submit_and_wait(0) == []
         assert ring.push(operations.nop(), number)
         before = ring.enters
         # To look is to publish; that enters only if the thread must be woken.
-        completions = ring.turn(0)
+        completions = ring.submit_and_wait(0)
         state = "awake" if ring.enters == before else "asleep"
         met[state] += 1
         looks *= 1.1 if state == "awake" else 1 / 1.1
         # An SQE that lies there unseen would be seen once the next is pushed; here is no next.
-        assert (completions or ring.turn(LONG)) == [(number, 0, 0)]
+        assert (completions or ring.submit_and_wait(LONG)) == [(number, 0, 0)]
     ring.close()
     assert min(met["awake"], met["asleep"]) > 200, met
 

@@ -98,7 +98,7 @@ async def test_msg_ring() -> None:
     with another_ring() as other:
         await perform(operations.msg_ring(other.fd, 1 << 63, -2))
         await perform(operations.msg_ring(other.fd, 9, 7))
-        assert other.turn(5.0) == [(1 << 63, -2, 0), (9, 7, 0)]
+        assert other.submit_and_wait(5.0) == [(1 << 63, -2, 0), (9, 7, 0)]
     with pytest.raises(OSError, match="File descriptor in bad state"):
         await perform(operations.msg_ring(0, 9))
 
@@ -144,7 +144,7 @@ async def test_msg_ring_fd(file: int) -> None:
         assert await perform(operations.msg_ring_fd(other.fd, 0, 7)) == 1
         with pytest.raises(OSError, match="Too many open files in system"):
             await perform(operations.msg_ring_fd(other.fd, 0, 8))
-        assert other.turn(5.0) == [(5, 0, 0), (6, 0, 0), (7, 1, 0)]
+        assert other.submit_and_wait(5.0) == [(5, 0, 0), (6, 0, 0), (7, 1, 0)]
     ring.register(RegisterOpcode.UNREGISTER_FILES, ffi.NULL, 0)
 
 

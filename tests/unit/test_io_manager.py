@@ -49,7 +49,7 @@ class ScriptedRing(SimulatedRing):
         else:
             self._kernel.pushed.clear()
 
-    def turn(self, timeout: float) -> list[Completion] | None:
+    def submit_and_wait(self, timeout: float) -> list[Completion] | None:
         self.timeouts.append(timeout)
         self.flush()
         found, self.completions = list(self.completions), deque()

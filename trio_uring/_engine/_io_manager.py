@@ -220,7 +220,7 @@ class UringIOManager:
                 self.waiting.enlist(entry)
             while not self.ring.push(operation, user_data):
                 # Not even submitting made room: completions must be taken out first.
-                self._backlog += self.ring.turn(0) or ()
+                self._backlog += self.ring.submit_and_wait(0) or ()
         except BaseException:
             self.waiting.strike(entry)
             if operation.limited:
@@ -247,7 +247,7 @@ class UringIOManager:
         self, array: OperationArray[object], start: int, end: int, user_data: int
     ) -> None:
         while (start := self.ring.push_many(array.fields, start, end, user_data)) < end:
-            self._backlog += self.ring.turn(0) or ()
+            self._backlog += self.ring.submit_and_wait(0) or ()
 
     def send_word(self, inbox: Inbox) -> bool:
         """Tell another run's ring to look into its *inbox*; False if that cannot be done here."""
@@ -322,7 +322,7 @@ class UringIOManager:
     def _submit_now(self, ring: Ring) -> None:
         ring.flush()
         while self._cancels or ring.unsubmitted:  # there was no room, or no memory, for all
-            self._backlog += ring.turn(0) or ()
+            self._backlog += ring.submit_and_wait(0) or ()
             self._cancels.push()
 
     # ---- Trio's loop -----------------------------------------------------------------------
@@ -347,7 +347,7 @@ class UringIOManager:
         # There is something to do already, or there was no room to ask for it: no sleep.
         hurry = self._backlog or self._cancels or not self._watching
         self.inbox.last_turn = ASLEEP
-        completions = ring.turn(0 if hurry else timeout)
+        completions = ring.submit_and_wait(0 if hurry else timeout)
         self.inbox.last_turn = time.monotonic()
         if hurry:
             completions = self._backlog + (completions or [])
@@ -485,7 +485,7 @@ class UringIOManager:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break
-                completions = self._backlog or ring.turn(left) or []
+                completions = self._backlog or ring.submit_and_wait(left) or []
                 self._backlog = []
                 for completion in completions:
                     self._discard(*completion)

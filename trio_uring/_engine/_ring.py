@@ -271,7 +271,7 @@ class Ring:
         return result
 
     def open_batch(self, count: int) -> tuple[int, int]:
-        """Begin a batch: *count* operations whose completions `turn` tells as one.
+        """Begin a batch: *count* operations whose completions `submit_and_wait` tells as one.
 
         Returns:
           The batch's number, which is the ``res`` of that completion; and the user_data for
@@ -297,7 +297,7 @@ class Ring:
         if result < 0 and -result not in (errno.EBUSY, errno.EAGAIN, errno.EINTR):
             raise ring_error(result)
 
-    def turn(self, timeout: float) -> list[Completion] | None:
+    def submit_and_wait(self, timeout: float) -> list[Completion] | None:
         """Submit what was pushed, wait, and return the completions.
 
         Args:

@@ -244,7 +244,7 @@ class FilesRun:
         failure = bridge.failure
         if raw is not None:
             raw.bridge = None
-            raw.done()
+            raw.release()
         self._put_back(bridge, waited)
         if not waited:
             await cancel_shielded_checkpoint()
@@ -259,7 +259,7 @@ class FilesRun:
     async def _wait_for_turn(self, bridge: Bridge, raw: RingFileIO, *, shielded: bool) -> None:
         try:
             with trio.CancelScope(shield=shielded):
-                await raw.turn()
+                await raw.acquire()
         except BaseException:
             self.idle.append(bridge)
             raise
@@ -299,12 +299,12 @@ class FilesRun:
             await checkpoint_if_cancelled()
         if raw.busy:
             with trio.CancelScope(shield=shielded):
-                await raw.turn()
+                await raw.acquire()
         raw.busy = True
         try:
             value = function(*args)
         finally:
-            raw.done()
+            raw.release()
         self.inline += 1
         await cancel_shielded_checkpoint()
         return value
@@ -319,12 +319,12 @@ class FilesRun:
             return await trio.to_thread.run_sync(function, *args)
         await checkpoint_if_cancelled()
         if raw.busy:
-            await raw.turn()
+            await raw.acquire()
         raw.busy = True
         try:
             return await trio.to_thread.run_sync(function, *args)
         finally:
-            raw.done()
+            raw.release()
 
     # ---- What the I/O manager asks ---------------------------------------------------------
 

@@ -99,14 +99,14 @@ class RingFileIO(io.FileIO):
         if bridge is not None:
             bridge.adopt(self)
 
-    async def turn(self) -> None:
-        """Wait for the turn of this task, once the file is busy. If cancelled, it has none."""
+    async def acquire(self) -> None:
+        """Wait until no other task uses the file, then use it. If cancelled, it is not taken."""
         if self.line is None:
             self.line = ParkingLot()
-        await self.line.park()  # done() hands it over
+        await self.line.park()  # release() hands it over
 
-    def done(self) -> None:
-        """Give the turn to the first in line, if there is one."""
+    def release(self) -> None:
+        """Hand the file to the first task that waits for it, if there is one."""
         if self.line:
             self.line.unpark()
         else:
