@@ -29,13 +29,15 @@ Refuse: TypeAlias = Callable[..., dict[str, str]]  # see the fixture of that nam
 
 BASE = {"CLAMP", "CQSIZE"}
 DEFER = BASE | {"SUBMIT_ALL", "SINGLE_ISSUER", "DEFER_TASKRUN"}
+FLAGGED = DEFER | {"TASKRUN_FLAG"}
 SINGLE = BASE | {"SUBMIT_ALL", "SINGLE_ISSUER", "COOP_TASKRUN"}
 COOP = BASE | {"SUBMIT_ALL", "COOP_TASKRUN"}
 SUBMIT_ALL = BASE | {"SUBMIT_ALL"}
 
 # What a kernel does not know (its release): the flags that it then gets.
 LADDER = {
-    "6.1": (SetupFlag(0), DEFER),
+    "6.1": (SetupFlag(0), FLAGGED),
+    "6.1, without TASKRUN_FLAG": (SetupFlag.TASKRUN_FLAG, DEFER),
     "6.0": (SetupFlag.DEFER_TASKRUN, SINGLE),
     "5.19": (SetupFlag.DEFER_TASKRUN | SetupFlag.SINGLE_ISSUER, COOP),
     "5.18": (
@@ -159,7 +161,7 @@ def test_without_submit_all_a_bad_operation_stops_nothing(
 def test_fewer_entries_where_memory_is_short(entries: int, refuse: Refuse) -> None:
     statistics = all_scenarios(refuse(above=entries))
     assert statistics["entries"] == entries
-    assert set(statistics["setup_flags"]) == DEFER
+    assert set(statistics["setup_flags"]) == FLAGGED
     halved = [size for size in (256, 128, 64, 32, 16) if size > entries]
     assert [step.split()[0] for step in statistics["refused"]] == list(map(str, halved))
 

@@ -96,6 +96,13 @@ async def test_many_in_one_turn() -> None:
     assert after.enters - before.enters < 10
 
 
+async def test_a_turn_with_nothing_to_do_needs_no_system_call() -> None:
+    before = await settled()
+    for _ in range(1000):
+        await trio.lowlevel.checkpoint()
+    assert statistics().enters - before.enters < 10
+
+
 async def test_failures_are_completions() -> None:
     before = await settled()
     with pytest.raises(OSError, match="Bad file descriptor"):

@@ -42,11 +42,14 @@ _CQE = struct.Struct("=QiI")
 _RESULT = struct.Struct("=iI")  # of an operation in a batch
 
 # The flag ladder. Each step gives up what an older kernel does not know (EINVAL), in the
-# order in which the flags came: DEFER_TASKRUN 6.1, SINGLE_ISSUER 6.0, COOP_TASKRUN 5.19,
-# SUBMIT_ALL 5.18. CLAMP and CQSIZE are older than our floor, 5.11.
+# order in which the flags came: DEFER_TASKRUN 6.1, SINGLE_ISSUER 6.0, COOP_TASKRUN and
+# TASKRUN_FLAG 5.19, SUBMIT_ALL 5.18. CLAMP and CQSIZE are older than our floor, 5.11.
+# TASKRUN_FLAG spares a turn with nothing to do its system call (tests/kernel/test_ring.py).
 _BASE = SetupFlag.CLAMP | SetupFlag.CQSIZE
+_DEFER = _BASE | SetupFlag.SUBMIT_ALL | SetupFlag.SINGLE_ISSUER | SetupFlag.DEFER_TASKRUN
 _LADDER: Final = (
-    _BASE | SetupFlag.SUBMIT_ALL | SetupFlag.SINGLE_ISSUER | SetupFlag.DEFER_TASKRUN,
+    _DEFER | SetupFlag.TASKRUN_FLAG,
+    _DEFER,
     _BASE | SetupFlag.SUBMIT_ALL | SetupFlag.SINGLE_ISSUER | SetupFlag.COOP_TASKRUN,
     _BASE | SetupFlag.SUBMIT_ALL | SetupFlag.COOP_TASKRUN,
     _BASE | SetupFlag.SUBMIT_ALL,

@@ -425,15 +425,24 @@ static int ring_overflowed(struct ring *ring)
     return (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
 }
 
+/* Whether an enter would fetch nothing. With TASKRUN_FLAG the kernel says in the SQ's flags when
+ * it has completions that it posts only inside an enter; without, only an enter can tell. */
+static int ring_nothing_to_fetch(struct ring *ring)
+{
+    unsigned flags = __atomic_load_n(ring->sq_flags, __ATOMIC_ACQUIRE);
+    return ring->setup_flags & IORING_SETUP_TASKRUN_FLAG && ring_ready(ring) == 0 &&
+           !(flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
+}
+
 /* One turn of the loop: submit all, wait at most timeout seconds for one completion (0: do
  * not wait), copy out up to room CQEs. Returns how many; 0 only if the time ran out.
  *
  * -EINTR: a signal came, or the kernel cannot tell whether the time ran out, because the same
  * enter also submitted (its result is then the number of SQEs). Not a timeout: come again.
  *
- * Even with timeout 0 and nothing to submit we enter: under DEFER_TASKRUN completions are only
- * posted inside an enter with GETEVENTS. Under SQPOLL the thread submits and posts, so we enter
- * only to wake it or to wait. */
+ * With timeout 0 and nothing to submit we enter if there may be something to fetch: under
+ * DEFER_TASKRUN completions are only posted inside an enter with GETEVENTS. Under SQPOLL the
+ * thread submits and posts, so we enter only to wake it or to wait. */
 static int ring_turn(struct ring *ring, double timeout, struct io_uring_cqe *out, unsigned room)
 {
     int refused = ring_refuses(ring);
@@ -448,6 +457,8 @@ static int ring_turn(struct ring *ring, double timeout, struct io_uring_cqe *out
         else
             by_itself = 1;
         to_submit = 0;
+    } else if (timeout <= 0 && to_submit == 0 && ring_nothing_to_fetch(ring)) {
+        return 0;
     }
     if (timeout > 0 && ring_ready(ring) == 0) {
         struct uring_timespec wait = {.tv_sec = (int64_t)timeout};
