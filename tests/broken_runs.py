@@ -430,7 +430,7 @@ def an_object_on_its_way() -> None:
     async def start(nursery: trio.Nursery) -> None:
         nursery.start_soon(receive_channel.clone().receive)
         await wait_all_tasks_blocked()
-        manager_of_this_run().inbox.tell = lambda: None  # type: ignore[method-assign]
+        manager_of_this_run().mailbox.notify = lambda: None  # type: ignore[method-assign]
         in_thread(lambda: send_channel.send_nowait("still there"))
 
     crashed(start)

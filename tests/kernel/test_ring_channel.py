@@ -56,7 +56,7 @@ RUNS: Final[dict[str, Callable[[Main], Any]]] = {
 OBJECTS: Final = 200
 
 
-def words() -> int:
+def wake_messages() -> int:
     """How many messages the current run has sent to other rings."""
     statistics = trio.lowlevel.current_statistics().io_statistics
     return statistics.completed.get("MSG_RING", 0) if statistics.backend == "io_uring" else 0
@@ -97,20 +97,20 @@ def test_objects_arrive_in_order(sender: str, receiver: str, size: float) -> Non
     send_channel, receive_channel = open_ring_channel[object](size)
     sent = [object() for _ in range(OBJECTS)]
     received: list[object] = []
-    told: dict[str, int] = {}
+    sent: dict[str, int] = {}
 
     async def send() -> None:
         async with send_channel:
             for each in sent:
                 await send_channel.send(each)
         await wait_all_tasks_blocked()
-        told["sender"] = words()
+        sent["sender"] = wake_messages()
 
     async def receive() -> None:
         async with receive_channel:
             received.extend([each async for each in receive_channel])
         await wait_all_tasks_blocked()
-        told["receiver"] = words()
+        sent["receiver"] = wake_messages()
 
     both(partial(RUNS[sender], send), partial(RUNS[receiver], receive))
     assert received == sent
@@ -118,25 +118,25 @@ def test_objects_arrive_in_order(sender: str, receiver: str, size: float) -> Non
     on_rings = {sender, receiver} <= {"ring", "polling", "restricted"}
     for name, run in (("sender", sender), ("receiver", receiver)):
         may_tell = on_rings and run in ("ring", "polling")
-        assert may_tell or not told[name]
+        assert may_tell or not sent[name]
     if sender == receiver == "ring" and size == 0:
-        assert told["sender"] > 0
-        assert sum(told.values()) >= OBJECTS  # for each, one of the two had to wait
+        assert sent["sender"] > 0
+        assert sum(sent.values()) >= OBJECTS  # for each, one of the two had to wait
 
 
 async def test_the_other_loop_is_a_guest() -> None:
     send_channel, receive_channel = open_ring_channel[int](0)
     reply, replies = open_ring_channel[int](0)
 
-    told = 0
+    sent = 0
 
     async def guest() -> None:
-        nonlocal told
+        nonlocal sent
         async with receive_channel, reply:
             async for number in receive_channel:
                 await reply.send(number + 1)
         await wait_all_tasks_blocked()
-        told = words()
+        sent = wake_messages()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(
@@ -146,7 +146,7 @@ async def test_the_other_loop_is_a_guest() -> None:
             for number in range(OBJECTS):
                 await send_channel.send(number)
                 assert await replies.receive() == number + 1
-    assert words() + told >= 2 * OBJECTS  # for each, one of the two had to wait
+    assert wake_messages() + sent >= 2 * OBJECTS  # for each, one of the two had to wait
 
 
 async def test_to_a_thread_that_waits_for_us_in_vain() -> None:
@@ -172,7 +172,7 @@ async def test_to_a_thread_that_waits_for_us_in_vain() -> None:
     send_channel.close()
     thread.join()
     await wait_all_tasks_blocked()
-    assert words() == 2
+    assert wake_messages() == 2
 
 
 async def test_without_a_run() -> None:
@@ -192,7 +192,7 @@ async def test_without_a_run() -> None:
         await wait_all_tasks_blocked()
         assert received == [1]
         in_thread(send_channel.close)
-    assert words() == 0
+    assert wake_messages() == 0
     for end in open_ring_channel[int](0):
         in_thread(end.clone().close)
         in_thread(end.close)
@@ -373,7 +373,7 @@ async def test_an_end_that_moved_on_stays_open() -> None:
 
 
 async def test_what_a_run_did_not_live_to_receive_goes_back() -> None:
-    """Its inbox is closed; what lay in it, and what comes later, is for the others, in order."""
+    """Its mailbox is closed; what lay in it, and what comes later, is for the others, in order."""
     send_channel, receive_channel = open_ring_channel[int](9)
 
     async def receive(channel: RingReceiveChannel[int]) -> None:
@@ -381,7 +381,7 @@ async def test_what_a_run_did_not_live_to_receive_goes_back() -> None:
             await channel.receive()
 
     async def main() -> None:
-        inbox = current_manager().inbox
+        mailbox = current_manager().mailbox
         async with trio.open_nursery() as nursery:
             for _ in range(4):
                 nursery.start_soon(receive, receive_channel.clone())
@@ -389,7 +389,7 @@ async def test_what_a_run_did_not_live_to_receive_goes_back() -> None:
             waiters = list(receive_channel.line.receivers)
             for number in range(2):
                 in_thread(partial(send_channel.send_nowait, number))
-            inbox.close()  # as when the run crashes
+            mailbox.close()  # as when the run crashes
             send_channel.send_nowait(2)
             # And Trio would not wake them any more, either.
             for waiter in waiters:
@@ -405,7 +405,7 @@ async def test_what_a_run_did_not_live_to_receive_goes_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last_turns", "chosen"),
+    ("last_iterations", "chosen"),
     [
         ([0.0, 0.0], 0),  # no rings
         ([9.0, inf, inf], 1),  # who sleeps, and waited longest
@@ -413,13 +413,15 @@ async def test_what_a_run_did_not_live_to_receive_goes_back() -> None:
         ([9.0] * 16 + [inf], 0),  # too far behind
     ],
 )
-def test_an_object_goes_to_a_loop_that_is_not_busy(last_turns: list[float], chosen: int) -> None:
+def test_an_object_goes_to_a_loop_that_is_not_busy(
+    last_iterations: list[float], chosen: int
+) -> None:
     send_channel, receive_channel = open_ring_channel[int](0)
     waiters = []
-    for last_turn in last_turns:
-        inbox = _mailbox.Inbox(None)
-        inbox.last_turn = last_turn
-        waiters.append(Waiter(receive_channel, None, inbox))  # type: ignore[arg-type]
+    for last_iteration in last_iterations:
+        mailbox = _mailbox.Mailbox(None)
+        mailbox.last_iteration = last_iteration
+        waiters.append(Waiter(receive_channel, None, mailbox))  # type: ignore[arg-type]
     receive_channel.line.receivers = dict.fromkeys(waiters)
     assert receive_channel.line.put(1) == [waiters[chosen]]
     assert len(receive_channel.line.receivers) == len(waiters) - 1
@@ -508,10 +510,10 @@ class Peer:
     def __init__(self) -> None:
         self.send_channel, self.receive_channel = open_ring_channel[int](0)
         self.received: list[int] = []
-        self.inbox: _mailbox.Inbox | None = None
+        self.mailbox: _mailbox.Mailbox | None = None
 
     async def main(self) -> None:
-        self.inbox = current_manager().inbox
+        self.mailbox = current_manager().mailbox
         async with self.receive_channel:
             async for number in self.receive_channel:
                 self.received.append(number)
@@ -539,13 +541,13 @@ async def test_a_message_that_reaches_no_ring() -> None:
     """The other loop hears of it all the same, and no fd is lost."""
     async with Peer() as peer:
         await peer.send(1)
-        assert peer.inbox is not None
+        assert peer.mailbox is not None
         with Path("/dev/null").open("rb") as null:
-            os.dup2(null.fileno(), peer.inbox._fd, inheritable=False)
+            os.dup2(null.fileno(), peer.mailbox._fd, inheritable=False)
         await peer.send(2)
         await peer.send(3)
     assert peer.received == [1, 2, 3]
-    assert words() >= 3
+    assert wake_messages() >= 3
 
 
 async def test_no_room_in_our_ring(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -571,21 +573,21 @@ async def test_too_many_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
             for number in range(3):
                 await peer.send_channel.send(number)
     assert peer.received == [0, 1, 2]
-    assert words() == 0
+    assert wake_messages() == 0
 
 
 async def test_a_message_to_a_ring_that_is_closed() -> None:
     """It is held open for it, so that its fd is no other file's, and then no longer."""
     async with Peer() as peer:
-        assert peer.inbox is not None
+        assert peer.mailbox is not None
         before = open_fds()
-        fd = peer.inbox.hold()
+        fd = peer.mailbox.acquire_fd()
         assert before[fd] == "anon_inode:[io_uring]"
     assert open_fds()[fd] == "anon_inode:[io_uring]"
-    assert peer.inbox.hold() == -1
+    assert peer.mailbox.acquire_fd() == -1
     with suppress(OSError):  # what the kernel says is its own affair
         await perform(msg_ring(fd, 4))
-    peer.inbox.let_go(fd)
+    peer.mailbox.release_fd(fd)
     assert fd not in open_fds()
 
 

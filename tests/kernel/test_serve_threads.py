@@ -44,7 +44,7 @@ async def started(
     return listeners[0]
 
 
-def words() -> int:
+def wake_messages() -> int:
     statistics = trio.lowlevel.current_statistics().io_statistics
     return statistics.completed.get("MSG_RING", 0) if statistics.backend == "io_uring" else 0
 
@@ -76,7 +76,7 @@ def test_each_connection_is_handled_in_one_of_the_threads(run: str) -> None:
                 for number in range(30):
                     clients.start_soon(call, listener, number)
             if run == "ring":
-                assert words() > 0
+                assert wake_messages() > 0
             server.cancel_scope.cancel()
         assert listener.socket.fileno() == -1
 

@@ -2,7 +2,7 @@
 
 A task that waits stands in line. Whoever has something for it, in whatever thread, takes it out of
 the line, under the lock, and from then on it cannot be cancelled: it gets what was meant for it
-when its loop looks into the inbox. So an object is in the channel or has been received, always.
+when its loop looks into the mailbox. So an object is in the channel or has been received, always.
 
 A loop may not look for long: a task computes there. Objects go to loops that are not so busy, as
 far as that is known, and until the loop looks, a receiver of another one that comes by may have
@@ -22,7 +22,7 @@ from outcome import Error, Outcome, Value
 from trio.lowlevel import Abort, RunVar, reschedule, spawn_system_task
 
 from trio_uring._engine._io_manager import UringIOManager
-from trio_uring._engine._mailbox import Inbox
+from trio_uring._engine._mailbox import Mailbox
 from trio_uring._trio_private import current_io_manager
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Waiter(Generic[T]):
 
     end: End[T]
     task: Task
-    inbox: Inbox
+    mailbox: Mailbox
     cancelled: bool = False
 
     def deliver(self) -> None:
@@ -83,10 +83,10 @@ class Waiter(Generic[T]):
                     return Abort.SUCCEEDED
         return Abort.FAILED
 
-    def may_lose_to(self, last_turn: float) -> bool:
+    def may_lose_to(self, last_iteration: float) -> bool:
         """Whether another loop, which turned then, may have what this one has not looked at."""
         return (
-            self.inbox.last_turn < last_turn
+            self.mailbox.last_iteration < last_iteration
             and self.end.receives
             and not (self.cancelled or self.end.closed)  # it would wait in vain
         )
@@ -127,10 +127,10 @@ class Line(Generic[T]):
         A loop that has not turned for long may not do so for long: a task is computing there.
         """
         first = islice(self.receivers, _LOOK_AT_MAX)
-        return max(first, key=lambda receiver: receiver.inbox.last_turn)
+        return max(first, key=lambda receiver: receiver.mailbox.last_iteration)
 
-    def get(self, last_turn: float = 0.0) -> tuple[T, list[Waiter[T]]]:
-        """Return the next object, and whom to wake; *last_turn*: of the loop that asks."""
+    def get(self, last_iteration: float = 0.0) -> tuple[T, list[Waiter[T]]]:
+        """Return the next object, and whom to wake; *last_iteration*: of the loop that asks."""
         woken: list[Waiter[T]] = []
         if self.senders:
             sender = next(iter(self.senders))
@@ -139,7 +139,7 @@ class Line(Generic[T]):
         if self.buffer:
             return self.buffer.popleft(), woken
         for receiver, outcome in islice(self.served.items(), _LOOK_AT_MAX):
-            if isinstance(outcome, Value) and receiver.may_lose_to(last_turn):
+            if isinstance(outcome, Value) and receiver.may_lose_to(last_iteration):
                 if self.send_channels:
                     del self.served[receiver]
                     self.receivers[receiver] = None
@@ -170,28 +170,28 @@ class Line(Generic[T]):
 
 # ---- Waking --------------------------------------------------------------------------------
 
-_of_run: Final[RunVar[Inbox]] = RunVar("trio_uring inbox")
+_of_run: Final[RunVar[Mailbox]] = RunVar("trio_uring mailbox")
 
 
-def inbox_of_run() -> Inbox:
-    """Return the inbox of the current run."""
+def mailbox_of_run() -> Mailbox:
+    """Return the mailbox of the current run."""
     manager = current_io_manager()
     if isinstance(manager, UringIOManager):
-        return manager.inbox.opened()
+        return manager.mailbox.open()
     try:
         return _of_run.get()
     except LookupError:
-        inbox = Inbox(None).opened()
-        _of_run.set(inbox)
-        spawn_system_task(_close_at_the_end, inbox)
-        return inbox
+        mailbox = Mailbox(None).open()
+        _of_run.set(mailbox)
+        spawn_system_task(_close_at_the_end, mailbox)
+        return mailbox
 
 
-async def _close_at_the_end(inbox: Inbox) -> None:
+async def _close_at_the_end(mailbox: Mailbox) -> None:
     try:
         await trio.sleep_forever()
     finally:
-        inbox.close()
+        mailbox.close()
 
 
 def wake(waiters: Sequence[Waiter[T]]) -> None:
@@ -200,11 +200,11 @@ def wake(waiters: Sequence[Waiter[T]]) -> None:
         return
     manager = _manager_of_this_thread()
     for waiter in waiters:
-        inbox = waiter.inbox
-        if manager is not None and inbox is manager.inbox and not inbox.closed:
+        mailbox = waiter.mailbox
+        if manager is not None and mailbox is manager.mailbox and not mailbox.closed:
             waiter.deliver()
-        elif inbox.put(waiter) and not (manager and manager.send_word(inbox)):
-            inbox.tell()
+        elif mailbox.put(waiter) and not (manager and manager.wake_ring(mailbox)):
+            mailbox.notify()
 
 
 def _manager_of_this_thread() -> UringIOManager | None:

@@ -1,8 +1,7 @@
 """`open_ring_channel`: a channel between the loops of several threads.
 
-Objects go from hand to hand in memory, under a lock that is held for a few steps and never while
-anything else is called: `_line.py`. What the rings tell each other is only that somebody has to
-be woken: `_inbox.py`.
+Objects are handed over in memory, under a lock that is held for a few steps and never while other
+code is called (`_channel_state.py`). A ring only tells another one to wake (`_mailbox.py`).
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from ._channel_state import Line, Waiter, inbox_of_run, wake
+from ._channel_state import Line, Waiter, mailbox_of_run, wake
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
 
-    from trio_uring._engine._mailbox import Inbox
+    from trio_uring._engine._mailbox import Mailbox
 
 T = TypeVar("T")
 
@@ -81,7 +80,7 @@ class _End(Generic[T]):
     def __init__(self, line: Line[T]) -> None:
         self.line: Line[T] = line
         self.closed: bool = False
-        self._used_in: Inbox | None = None
+        self._used_in: Mailbox | None = None
 
     def statistics(self) -> trio.MemoryChannelStatistics:
         """Return what Trio's memory channels tell, for all ends of the channel together."""
@@ -91,9 +90,9 @@ class _End(Generic[T]):
     def close(self) -> None:
         raise NotImplementedError
 
-    def run_ended(self, inbox: Inbox) -> None:
+    def run_ended(self, mailbox: Mailbox) -> None:
         """Close this end with the run that used it last. Not for users."""
-        if self._used_in is inbox:
+        if self._used_in is mailbox:
             self.close()
 
     def take_back(self, value: T | None) -> None:
@@ -117,11 +116,11 @@ class _End(Generic[T]):
         self.close()
 
     def _waiter(self) -> Waiter[T]:
-        inbox = inbox_of_run()
-        if self._used_in is not inbox:
-            self._used_in = inbox
-            inbox.dependents.add(self)
-        return Waiter(self, current_task(), inbox)
+        mailbox = mailbox_of_run()
+        if self._used_in is not mailbox:
+            self._used_in = mailbox
+            mailbox.dependents.add(self)
+        return Waiter(self, current_task(), mailbox)
 
     def _check(self) -> None:
         if self.closed:
@@ -266,7 +265,7 @@ class RingReceiveChannel(_End[T], trio.abc.ReceiveChannel[T], Generic[T]):
         with self.line.lock:
             self._check()
             try:
-                received = self.line.get(waiter.inbox.last_turn)
+                received = self.line.get(waiter.mailbox.last_iteration)
             except trio.WouldBlock:
                 self.line.receivers[waiter] = None
         if received is None:

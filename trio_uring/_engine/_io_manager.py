@@ -35,7 +35,7 @@ from trio_uring._trio_private import (
 
 from ._buffer_pool import BufferPools
 from ._in_flight import SHIELDED, CancelQueue, Entries, FifoLimit, Groups, InFlight, Waiting
-from ._mailbox import ASLEEP, Inbox, Word
+from ._mailbox import ASLEEP, Mailbox, WakeMessage
 from ._readiness import GuestWakeup, Readiness
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ _NOBODY: Final = 0
 _CANCEL: Final = 1
 _WATCH: Final = 2
 _GROUP: Final = 3  # BATCH_DONE in the C core, which makes these completions
-_WORD: Final = 4  # of another ring
+_WAKE: Final = 4  # sent by another ring
 _FIRST: Final = 5
 
 # "Not a timeout", where there is no completion to report: a signal, or the guest's worker.
@@ -127,7 +127,7 @@ class UringIOManager:
         self._cancelled = 0
         self.pools: BufferPools = BufferPools(ring, config.receive_buffers)
         self.companion: Companion | None = None
-        self.inbox: Inbox = Inbox(ring)
+        self.mailbox: Mailbox = Mailbox(ring)
 
     def _begin(self) -> None:
         """Finish setting up, in the first turn of the loop: only now it is known for what."""
@@ -249,20 +249,22 @@ class UringIOManager:
         while (start := self.ring.push_many(array.fields, start, end, user_data)) < end:
             self._backlog += self.ring.submit_and_wait(0) or ()
 
-    def send_word(self, inbox: Inbox) -> bool:
-        """Tell another run's ring to look into its *inbox*; False if that cannot be done here."""
-        fd = inbox.hold()
-        operation, user_data = msg_ring(fd, _WORD), self._next_user_data
+    def wake_ring(self, mailbox: Mailbox) -> bool:
+        """Wake another run's loop for its *mailbox*; False if this ring cannot."""
+        fd = mailbox.acquire_fd()
+        operation, user_data = msg_ring(fd, _WAKE), self._next_user_data
         pushed = False
         if fd >= 0 and self.ring.offers(operation.opcode):
             with suppress(OSError, RuntimeError):
                 pushed = self.ring.push(operation, user_data)
         if not pushed:
-            inbox.let_go(fd)
+            mailbox.release_fd(fd)
             return False
         self._next_user_data = user_data + 1
-        self._in_flight[user_data] = Word(self, operation, user_data, None, inbox=inbox)
-        with suppress(OSError):  # at once: our next turn may have to wait for who is told
+        self._in_flight[user_data] = WakeMessage(self, operation, user_data, None, mailbox=mailbox)
+        with suppress(
+            OSError
+        ):  # at once: this loop may not submit again before the other one answers
             self.ring.flush()
         return not self.ring.unsubmitted
 
@@ -346,9 +348,9 @@ class UringIOManager:
             self._watch()
         # There is something to do already, or there was no room to ask for it: no sleep.
         hurry = self._backlog or self._cancels or not self._watching
-        self.inbox.last_turn = ASLEEP
+        self.mailbox.last_iteration = ASLEEP
         completions = ring.submit_and_wait(0 if hurry else timeout)
-        self.inbox.last_turn = time.monotonic()
+        self.mailbox.last_iteration = time.monotonic()
         if hurry:
             completions = self._backlog + (completions or [])
             self._backlog = []
@@ -381,8 +383,8 @@ class UringIOManager:
                         self._completed[opcode] += count
                     self.file_limit.release_many(group.places)
                     reschedule(group.task, group)
-                elif user_data == _WORD:
-                    self.inbox.look()
+                elif user_data == _WAKE:
+                    self.mailbox.deliver_all()
                 continue
             entry = in_flight[user_data]
             operation = entry.operation
@@ -453,7 +455,7 @@ class UringIOManager:
         lets nobody drain the ring. Then what it may still write to is leaked, on purpose.
         """
         totals.add(self.statistics())
-        self.inbox.close()
+        self.mailbox.close()
         for completion in self._unprocessed:
             self._discard(*completion)
         drained = self.ring.usable and self._drain(self.ring)

@@ -1,14 +1,13 @@
-"""`Inbox`: what other threads have for the tasks of a run, and how its loop hears of it.
+"""`Mailbox`: what other threads deliver to the tasks of a run, and how its loop is woken for it.
 
-A message from ring to ring (``IORING_OP_MSG_RING``) carries a few numbers. We send none that
-mean anything: what is to be delivered lies in a queue in memory, and the message only says that
-there is something. So a message that is lost, comes late, or comes twice does no harm, and no
-pointer goes through the kernel.
+A message from ring to ring (``IORING_OP_MSG_RING``) carries a few numbers. Ours mean nothing: the
+deliveries are in a queue in memory, and the message only makes the loop look there. So a message
+that is lost, late or duplicated does no harm, and no pointer goes through the kernel.
 
-The target's fd must not be closed while a message to it is in flight: its number could be
-another file's, and the message would reach a ring that knows nothing of us. The thread that
-sends cannot know when the other closes its ring. So messages go to a duplicate of that fd, and
-the last who uses it closes it: the run itself, or a message that came after its end.
+The target's fd must stay open while a message to it is in flight. Its number could otherwise be
+reused, and the message would reach a ring that does not expect it. The sending thread cannot know
+when the other thread closes its ring. So messages go to a duplicate of that fd, and its last user
+closes it: the run itself, or the last message in flight.
 """
 
 from __future__ import annotations
@@ -30,75 +29,75 @@ if TYPE_CHECKING:
     from ._ring import Ring
 
 
-# Stands for the time of a loop's last turn while it is in the kernel.
+# A loop's `Mailbox.last_iteration` while it waits in the kernel.
 ASLEEP: Final = inf
 
 
 class Delivery(Protocol):
-    """Something for a task of the inbox's run."""
+    """What another thread delivers to a task of the mailbox's run."""
 
     def deliver(self) -> None:
-        """Hand it over, in the run's thread."""
+        """Deliver it. Called in the run's thread."""
 
     def undelivered(self) -> None:
-        """Take it back, in any thread: the run has ended."""
+        """Take it back, because the run has ended. Called in any thread."""
 
 
 class Dependent(Protocol):
-    """Something that a run used, and that must know when the run ends."""
+    """What a run uses and must be told when the run ends."""
 
-    def run_ended(self, inbox: Inbox) -> None:
-        """Take note that the run with *inbox* is over, in its thread."""
+    def run_ended(self, mailbox: Mailbox) -> None:
+        """The run with *mailbox* has ended. Called in its thread."""
 
 
-class Inbox:
-    """What is to be delivered in a run, which is on *ring*, or on none."""
+class Mailbox:
+    """The queue of deliveries to one run; *ring* is the run's ring, or None if it has none."""
 
     def __init__(self, ring: Ring | None) -> None:
         self._ring = ring
         self._token: trio.lowlevel.TrioToken | None = None
         self.dependents: WeakSet[Dependent] = WeakSet()
-        self.last_turn: float = 0.0  # when the loop, if on a ring, was last in the kernel
-        self._lock = threading.Lock()  # for all that follows; nothing is called while it is held
+        self.last_iteration: float = 0.0  # when a loop with a ring last left the kernel
+        self._lock = threading.Lock()  # guards what follows; no code of others runs under it
         self._deliveries: deque[Delivery] = deque()
-        self._told = False  # that there is something, and has not looked yet
+        self._notified = False  # and `deliver_all` has not run since
         self.closed: bool = False
         self._users = 1
         self._fd = -1
 
-    def opened(self) -> Inbox:
-        """Return it, ready for use. In the run's thread, during the run."""
+    def open(self) -> Mailbox:
+        """Make it ready for deliveries and return it. Called in the run's thread."""
         if self._token is None:
             self._token = trio.lowlevel.current_trio_token()
             if self._ring is not None:
-                with suppress(OSError):  # too many open files: then the word comes another way
+                with suppress(OSError):  # too many open files: `notify` works without
                     self._fd = os.dup(self._ring.fd)
         return self
 
     def put(self, delivery: Delivery) -> bool:
-        """Have *delivery* made. From any thread.
+        """Queue *delivery*. Called in any thread.
 
         Returns:
-          Whether the caller now has to tell the run, by a `Word` or by `tell`.
+          Whether the caller must wake the run, with a `WakeMessage` or with `notify`.
         """
         with self._lock:
             if not self.closed:
                 self._deliveries.append(delivery)
-                told, self._told = self._told, True
-                return not told
+                notified, self._notified = self._notified, True
+                return not notified
         delivery.undelivered()
         return False
 
-    def hold(self) -> int:
-        """Return an fd of the ring, good until `let_go`; -1 if there is none."""
+    def acquire_fd(self) -> int:
+        """Return an fd of the ring that stays open until `release_fd`; -1 if there is none."""
         with self._lock:
             if self.closed or self._fd < 0:
                 return -1
             self._users += 1
             return self._fd
 
-    def let_go(self, fd: int) -> None:
-        """Undo a `hold` that returned *fd*."""
+    def release_fd(self, fd: int) -> None:
+        """Undo an `acquire_fd` that returned *fd*."""
         if fd >= 0:
             with self._lock:
                 self._users -= 1
@@ -106,22 +105,22 @@ class Inbox:
             if last:
                 os.close(fd)
 
-    def tell(self) -> None:
-        """Have the run look, by the way that Trio has for it. From any thread."""
+    def notify(self) -> None:
+        """Have the run call `deliver_all`, through Trio's `TrioToken`. Called in any thread."""
         assert self._token is not None
         with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self.look, idempotent=True)
+            self._token.run_sync_soon(self.deliver_all, idempotent=True)
 
-    def look(self) -> None:
-        """Make the deliveries. In the run's thread."""
+    def deliver_all(self) -> None:
+        """Deliver what is queued. Called in the run's thread."""
         with self._lock:
             deliveries, self._deliveries = self._deliveries, deque()
-            self._told = False
+            self._notified = False
         for delivery in deliveries:
             delivery.deliver()
 
     def close(self) -> None:
-        """Take nothing any more; called when the run ends, in its thread."""
+        """Refuse further deliveries. Called when the run ends, in its thread."""
         with self._lock:
             if self.closed:
                 return
@@ -129,23 +128,23 @@ class Inbox:
             deliveries, self._deliveries = self._deliveries, deque()
         for dependent in list(self.dependents):
             dependent.run_ended(self)
-        for delivery in reversed(deliveries):  # what is put back in front comes in order
+        for delivery in reversed(deliveries):  # each goes back to the front of its queue
             delivery.undelivered()
-        self.let_go(self._fd)
+        self.release_fd(self._fd)
 
 
 @attrs.define(eq=False)
-class Word(InFlight):
-    """The message to another ring that there is something in its inbox. No task waits for it."""
+class WakeMessage(InFlight):
+    """The message that wakes another run's ring for its mailbox. No task waits for it."""
 
-    inbox: Inbox = attrs.field(kw_only=True)
+    mailbox: Mailbox = attrs.field(kw_only=True)
 
     def done(self) -> None:
-        """Let go of the other ring's fd; if it did not hear us, try the other way."""
-        self.inbox.let_go(self.operation.fd)
+        """Release the other ring's fd; if the message failed, wake the run through its token."""
+        self.mailbox.release_fd(self.operation.fd)
         if self.res < 0:
-            self.inbox.tell()
+            self.mailbox.notify()
 
     def discard(self) -> None:
-        """As `done`, when our own ring is being closed."""
+        """Do as `done`, while our own ring is being closed."""
         self.done()
