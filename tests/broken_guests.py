@@ -158,7 +158,7 @@ def collected_with_a_connection_that_nobody_took() -> None:
 
     def fetched() -> bool:
         # A list: get_events() has returned it, and process_events() has not begun.
-        unprocessed = abandoned.manager._unprocessed
+        unprocessed = abandoned.manager._undispatched
         return isinstance(unprocessed, list) and any(res > 0 for _, res, _ in unprocessed)
 
     start()
@@ -170,7 +170,8 @@ def collected_with_a_connection_that_nobody_took() -> None:
 def called_after_its_end() -> None:
     abandoned = Abandoned()
     abandoned.start()
-    entries = list(abandoned.manager._in_flight.values())
+    table = abandoned.manager._entries
+    entries = [entry for entry in table.values() if entry.task is not None]
     assert len(entries) == 3
     gc.collect()
     assert abandoned.manager.ring.closed

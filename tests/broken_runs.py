@@ -25,7 +25,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import RingConfig, SQPoll
-from trio_uring._engine import _io_manager
+from trio_uring._engine import _in_flight, _io_manager
 from trio_uring._kernel.uapi import Opcode
 from trio_uring._trio_private import current_io_manager
 from trio_uring.lowlevel import Operation, operations, perform
@@ -377,7 +377,7 @@ def in_kernel_workers() -> None:
 
 def not_drained_in_time() -> None:
     """What the kernel may still write to is never freed."""
-    _io_manager._DRAIN_SECONDS = 0.0  # type: ignore[misc]
+    _in_flight._DRAIN_SECONDS = 0.0  # type: ignore[misc]
     buffer = bytearray(8)
     a, b = socket.socketpair()
 
@@ -408,7 +408,8 @@ def calls_that_come_late() -> None:
 
         nursery.start_soon(receive)
         await wait_all_tasks_blocked()
-        entries.extend(manager_of_this_run()._in_flight.values())
+        table = manager_of_this_run()._entries
+        entries.extend(entry for entry in table.values() if entry.task is not None)
 
     entries: list[Any] = []
     manager = crashed(start)

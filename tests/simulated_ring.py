@@ -402,4 +402,4 @@ class SimulatedRing:
 
 
 # What a manager uses again and again: for its cancels, and for its watch.
-RESERVED_MAX: Final = 2
+RESERVED_MAX: Final = 1

@@ -1,9 +1,9 @@
 """`perform_many`: many operations as one step.
 
-Two ways, with the same results. Operations that all end by themselves, such as reads of files,
-go as groups: the C core tells the completion of the last and keeps the results until then, so
-that Python does little for each. Where one may have to wait, or to be cancelled, each
-operation is accounted for by itself.
+There are two ways, with the same results. Operations that all end by themselves, such as reads of
+files, become completion batches: the C core counts their CQEs and hands Python one completion at
+the end, so Python does little for each. Where an operation can block indefinitely or be cancelled,
+each one has an in-flight entry of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from ._engine._in_flight import Group, InFlight, Part
+from ._engine._completion_batches import CompletionBatch
+from ._engine._in_flight import InFlight
 from ._engine._io_manager import UringIOManager
 from ._errors import OperationCancelledError, operation_cancelled
 from ._operations import Linked, Operation, OperationArray
@@ -62,7 +63,7 @@ async def perform_many(
         them. Or what ``read_many`` there describes all at once. Any number: beyond
         ``RingConfig.entries`` they are submitted in parts. Of those on files (the ones that
         count against ``RingConfig.max_file_operations``) so many at most are in flight: when
-        they are done, the next begin. They wait in line for their places with all other
+        they are done, the next begin. They wait in line for their tokens with all other
         operations, first come first served, and two batches never wait for each other. In a
         chain with an operation that may wait for ever, none counts.
 
@@ -93,7 +94,7 @@ async def perform_many(
             "trio.lowlevel.current_statistics().io_statistics for why it fell back"
         )
     if isinstance(operations, OperationArray):
-        return await _perform_groups(manager, operations, None)
+        return await _perform_batches(manager, operations, None)
     units = _units(operations, manager)
     if not units:
         await checkpoint()
@@ -101,7 +102,7 @@ async def perform_many(
     flat = [operation for unit in units for operation in unit]
     if any(operation.cancellable or operation.on_cqe_more is not None for operation in flat):
         return await Batch(manager, units).perform()
-    return await _perform_groups(manager, _array(units), units)
+    return await _perform_batches(manager, _array(units), units)
 
 
 def _units(
@@ -127,10 +128,10 @@ def _check_chain(chain: Linked[T], manager: UringIOManager) -> None:
     count, entries = len(chain.operations), manager.ring.entries
     if count > entries:
         raise ValueError(f"a chain of {count} operations is longer than the ring's {entries}")
-    places, limit = _places(chain.operations), manager.config.max_file_operations
-    if places > limit:
+    tokens, limit = _tokens(chain.operations), manager.config.max_file_operations
+    if tokens > limit:
         raise ValueError(
-            f"a chain of {places} operations on files is longer than max_file_operations, {limit}"
+            f"a chain of {tokens} operations on files is longer than max_file_operations, {limit}"
         )
 
 
@@ -143,11 +144,10 @@ def _array(units: Iterable[Unit[T]]) -> OperationArray[T]:
     return array_of(operations, with_next)
 
 
-def _places(unit: Unit[T]) -> int:
-    """How many places at the limit of file operations a unit needs.
+def _tokens(unit: Unit[T]) -> int:
+    """Return how many tokens of the limiter *unit* needs: 0 if it can block indefinitely.
 
-    None if it may wait for ever: then others would, for these places, perhaps even those that
-    it waits for.
+    Otherwise others could block indefinitely for its tokens, even those that it waits for.
     """
     if any(operation.cancellable and not operation.limited for operation in unit):
         return 0
@@ -184,7 +184,7 @@ def _outcome_of(operation: Operation[T], entry: InFlight) -> outcome.Outcome[T]:
     try:
         if entry.res >= 0:
             return outcome.Value(operation.decode(entry.res, entry.flags))
-        return outcome.Value(entry.manager.failed(operation, entry))
+        return outcome.Value(entry.table.failed(operation, entry))
     except OSError as exc:
         if exc.errno == errno.ECANCELED and not isinstance(exc, OperationCancelledError):
             return outcome.Error(operation_cancelled(_BY_THE_CHAIN))
@@ -204,12 +204,12 @@ def _is_value(result: outcome.Outcome[T]) -> bool:
 # ---- What ends by itself -------------------------------------------------------------------
 
 
-async def _perform_groups(
+async def _perform_batches(
     manager: UringIOManager, array: OperationArray[T], units: Sequence[Unit[T]] | None
 ) -> list[outcome.Outcome[T]]:
     task = current_task()
     results: list[tuple[int, int]] = []
-    group: Group | None = None
+    batch: CompletionBatch | None = None
     cancelled: RaiseCancelT | None = None
     in_kernel = False
     try:
@@ -218,20 +218,20 @@ async def _perform_groups(
         if not array.count:
             await checkpoint()
         for start, end in _parts(manager, array, units):
-            places, opcodes = _counts(array, start, end)
+            tokens, opcodes = _counts(array, start, end)
             try:
-                await manager.file_limit.acquire_many(places)
+                await manager.file_limiter.acquire_many(tokens)
             except trio.Cancelled:
                 if not any(res >= 0 for res, _ in results):
                     raise
                 break
-            group = Group(array, start, end, opcodes, places, task)
+            batch = CompletionBatch(array, start, end, opcodes, tokens, task)
             in_kernel = True
-            manager.start_group(group)
-            await wait_task_rescheduled(group.abort)
+            manager.start_batch(batch)
+            await wait_task_rescheduled(batch.abort)
             in_kernel = False
-            results += group.results
-            cancelled = group.raise_cancel
+            results += batch.results
+            cancelled = batch.raise_cancel
             if cancelled is not None and end < array.count:
                 if not any(res >= 0 for res, _ in results):
                     cancelled()
@@ -251,19 +251,19 @@ def _parts(
         return [(0, array.count)] if array.count else []
     if units is None:
         return [(start, min(start + limit, array.count)) for start in range(0, array.count, limit)]
-    parts, start, end, places = [], 0, 0, 0
+    parts, start, end, tokens = [], 0, 0, 0
     for unit in units:
-        needed = _places(unit)
-        if places + needed > limit:
+        needed = _tokens(unit)
+        if tokens + needed > limit:
             parts.append((start, end))
-            start, places = end, 0
-        places += needed
+            start, tokens = end, 0
+        tokens += needed
         end += len(unit)
     return [*parts, (start, end)]
 
 
 def _counts(array: OperationArray[T], start: int, end: int) -> tuple[int, dict[int, int]]:
-    """Return the places that a part needs, and its operations by opcode."""
+    """Return the tokens that a part needs, and its operations by opcode."""
     if end - start == array.count:
         return array.limited, dict(array.opcodes)
     part = array.operations[start:end]
@@ -280,7 +280,7 @@ def _outcomes(
     if all([res >= 0 for res, _ in results]) and len(results) == array.count:  # noqa: C419 (faster)
         return _values([operation.decode(res, flags) for operation, (res, flags) in together])
     outcomes = [
-        _outcome_of(operation, InFlight(manager, operation, 0, None, res, flags))
+        _outcome_of(operation, InFlight(manager, operation, res=res, flags=flags))
         for operation, (res, flags) in together
     ]
     missing = array.count - len(outcomes)
@@ -298,11 +298,11 @@ class Batch(Generic[T]):
         self._manager = manager
         self._to_start = deque(units)
         self._operations = [operation for unit in units for operation in unit]
-        self._parts: dict[Operation[object], Part] = {}
+        self._entries: dict[Operation[object], InFlight] = {}
         self._refused: dict[Operation[object], Exception] = {}
         self._left = 0  # in flight
-        self._places_left = 0  # of these, how many have a place
-        self._chains: list[Sequence[Part]] = []
+        self._tokens_left = 0  # of the limiter, that these hold
+        self._chains: list[Sequence[InFlight]] = []
         self._task = current_task()
         self._parked = False
         self._raise_cancel: RaiseCancelT | None = None
@@ -314,9 +314,9 @@ class Batch(Generic[T]):
             if is_cancelled(self._task):
                 await checkpoint_if_cancelled()
             while self._to_start and self._raise_cancel is None:
-                units, places = self._next_units()
+                units, tokens = self._next_units()
                 try:
-                    await self._manager.file_limit.acquire_many(places)
+                    await self._manager.file_limiter.acquire_many(tokens)
                 except trio.Cancelled as exc:
                     stopped = exc
                     break
@@ -326,10 +326,10 @@ class Batch(Generic[T]):
                 await self._wait()
             return self._outcomes(stopped)
         finally:
-            self._manager.chains_to_cancel.discard(self._cancel_chains)
+            self._manager.on_cancel_missed.discard(self._cancel_chains)
             for operation in self._operations:
-                part = self._parts.get(operation)
-                if part is None or not part.running:
+                entry = self._entries.get(operation)
+                if entry is None or not entry.in_flight:
                     operation.release()
 
     def _next_units(self) -> tuple[list[Unit[T]], int]:
@@ -337,61 +337,57 @@ class Batch(Generic[T]):
         limit = self._manager.config.max_file_operations
         units: list[Unit[T]] = []
         later: deque[Unit[T]] = deque()
-        places = 0
+        tokens = 0
         for unit in self._to_start:
-            needed = _places(unit)
+            needed = _tokens(unit)
             # Those on files keep their order: behind one that has to come later, all do.
-            if needed and (later or places + needed > limit):
+            if needed and (later or tokens + needed > limit):
                 later.append(unit)
             else:
                 units.append(unit)
-                places += needed
+                tokens += needed
         self._to_start = later
-        return units, places
+        return units, tokens
 
     # ---- Starting --------------------------------------------------------------------------
 
     def _start(self, units: Iterable[Unit[T]]) -> None:
         started: list[Unit[T]] = []
-        parts: list[Part] = []
+        entries: list[InFlight] = []
         for unit in units:
-            chain = self._enlisted(unit)
+            chain = self._registered(unit)
             if not chain:
-                self._manager.file_limit.release_many(_places(unit))
+                self._manager.file_limiter.release_many(_tokens(unit))
                 continue
-            self._places_left += _places(unit)
+            self._tokens_left += _tokens(unit)
             if len(chain) > 1:
                 self._chains.append(chain)
-                if not _places(unit):
+                if not _tokens(unit):
                     for operation in unit:
-                        operation.limited = False  # it got no place to give back
+                        operation.limited = False  # it took no token to give back
             started.append(unit)
-            parts += chain
-        if parts:
-            self._left += len(parts)
-            self._manager.start_parts(parts, _array(started))
-            for part in parts:
-                part.running = True
+            entries += chain
+        if entries:
+            self._left += len(entries)
+            self._manager.start_many(entries, _array(started))
 
-    def _enlisted(self, unit: Unit[T]) -> list[Part]:
-        """Return the parts of *unit*; none if one of them would wait for what others wait for."""
-        waiting = self._manager.waiting
-        chain: list[Part] = []
+    def _registered(self, unit: Unit[T]) -> list[InFlight]:
+        """Return the entries of *unit*; none if one waits for what another task waits for."""
+        fd_waiters = self._manager.fd_waiters
+        chain: list[InFlight] = []
         for operation in unit:
-            part = Part(self._manager, operation, 0, None, batch=self)
+            entry = InFlight(self._manager, operation, on_done=self._entry_done)
             try:
                 if operation.cancellable:
-                    waiting.enlist(part)
+                    fd_waiters.register(entry)
             except trio.BusyResourceError as exc:
                 for earlier in chain:
-                    waiting.strike(earlier)
+                    fd_waiters.unregister(earlier)
                 self._refused.update((o, operation_cancelled(_BY_THE_CHAIN)) for o in unit)
                 self._refused[operation] = exc
                 return []
-            chain.append(part)
-        for part in chain:
-            part.chain = chain
-            self._parts[part.operation] = part
+            chain.append(entry)
+        self._entries.update((entry.operation, entry) for entry in chain)
         return chain
 
     # ---- Waiting ---------------------------------------------------------------------------
@@ -405,15 +401,14 @@ class Batch(Generic[T]):
             await wait_task_rescheduled(self._abort)
 
     def _is_enough(self) -> bool:
-        waits_for_places = self._to_start and self._raise_cancel is None
-        return not (self._places_left if waits_for_places else self._left)
+        waits_for_tokens = self._to_start and self._raise_cancel is None
+        return not (self._tokens_left if waits_for_tokens else self._left)
 
-    def part_done(self, part: Part) -> None:
+    def _entry_done(self, entry: InFlight) -> None:
         """Take note of the last CQE of one of the operations."""
-        part.running = False
         self._left -= 1
-        if part.operation.limited:
-            self._places_left -= 1
+        if entry.operation.limited:
+            self._tokens_left -= 1
         if self._raise_cancel is not None and self._left:
             self._cancel_chains()
         if self._parked and self._is_enough():
@@ -424,17 +419,17 @@ class Batch(Generic[T]):
 
     def _abort(self, raise_cancel: RaiseCancelT) -> Abort:
         self._raise_cancel = raise_cancel
-        for part in self._parts.values():
-            if part.running and part.operation.cancellable:
-                self._cancel(part)
+        for entry in self._entries.values():
+            if entry.in_flight and entry.operation.cancellable:
+                self._cancel(entry)
         if self._chains:
-            self._manager.chains_to_cancel.add(self._cancel_chains)
+            self._manager.on_cancel_missed.add(self._cancel_chains)
         return Abort.FAILED
 
-    def _cancel(self, part: Part) -> None:
-        if not part.closing:
-            part.raise_cancel = _raise_operation_cancelled
-        self._manager.request_cancel(part)
+    def _cancel(self, entry: InFlight) -> None:
+        if not entry.closing:
+            entry.raise_cancel = _raise_operation_cancelled
+        self._manager.request_cancel(entry)
 
     def _cancel_chains(self) -> None:
         """Ask again to stop those that had not begun when they were asked to stop.
@@ -443,10 +438,10 @@ class Batch(Generic[T]):
         then it answers ``ENOENT``.
         """
         for chain in self._chains:
-            part = next((part for part in chain if part.running), None)
-            if part is not None and part.operation.cancellable:
-                part.cancel_asked = False
-                self._cancel(part)
+            entry = next((entry for entry in chain if entry.in_flight), None)
+            if entry is not None and entry.operation.cancellable:
+                entry.cancel_asked = False
+                self._cancel(entry)
 
     # ---- Outcomes --------------------------------------------------------------------------
 
@@ -460,14 +455,14 @@ class Batch(Generic[T]):
         return outcomes
 
     def _outcome(self, operation: Operation[T]) -> outcome.Outcome[T]:
-        part = self._parts.get(operation)
-        if part is not None:
-            return _outcome_of(operation, part)
+        entry = self._entries.get(operation)
+        if entry is not None:
+            return _outcome_of(operation, entry)
         refused = self._refused.get(operation)
         return outcome.Error(refused or operation_cancelled(_BY_THE_TASK))
 
     def _was_cancelled(self, operation: Operation[T]) -> bool:
-        part = self._parts.get(operation)
-        if part is None:
+        entry = self._entries.get(operation)
+        if entry is None:
             return operation not in self._refused
-        return part.raise_cancel is not None
+        return entry.raise_cancel is not None

@@ -27,9 +27,9 @@ import trio
 from . import _files
 from ._config import RingConfig
 from ._engine._io_manager import LAYERS, UringIOManager
-from ._engine._readiness import FallbackIOManager
 from ._engine._ring import Ring
 from ._errors import RingUnavailableError, setup_error, unsupported_opcode
+from ._fallback import FallbackIOManager
 from ._kernel import COMPILED
 from ._kernel.uapi import Opcode
 from ._operations import nop

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from . import _operations as operations
 from ._engine._io_manager import UringIOManager
-from ._engine._readiness import FallbackStatistics as FallbackStatistics
+from ._fallback import FallbackStatistics as FallbackStatistics
 from ._operations import Operation as Operation
 from ._statistics import RingStatistics as RingStatistics
 from ._trio_private import current_io_manager

@@ -122,7 +122,7 @@ class Machine(RuleBasedStateMachine):
         """Fail if the manager sleeps on what it should do first."""
         assert not self.manager._cancels
         assert not self.manager._backlog
-        assert self.manager._watching
+        assert self.manager._watch_entry is not None
 
     # ---- What tasks do ---------------------------------------------------------------------
 
@@ -281,10 +281,10 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def limits_are_kept(self) -> None:
-        in_flight = self.manager._in_flight.values()
+        in_flight = self.manager._entries.values()
         limited = [entry for entry in in_flight if entry.operation.limited]
         assert len(limited) <= FILE_OPERATIONS_MAX
-        assert self.manager.file_limit.free == FILE_OPERATIONS_MAX - len(limited)
+        assert self.manager.file_limiter.available_tokens == FILE_OPERATIONS_MAX - len(limited)
 
     def teardown(self) -> None:
         if hasattr(self, "stack"):
@@ -312,9 +312,9 @@ class Machine(RuleBasedStateMachine):
         )
         assert not self.kernel.fds, "an fd was delivered to nobody"
         assert len(self.kernel.buffers.free) == self.kernel.buffers.count
-        assert not self.manager._in_flight
-        assert not self.manager.waiting
-        assert self.manager.file_limit.free == FILE_OPERATIONS_MAX
+        assert not self.manager._entries
+        assert not self.manager.fd_waiters
+        assert self.manager.file_limiter.available_tokens == FILE_OPERATIONS_MAX
 
 
 def check_ending(client: Client) -> None:

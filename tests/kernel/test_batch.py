@@ -24,7 +24,7 @@ from trio_uring import (
     linked,
     perform_many,
 )
-from trio_uring._engine._in_flight import Group
+from trio_uring._engine._completion_batches import CompletionBatch
 from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._engine._ring import Ring
 from trio_uring._operations._many import array_of
@@ -270,7 +270,7 @@ async def test_the_limit_of_file_operations(file: int) -> None:
                 nursery.start_soon(one, i * PAGE)
                 nursery.start_soon(many, 4)
     assert 0 < most <= 4
-    assert current_manager().file_limit.free == 4
+    assert current_manager().file_limiter.available_tokens == 4
 
 
 @pytest.mark.ring(max_file_operations=2)
@@ -292,16 +292,16 @@ async def test_who_waits_for_ever_takes_no_place(file: int) -> None:
             nursery.start_soon(batch)
             await wait_all_tasks_blocked()
             assert statistics().in_flight == 2  # the chain
-            assert current_manager().file_limit.free == 2
+            assert current_manager().file_limiter.available_tokens == 2
             theirs.send(b"abc")
         assert unwrapped(results) == [9, 9, 3, 5, 9, 9, 9]
-        assert current_manager().file_limit.free == 2
+        assert current_manager().file_limiter.available_tokens == 2
 
 
 @pytest.mark.ring(max_file_operations=2)
 async def test_cancelled_in_line(file: int) -> None:
     """Nothing was begun, so nothing is lost, and no place is kept."""
-    limit = current_manager().file_limit
+    limit = current_manager().file_limiter
     await limit.acquire_many(2)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
@@ -312,7 +312,7 @@ async def test_cancelled_in_line(file: int) -> None:
             await wait_all_tasks_blocked()
             scope.cancel()
     assert scope.cancelled_caught
-    assert limit.free == 1
+    assert limit.available_tokens == 1
     limit.release()
 
 
@@ -432,7 +432,7 @@ async def test_what_ends_by_itself_is_waited_for(file: int) -> None:
 @pytest.mark.parametrize("waits", [False, True])
 async def test_cancelled_between_parts(file: int, *, waits: bool) -> None:
     """What was done is told; what had not begun does not begin."""
-    limit = current_manager().file_limit
+    limit = current_manager().file_limiter
     with pairs(1) as [(ours, _)]:
         described: list[Operation[Any]] = [operations.fsync(file) for _ in range(4)]
         if waits:
@@ -454,7 +454,7 @@ async def test_cancelled_between_parts(file: int, *, waits: bool) -> None:
         assert unwrapped(results[:2]) == [None, None]
         assert all(isinstance(error(each), OperationCancelledError) for each in results[2:])
         assert len(results) == len(described)
-    assert limit.free == 0
+    assert limit.available_tokens == 0
     limit.release_many(2)
 
 
@@ -643,7 +643,7 @@ async def test_cancelling_what_has_not_begun(*, answered: bool) -> None:
         assert isinstance(error(results[1]), OperationCancelledError)
         others.send(b"x")
         assert other.recv(9) == b"x"
-    assert not current_manager().chains_to_cancel
+    assert not current_manager().on_cancel_missed
 
 
 # --- The end of a run -----------------------------------------------------------------------
@@ -656,7 +656,7 @@ async def test_a_ring_that_closes(*, submitted: bool) -> None:
     manager = UringIOManager(Ring(config), config)
     array = array_of([operations.nop(), operations.openat("/dev/null", os.O_RDONLY)])
     task = trio.lowlevel.current_task()
-    manager.start_group(Group(array, 0, 2, array.opcodes, 0, task))
+    manager.start_batch(CompletionBatch(array, 0, 2, array.opcodes, 0, task))
     assert manager.statistics().in_flight == 2
     if submitted:
         manager.ring.flush()

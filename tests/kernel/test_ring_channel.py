@@ -97,20 +97,20 @@ def test_objects_arrive_in_order(sender: str, receiver: str, size: float) -> Non
     send_channel, receive_channel = open_ring_channel[object](size)
     sent = [object() for _ in range(OBJECTS)]
     received: list[object] = []
-    sent: dict[str, int] = {}
+    wakes: dict[str, int] = {}
 
     async def send() -> None:
         async with send_channel:
             for each in sent:
                 await send_channel.send(each)
         await wait_all_tasks_blocked()
-        sent["sender"] = wake_messages()
+        wakes["sender"] = wake_messages()
 
     async def receive() -> None:
         async with receive_channel:
             received.extend([each async for each in receive_channel])
         await wait_all_tasks_blocked()
-        sent["receiver"] = wake_messages()
+        wakes["receiver"] = wake_messages()
 
     both(partial(RUNS[sender], send), partial(RUNS[receiver], receive))
     assert received == sent
@@ -118,10 +118,10 @@ def test_objects_arrive_in_order(sender: str, receiver: str, size: float) -> Non
     on_rings = {sender, receiver} <= {"ring", "polling", "restricted"}
     for name, run in (("sender", sender), ("receiver", receiver)):
         may_tell = on_rings and run in ("ring", "polling")
-        assert may_tell or not sent[name]
+        assert may_tell or not wakes[name]
     if sender == receiver == "ring" and size == 0:
-        assert sent["sender"] > 0
-        assert sum(sent.values()) >= OBJECTS  # for each, one of the two had to wait
+        assert wakes["sender"] > 0
+        assert sum(wakes.values()) >= OBJECTS  # for each, one of the two had to wait
 
 
 async def test_the_other_loop_is_a_guest() -> None:

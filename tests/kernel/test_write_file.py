@@ -42,7 +42,7 @@ def check_slots() -> None:
     slots = _write_file._slots_of(current_manager())
     assert slots is not None
     assert sorted(slots.free) == list(range(SLOTS))
-    assert slots.limit.free == SLOTS
+    assert slots.limit.available_tokens == SLOTS
 
 
 @contextmanager
@@ -224,8 +224,8 @@ async def test_cancelled_in_line_nothing_is_done(tmp_path: Path) -> None:
     await write_file(tmp_path / "first", b"")
     slots = _write_file._slots_of(manager)
     assert slots is not None
-    for limit in (slots.limit, manager.file_limit):
-        count = limit.free
+    for limit in (slots.limit, manager.file_limiter):
+        count = limit.available_tokens
         await limit.acquire_many(count)
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:

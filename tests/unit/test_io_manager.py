@@ -65,18 +65,18 @@ def ring() -> ScriptedRing:
 def manager(ring: ScriptedRing) -> Iterator[UringIOManager]:
     manager = UringIOManager(cast("Ring", ring), RingConfig())
     manager.begun = True
-    manager._watching = True
+    manager._watch()
+    ring.flush()
     yield manager
-    manager._watching = False
-    manager._in_flight.clear()
+    manager._entries.clear()
     ring.close = lambda: None  # type: ignore[method-assign]
     manager.close()
 
 
 def in_flight(manager: UringIOManager, fd: int = 1) -> InFlight:
-    entry = InFlight(manager, operations.recv(fd, bytearray(1)), 100, None)
-    manager._in_flight[entry.user_data] = entry
-    manager.waiting.enlist(entry)
+    entry = InFlight(manager, operations.recv(fd, bytearray(1)), user_data=100)
+    manager._entries[entry.user_data] = entry
+    manager.fd_waiters.register(entry)
     return entry
 
 
@@ -96,10 +96,10 @@ def test_no_sleep_while_a_cancel_is_in_line(manager: UringIOManager, ring: Scrip
 
 def test_no_sleep_without_the_watch_on_epoll(manager: UringIOManager, ring: ScriptedRing) -> None:
     """Or calls from other threads, and signals, would not be noticed."""
-    manager._watching = False
+    manager._watch_entry = None
     ring.refuse_to_push = 1
-    assert manager.get_events(LONG)
     assert not manager.get_events(LONG)
+    assert manager._watch_entry is not None
     assert ring.timeouts == [0, LONG]
 
 

@@ -9,7 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring import linked
-from trio_uring._engine._in_flight import FifoLimit
+from trio_uring._engine._limiter import Limiter
 from trio_uring._kernel import ffi
 from trio_uring._kernel.uapi import Opcode, SqeFlag
 from trio_uring._operations._many import array_of
@@ -100,20 +100,20 @@ def test_a_chain_is_made_of_operations() -> None:
         linked([linked([operation])])  # type: ignore[list-item]
 
 
-def test_who_gathers_places() -> None:
+def test_a_task_that_takes_many_tokens_waits_in_line() -> None:
     """First come, first served; two that gather do not wait for each other."""
     order: list[str] = []
 
-    async def gather(limit: FifoLimit, name: str, count: int) -> None:
+    async def gather(limit: Limiter, name: str, count: int) -> None:
         await limit.acquire_many(count)
         order.append(name)
 
-    async def take(limit: FifoLimit) -> None:
+    async def take(limit: Limiter) -> None:
         await limit.acquire()
         order.append("one")
 
     async def main() -> None:
-        limit = FifoLimit(3)
+        limit = Limiter(3)
         await limit.acquire_many(3)
         async with trio.open_nursery() as nursery:
             for name, count in (("three", 3), ("two", 2)):
@@ -134,23 +134,23 @@ def test_who_gathers_places() -> None:
             limit.release_many(3)
         assert order == ["one", "three", "two"]
         limit.release_many(2)
-        assert limit.free == 3
+        assert limit.available_tokens == 3
 
     trio.run(main)
 
 
 def test_who_gives_up_gathering() -> None:
     async def main() -> None:
-        limit = FifoLimit(3)
+        limit = Limiter(3)
         await limit.acquire_many(2)
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(limit.acquire_many, 3)
                 nursery.start_soon(limit.acquire_many, 3)
                 await wait_all_tasks_blocked()
-                assert limit.free == 0
+                assert limit.available_tokens == 0
                 scope.cancel()
-        assert limit.free == 1
+        assert limit.available_tokens == 1
         await limit.acquire_many(1)
 
     trio.run(main)

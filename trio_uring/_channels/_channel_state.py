@@ -203,7 +203,7 @@ def wake(waiters: Sequence[Waiter[T]]) -> None:
         mailbox = waiter.mailbox
         if manager is not None and mailbox is manager.mailbox and not mailbox.closed:
             waiter.deliver()
-        elif mailbox.put(waiter) and not (manager and manager.wake_ring(mailbox)):
+        elif mailbox.put(waiter) and not (manager and mailbox.wake_from(manager)):
             mailbox.notify()
 
 

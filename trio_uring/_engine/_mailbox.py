@@ -23,9 +23,12 @@ from weakref import WeakSet
 import attrs
 import trio
 
-from ._in_flight import InFlight
+from trio_uring._operations import msg_ring
+
+from ._in_flight import WAKE, InFlight
 
 if TYPE_CHECKING:
+    from ._in_flight import InFlightTable
     from ._ring import Ring
 
 
@@ -104,6 +107,25 @@ class Mailbox:
                 last = not self._users
             if last:
                 os.close(fd)
+
+    def wake_from(self, table: InFlightTable) -> bool:
+        """Wake the run with a message from the ring of *table*; False if that is not possible.
+
+        Called in the thread of that ring.
+        """
+        fd = self.acquire_fd()
+        operation = msg_ring(fd, WAKE)
+        pushed = fd >= 0 and table.ring.offers(operation.opcode)
+        if pushed:
+            message = WakeMessage(table, operation, mailbox=self)
+            with suppress(OSError, RuntimeError):
+                pushed = table.start_if_room(message)
+        if not pushed:
+            self.release_fd(fd)
+            return False
+        with suppress(OSError):  # at once: this loop may not submit again before the other answers
+            table.ring.flush()
+        return not table.ring.unsubmitted
 
     def notify(self) -> None:
         """Have the run call `deliver_all`, through Trio's `TrioToken`. Called in any thread."""

@@ -20,11 +20,8 @@ the same way, through the socketpair that Trio keeps in its epoll.
 
 from __future__ import annotations
 
-import os
 import select
 from typing import TYPE_CHECKING, Protocol
-
-import attrs
 
 from trio_uring._operations import Operation, poll_add
 from trio_uring._trio_private import EpollIOManager
@@ -47,10 +44,10 @@ class Readiness(EpollIOManager):
     """Trio's `EpollIOManager`, watched by a ring."""
 
     def watch(self) -> Operation[int]:
-        """Return the operation that completes when `harvest` has something to do."""
+        """Return the operation that completes when `dispatch_ready` has something to do."""
         return poll_add(self._epoll.fileno(), select.POLLIN)
 
-    def harvest(self) -> None:
+    def dispatch_ready(self) -> None:
         """Reschedule every task whose fd is ready."""
         self.process_events(self.get_events(0))
 
@@ -65,67 +62,3 @@ class Readiness(EpollIOManager):
             return False
         waiters = self._registered[fd]
         return (waiters.read_task if exclusive == "read" else waiters.write_task) is not None
-
-
-@attrs.frozen(eq=False)
-class FallbackStatistics:
-    """`trio.lowlevel.RunStatistics.io_statistics` of a run that wanted a ring and got none.
-
-    Args:
-      tasks_waiting_read: As in Trio's own statistics.
-      tasks_waiting_write: As in Trio's own statistics.
-      fallback_reason: Why there is no ring, and what to do about it.
-    """
-
-    tasks_waiting_read: int
-    tasks_waiting_write: int
-    fallback_reason: str
-    backend: str = "epoll"
-
-
-class FallbackIOManager(EpollIOManager):
-    """Trio's own I/O manager, which also says why it was chosen."""
-
-    fallback_reason: str = ""
-
-    @classmethod
-    def because(cls, reason: str) -> FallbackIOManager:
-        """Return a new one that gives *reason* in its statistics."""
-        manager = cls()
-        manager.fallback_reason = reason
-        return manager
-
-    def statistics(self) -> FallbackStatistics:  # type: ignore[override]
-        """Return Trio's statistics, and the reason."""
-        plain = super().statistics()
-        return FallbackStatistics(
-            plain.tasks_waiting_read, plain.tasks_waiting_write, self.fallback_reason
-        )
-
-
-class GuestWakeup:
-    """How the worker thread of a guest run waits for the ring without touching it.
-
-    In guest mode Trio calls ``get_events`` with a timeout in a worker thread. That thread may
-    not enter the ring (``EEXIST``), and polling the fd of a ring with DEFER_TASKRUN never
-    wakes. An eventfd registered with the ring does, as soon as there is work to run; the
-    host's thread then fetches the completions. (Linux 6.18)
-    """
-
-    def __init__(self) -> None:
-        self.eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poll = select.poll()
-        self._poll.register(self.eventfd, select.POLLIN)
-
-    def wait(self, timeout: float) -> bool:
-        """Wait at most *timeout* seconds; whether the ring wants attention. For the worker."""
-        return bool(self._poll.poll(timeout * 1000))
-
-    def drain(self) -> None:
-        """Reset, before the host's thread enters the ring."""
-        if self._poll.poll(0):
-            os.eventfd_read(self.eventfd)
-
-    def close(self) -> None:
-        """Close the eventfd."""
-        os.close(self.eventfd)

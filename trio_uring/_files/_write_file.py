@@ -31,8 +31,8 @@ from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
 from trio_uring import _operations as operations
 from trio_uring._batch import perform_many
-from trio_uring._engine._in_flight import FifoLimit
 from trio_uring._engine._io_manager import UringIOManager, current_ring
+from trio_uring._engine._limiter import Limiter
 from trio_uring._kernel.uapi import RSRC_REGISTER_SPARSE, RegisterOpcode
 from trio_uring._operations._operation import IO_MAX
 from trio_uring._operations._slots import close_slot, into_slot, on_slot
@@ -70,7 +70,7 @@ class _Slots:
     """The slots of one ring's table of files."""
 
     free: list[int]
-    limit: FifoLimit
+    limit: Limiter
 
 
 # None where the kernel has no such table.
@@ -92,7 +92,7 @@ def _register(manager: UringIOManager) -> _Slots | None:
     except OSError as exc:  # EINVAL before Linux 5.19
         manager.ring.note_refused("REGISTER_FILES2", exc)
         return None
-    return _Slots(list(range(_SLOTS)), FifoLimit(_SLOTS))
+    return _Slots(list(range(_SLOTS)), Limiter(_SLOTS))
 
 
 @enable_ki_protection

@@ -61,7 +61,7 @@ static int ring_push(struct ring *ring, uint64_t user_data, unsigned opcode, uns
  * CQE of its batch has come, so no late one can be taken for another's.
  */
 #define BATCH_BIT (1ULL << 63)
-#define BATCH_DONE 3 /* the user_data under which Python is told; as in _io_manager.py */
+#define BATCH_DONE 2 /* the user_data under which Python is told; as in _in_flight.py */
 
 struct batch_result { int32_t res; uint32_t flags; };
 

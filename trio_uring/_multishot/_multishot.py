@@ -50,8 +50,8 @@ class Shots(ABC):
           trio.BusyResourceError: another task waits for the same thing on the same fd.
         """
         entry = self._manager.start(operation, None)
-        entry.when_done = self._done
-        entry.sleep = None  # no task sleeps on it; and it would be cyclic garbage
+        entry.on_done = self._done
+        entry.trap = None  # no task sleeps on it; and it would be cyclic garbage
         self._entry = entry
 
     def stop(self) -> None:
@@ -67,7 +67,7 @@ class Shots(ABC):
                 await self.wait()
 
     def _done(self, entry: InFlight) -> None:
-        self._entry = entry.when_done = entry.sleep = None  # or it would be cyclic garbage
+        self._entry = None
         if entry.res >= 0:
             self.last(entry.res, entry.flags)
         else:

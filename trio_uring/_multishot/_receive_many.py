@@ -6,7 +6,7 @@ the socket, until buffers were given back and it is begun again. And no receiver
 another needs, however much its peer sends, or however long it keeps what it has.
 
 Between two operations nobody else may receive from the socket, or bytes would change places: a
-`Claim` sees to that.
+`FdReservation` sees to that.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trio.lowlevel import (
 )
 
 from trio_uring import _operations as operations
-from trio_uring._engine._in_flight import Claim
+from trio_uring._engine._fd_waiters import FdReservation
 from trio_uring._engine._io_manager import current_ring
 from trio_uring._streams._endpoints import source_of
 from trio_uring._trio_private import TrioSocket, at_cancel_point
@@ -313,7 +313,7 @@ class _ReceiveShots(Shots):
         self._max_buffers = max_buffers
         self._size = buffer_size
         self._pool: BufferPool | None = None
-        self._claim: Claim | None = None
+        self._reservation: FdReservation | None = None
         self.queue: deque[tuple[int, int]] = deque()  # res and flags
         self.ended = False
         self.error: OSError | trio.ClosedResourceError | None = None
@@ -345,13 +345,13 @@ class _ReceiveShots(Shots):
             self._refused("PBUF_RING", exc)
             return None
         whole = operations.recv_multishot(fd, pool, self._received)
-        claim = Claim(self._manager, whole, 0, None, when_closing=self.wake)
+        reservation = FdReservation(whole, self.wake)
         try:
-            self._manager.waiting.enlist(claim)
+            self._manager.fd_waiters.register(reservation)
         except BaseException:
             self._manager.pools.close(pool)
             raise
-        self._pool, self._claim = pool, claim
+        self._pool, self._reservation = pool, reservation
         return pool
 
     def _refused(self, what: str, exc: OSError) -> None:
@@ -386,12 +386,12 @@ class _ReceiveShots(Shots):
     def finish(self) -> bytes:
         """Let go of the socket and the buffers; returns what was not taken."""
         pool, self._pool = self._pool, None
-        claim, self._claim = self._claim, None
+        reservation, self._reservation = self._reservation, None
         if pool is None or not self._manager.ring.usable:  # the run crashed
             return b""
         unread = b"".join([pool.view(res, flags) for res, flags in self.queue])
         self.queue.clear()
-        if claim is not None:
-            self._manager.waiting.strike(claim)
+        if reservation is not None:
+            self._manager.fd_waiters.unregister(reservation)
         self._manager.pools.close(pool)
         return unread
