@@ -1,7 +1,7 @@
 """What is checked, and how.
 
-`nox` runs what CI runs: lint, types, the model, the project's own tests and Trio's test suite, on
-every Python found. `nox -s full` runs the whole matrix, `nox -l` lists the sessions.
+`nox` checks everything that a change usually breaks, on every Python found, in about 20 minutes.
+`nox -s quick` takes 3, `nox -s full` runs the whole matrix, and `nox -l` lists the sessions.
 
 Sessions install the wheel, not the checkout, and run elsewhere: the checkout's `trio_uring`
 has no compiled module.
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,9 +49,14 @@ OLDEST_TRIO = "trio==0.32.0"
 NEWEST_ANYIO = PYPROJECT["project"]["optional-dependencies"]["anyio"][0]
 OLDEST_ANYIO = "anyio==4.10.0"
 
-# Where one Python is enough: the one for which Trio's suite has its full requirements too.
+# Every Python that we look for; and the one that is used where one is enough, because Trio's
+# suite has its full requirements for it.
+SUPPORTED_PYTHONS = [f"3.{minor}" for minor in range(10, 15)]
 MAIN_PYTHON = "3.11"
-PYTHONS_MIN = 2
+
+# One Python hides what another does differently, so in CI one alone is an error.
+IN_CI = bool(os.environ.get("CI"))
+PYTHONS_MIN = 2 if IN_CI else 1
 
 # What Trio's suite needs; and what its tests of exports and documentation need besides, all of
 # which has releases for the main Python.
@@ -74,11 +80,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 def _find_pythons() -> list[str]:
-    """Find CPython 3.10 and later: on the path, and where pyenv keeps what is not on it."""
+    """Find CPython 3.10 and later: on PATH, in pyenv, and the one that runs nox."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    bins = [str(path) for path in sorted(pyenv.glob("versions/3.*/bin"))]
-    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *bins])
-    return [version for minor in range(10, 15) if (version := f"3.{minor}") and _runs(version)]
+    bins = [*sorted(pyenv.glob("versions/3.*/bin")), Path(sys.base_prefix, "bin")]
+    os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, bins)])
+    return [version for version in SUPPORTED_PYTHONS if _runs(version)]
 
 
 def _runs(version: str) -> bool:
@@ -100,13 +106,46 @@ ONE_PYTHON = MAIN_PYTHON if MAIN_PYTHON in PYTHONS or not PYTHONS else PYTHONS[0
 # Our own tests on the oldest, the main and the newest Python; the others add little but time.
 FEW_PYTHONS = [version for version in PYTHONS if version in {PYTHONS[0], ONE_PYTHON, PYTHONS[-1]}]
 nox.options.sessions = [
-    *("lint", "types", "model"),
+    *("plan", "lint", "types", "docs", "model"),
     *(f"tests({version}-newest-trio)" for version in FEW_PYTHONS),
     *("trio_suite", "anyio_suite"),
 ]
 
+# On two cores with nothing else to do, with the time that it takes to make the environments.
+MINUTES_FOR_ALL_PYTHONS = 5
+MINUTES_FOR_OWN_TESTS = 3  # on each of FEW_PYTHONS
+MINUTES_FOR_TRIO_SUITE = 1.5  # on each of PYTHONS
+
+# What `nox -s quick` leaves out, which is more than half of the time of our own tests: what
+# starts other programs, what waits for the kernel's threads to fall asleep, and the fuzzing.
+SLOW_TESTS = [
+    *("tests/test_examples.py", "tests/test_launcher.py", "tests/test_plugin.py"),
+    *("tests/kernel/test_setup.py", "tests/kernel/test_sqpoll.py"),
+    "tests/fuzz",
+]
+
 
 # --- The sessions of `nox` ------------------------------------------------------------------
+
+
+@nox.session(venv_backend="none")
+def plan(session: nox.Session) -> None:
+    """Say how long `nox` takes, and which Pythons were found."""
+    need_pythons(session)
+    minutes = (
+        MINUTES_FOR_ALL_PYTHONS
+        + MINUTES_FOR_OWN_TESTS * len(FEW_PYTHONS)
+        + MINUTES_FOR_TRIO_SUITE * len(PYTHONS)
+    )
+    session.log(
+        f"`nox` takes about {minutes:.0f} minutes on two idle cores, `nox -s quick` about 3."
+    )
+    session.log(f"It runs on CPython {', '.join(PYTHONS)}.")
+    if missing := [version for version in SUPPORTED_PYTHONS if version not in PYTHONS]:
+        session.log(
+            f"Not found, so not tested: CPython {', '.join(missing)}. To test with more of them, "
+            "put them on PATH, or install them with pyenv."
+        )
 
 
 @nox.session(python=ONE_PYTHON)
@@ -130,10 +169,22 @@ def types(session: nox.Session) -> None:
         session.run("pyright", "--verifytypes", "trio_uring", "--ignoreexternal")
 
 
+@nox.session(python=ONE_PYTHON)
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    install_wheel(session, NEWEST_TRIO, *GROUPS["docs"])
+    with elsewhere(session):
+        html = ROOT / "docs" / "_build" / "html"
+        session.run(
+            *("python", "-m", "sphinx", "--nitpicky", "--fail-on-warning", "--keep-going"),
+            *("--fresh-env", "--doctree-dir", "doctrees", str(ROOT / "docs"), str(html)),
+        )
+
+
 @nox.session(venv_backend="none")
 def model(session: nox.Session) -> None:
     """Check the model of SQPOLL's sleep with spin: ``apt-get install spin gcc``. Ten seconds."""
-    if shutil.which("spin") is None and not os.environ.get("CI"):
+    if shutil.which("spin") is None and not IN_CI:
         session.skip("spin is not installed: `apt-get install spin gcc` (CI always has it)")
     session.run(sys.executable, str(ROOT / "tests" / "model" / "check.py"))
 
@@ -179,6 +230,22 @@ def anyio_suite(session: nox.Session) -> None:
     compare_anyio_suite(session, NEWEST_ANYIO, ["unused", "answers", "by-name"])
 
 
+# --- A part of it ---------------------------------------------------------------------------
+
+
+@nox.session(venv_backend="none")
+def quick(session: nox.Session) -> None:
+    """Run `lint`, and on one Python the project's own tests except the slow ones: 3 minutes."""
+    if gone := [path for path in SLOW_TESTS if not (ROOT / path).exists()]:
+        session.error(f"SLOW_TESTS lists what does not exist: {', '.join(gone)}")
+    session.log(f"Left out: {', '.join(SLOW_TESTS)}, and every session but lint and tests.")
+    session.notify("lint")
+    session.notify(
+        f"tests({ONE_PYTHON}-newest-trio)",
+        ["tests", *(f"--ignore={ROOT / path}" for path in SLOW_TESTS)],
+    )
+
+
 # --- The rest of the matrix -----------------------------------------------------------------
 
 
@@ -220,25 +287,17 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session(python=ONE_PYTHON)
-def docs(session: nox.Session) -> None:
-    """Build the documentation; a warning is an error."""
-    install_wheel(session, NEWEST_TRIO, *GROUPS["docs"])
-    with elsewhere(session):
-        html = ROOT / "docs" / "_build" / "html"
-        session.run(
-            *("python", "-m", "sphinx", "--nitpicky", "--fail-on-warning", "--keep-going"),
-            *("--fresh-env", "--doctree-dir", "doctrees", str(ROOT / "docs"), str(html)),
-        )
-
-
-@nox.session(python=ONE_PYTHON)
 def fuzz(session: nox.Session) -> None:
-    """Try the state machines of `tests/fuzz` far longer than `tests` does."""
+    """Run `tests/fuzz` with many more examples than `tests`: `FUZZ_EXAMPLES`, or 20000."""
     install_wheel(session, NEWEST_TRIO, *GROUPS["test"])
     run_pytest(
         session,
-        *(session.posargs or ["tests/fuzz", "-o", "faulthandler_timeout=3600"]),
-        env={"TRIO_URING_FUZZ_EXAMPLES": "20000"},
+        *(session.posargs or ["tests/fuzz"]),
+        env={
+            "TRIO_URING_FUZZ_EXAMPLES": os.environ.get("FUZZ_EXAMPLES", "20000"),
+            # A test of so many examples takes minutes.
+            "PYTEST_TIMEOUT": "3600",
+        },
     )
 
 
@@ -321,9 +380,18 @@ def built(session: nox.Session) -> tuple[Path, Path]:
         [wheel] = directory.glob("*.whl")
         [sdist] = directory.glob("*.tar.gz")
         # Made for the stable ABI, or without C: good for every Python.
-        pythons = PYTHONS if "-abi3-" in wheel.name or "-none-" in wheel.name else [python]
+        every_python = "-abi3-" in wheel.name or "-none-" in wheel.name
+        if every_python and (modules := modules_for_one_python(wheel)):
+            session.error(f"{wheel.name} is for one Python only, with {', '.join(modules)}")
+        pythons = PYTHONS if every_python else [python]
         _built.update(dict.fromkeys(pythons, (wheel, sdist)))
     return _built[python]
+
+
+def modules_for_one_python(wheel: Path) -> list[str]:
+    """List the compiled modules of *wheel* that other Pythons would not import, and not miss."""
+    with zipfile.ZipFile(wheel) as archive:
+        return [name for name in archive.namelist() if ".cpython-" in Path(name).name]
 
 
 @contextmanager
@@ -429,9 +497,9 @@ def session_python(session: nox.Session) -> str:
 
 
 def need_pythons(session: nox.Session) -> None:
-    """Fail where there is one Python only: one hides what another does differently."""
+    """Fail where too few Pythons were found."""
     if len(PYTHONS) < PYTHONS_MIN:
         session.error(
-            f"{PYTHONS_MIN} of CPython 3.10 to 3.14 are needed, found: {PYTHONS}. Put others on "
-            "PATH, or install them with pyenv."
+            f"{PYTHONS_MIN} of CPython {', '.join(SUPPORTED_PYTHONS)} are needed, found: "
+            f"{', '.join(PYTHONS) or 'none'}. Put others on PATH, or install them with pyenv"
         )
