@@ -1,4 +1,4 @@
-"""Sphinx's settings. The reference is made from docstrings, so the package must be installed."""
+"""Sphinx's settings. autodoc imports the package, so it must be installed."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ autodoc_typehints = "none"  # docstrings say units and limits; the signatures st
 add_module_names = False
 napoleon_use_rtype = False
 
-# Names of other projects: to check those takes the network, and the documentation shall build
-# without.
+# Names of other projects: checking these needs a network, and the build must work without one.
 nitpick_ignore_regex = [
     ("py:.*", rf"(trio|anyio|{'|'.join(sys.stdlib_module_names)})(\..*)?"),
     ("py:.*", "|".join(vars(builtins))),
@@ -53,7 +52,7 @@ def make_fields(
 
 
 def generate(_app: Sphinx, document: str, source: list[str]) -> None:
-    """Fill in what is made from the code: lists of operations, and of newsfragments."""
+    """Replace the placeholders by lists of operations, and of newsfragments."""
     if document == "lowlevel":
         source[0] = re.sub(r"<!-- operations: (\w+) -->", list_operations, source[0])
     if document == "history":
@@ -61,7 +60,7 @@ def generate(_app: Sphinx, document: str, source: list[str]) -> None:
 
 
 def list_operations(module: re.Match[str]) -> str:
-    """Return directives for the operations of one file, in its order."""
+    """Return directives for the operations of one module, in source order."""
     names = [
         name
         for name, function in vars(operations).items()
@@ -76,9 +75,9 @@ def list_operations(module: re.Match[str]) -> str:
 
 
 def list_newsfragments() -> str:
-    """Return what is new since the last release, one entry for each fragment."""
+    """Return the changes since the last release, one list item for each newsfragment."""
     fragments = sorted((DOCS / "newsfragments").glob("[0-9]*.*.md"))
-    kinds = {"feature": "New", "bugfix": "Mended", "removal": "Removed", "doc": "Documentation"}
+    kinds = {"feature": "New", "bugfix": "Fixed", "removal": "Removed", "doc": "Documentation"}
     parts = []
     for kind, title in kinds.items():
         texts = [path.read_text("utf-8").strip() for path in fragments if path.stem.endswith(kind)]
@@ -88,11 +87,11 @@ def list_newsfragments() -> str:
 
 
 def indent(text: str) -> str:
-    """Indent the lines after the first, as a list item."""
+    """Indent the lines after the first, as a list item needs it."""
     return text.replace("\n", "\n  ")
 
 
 def setup(app: Sphinx) -> None:
-    """Connect to Sphinx."""
+    """Connect the handlers to Sphinx."""
     app.connect("autodoc-process-docstring", make_fields)
     app.connect("source-read", generate)
