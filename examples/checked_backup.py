@@ -1,4 +1,4 @@
-"""Copy a file, with all its blocks read at once, and safe on the disk at the end.
+"""Copy a file by a batch of reads and a batch of writes, then flush it to the disk.
 
 python -m trio_uring checked_backup.py FROM TO
 python -m trio_uring checked_backup.py --demo
@@ -23,7 +23,7 @@ async def copy(source: Path, target: Path) -> int:
         size = os.fstat(reader).st_size
         offsets = range(0, size, BLOCK)
         data = bytearray(BLOCK * len(offsets))
-        # One step for all blocks, whatever their number.
+        # One submission for all blocks, whatever their number.
         reads = operations.read_many(reader, data, offsets, BLOCK)
         assert sum(outcome.unwrap() for outcome in await perform_many(reads)) == size
 
@@ -31,7 +31,7 @@ async def copy(source: Path, target: Path) -> int:
         writes = [
             operations.write(writer, content[offset : offset + BLOCK], offset) for offset in offsets
         ]
-        # The writes side by side; and then, if its size is right, the file is made durable.
+        # The writes run concurrently. Then a linked chain sets the size and flushes the file.
         for outcome in await perform_many(writes):
             outcome.unwrap()
         finish = [operations.ftruncate(writer, size), operations.fsync(writer)]

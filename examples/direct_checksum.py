@@ -1,4 +1,4 @@
-"""Compute the checksum of each block of a file, without filling the page cache with it.
+"""Compute the checksum of each block of a file by direct I/O, which bypasses the page cache.
 
 python examples/direct_checksum.py FILE, or --demo
 """
@@ -26,7 +26,7 @@ async def checksums(path: Path) -> list[int]:
 
     async def worker() -> None:
         with await buffers.lease() as lease:
-            for number in todo:  # shared: each block is taken once
+            for number in todo:  # shared by all workers, so each block is read once
                 count = await file.read_into_at(lease, number * BLOCK)
                 sums[number] = zlib.crc32(lease.memory[:count])
 
@@ -40,7 +40,7 @@ async def checksums(path: Path) -> list[int]:
 async def main(path: Path) -> None:
     try:
         sums = await checksums(path)
-    except OSError as exc:  # for instance in a file system in memory
+    except OSError as exc:  # for example, the file system is in memory
         print(exc)
         return
     print(f"{len(sums)} blocks, first {sums[0]:08x}, last {sums[-1]:08x}")

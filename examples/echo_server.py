@@ -1,8 +1,8 @@
-"""A TCP echo server. A plain Trio program: nothing in it knows of io_uring.
+"""A TCP echo server: a plain Trio program that does not mention io_uring.
 
 python echo_server.py [port]                     Trio's own epoll
 python -m trio_uring echo_server.py [port]       io_uring
-python -m trio_uring echo_server.py --demo       talk to itself, say what ran, and end
+python -m trio_uring echo_server.py --demo       send itself messages, print statistics, and exit
 """
 
 import contextlib
@@ -18,7 +18,7 @@ MESSAGES = 100
 
 
 async def echo(stream: trio.SocketStream) -> None:
-    with contextlib.suppress(trio.BrokenResourceError):  # the client is gone
+    with contextlib.suppress(trio.BrokenResourceError):  # the client has disconnected
         async for data in stream:
             await stream.send_all(data)
 

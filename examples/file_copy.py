@@ -1,4 +1,4 @@
-"""Copy a file twice: in order with `trio.open_file`, and all blocks at once by position.
+"""Copy a file twice: sequentially by `trio.open_file`, and concurrently by `open_positional`.
 
 python -m trio_uring file_copy.py FROM TO
 python -m trio_uring file_copy.py --demo
@@ -16,7 +16,7 @@ BLOCK, TASKS = 1 << 20, 8
 
 
 async def copy_in_order(source: str, target: str) -> None:
-    """What any Trio program does; on a ring, no call goes to a thread."""
+    """Copy as any Trio program does; on a ring, no call uses a thread."""
     async with (
         await trio.open_file(source, "rb") as reader,
         await trio.open_file(target, "wb") as writer,
@@ -26,7 +26,7 @@ async def copy_in_order(source: str, target: str) -> None:
 
 
 async def copy_side_by_side(source: str, target: str) -> None:
-    """Many tasks, two open files: each call says where it reads or writes."""
+    """Copy by many tasks that share two open files; each call takes an offset."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     async with (
         await trio_uring.open_positional(source) as reader,

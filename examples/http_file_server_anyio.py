@@ -1,4 +1,4 @@
-"""An HTTP/1.0 file server on AnyIO: on the ring, by the backend's name.
+"""An HTTP/1.0 file server on AnyIO, with the backend "trio_uring".
 
 python http_file_server_anyio.py directory port, or --demo
 """
@@ -11,10 +11,10 @@ import anyio
 from anyio.abc import SocketAttribute, SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-import trio_uring  # makes its backend known to AnyIO; the kernel sends the files by itself
+import trio_uring  # registers the backend; send_file sends inside the kernel
 
 LOCAL_ADDRESS = SocketAttribute.local_address
-# Not a request, or the client has gone.
+# The data is not a request, or the client has disconnected.
 NO_HTTP = (ValueError, anyio.IncompleteRead, anyio.DelimiterNotFound, anyio.BrokenResourceError)
 
 

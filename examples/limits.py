@@ -1,4 +1,4 @@
-"""A thousand opens that block, with few kernel threads; and what the limits in effect are.
+"""Block a thousand opens on few kernel threads, and show the limits in effect.
 
 python examples/limits.py, or --demo
 """
@@ -22,7 +22,7 @@ RING = trio_uring.RingConfig(
 
 
 def kernel_threads() -> int:
-    """Count the kernel's workers in this process."""
+    """Return the number of kernel workers of this process."""
     names = (thread.read_text() for thread in Path("/proc/self/task").glob("*/comm"))
     return sum(name.startswith("iou-wrk") for name in names)
 
@@ -42,8 +42,8 @@ async def main() -> None:
             statistics = trio.lowlevel.current_statistics().io_statistics
             print("limits:", dict(statistics.limits))
             print("in flight:", statistics.in_flight)
-            print("waiting in line:", statistics.waiting_for_limit)
-            writer = os.open(fifo, os.O_RDWR)  # now they succeed, one after the other
+            print("waiting for the limit:", statistics.waiting_for_limit)
+            writer = os.open(fifo, os.O_RDWR)  # now the opens succeed, one after the other
         os.close(writer)
         assert kernel_threads() <= 8
         print("all done")

@@ -1,4 +1,4 @@
-"""Count lines from many senders: one operation accepts them all, and one receives from each.
+"""Count lines from many senders by multishot accept and multishot receive.
 
 python -m trio_uring log_collector.py [PORT], or --demo
 """
@@ -16,11 +16,11 @@ SENDERS, LINES = 20, 500
 
 
 async def collect(counts: Counter[bytes], stream: trio.SocketStream) -> None:
-    """Count the lines by their first word."""
-    begun = b""  # a line whose end has not come
+    """Count the lines of one sender by their first word."""
+    begun = b""  # a line whose end has not arrived
     async with stream, trio_uring.receive_many(stream) as leases:
         async for lease in leases:
-            with lease:  # what is kept of its data must be copied, as here
+            with lease:  # data that is kept must be copied, as here
                 *lines, begun = (begun + lease.data).split(b"\n")
             counts.update(line.partition(b" ")[0] for line in lines)
 
@@ -37,7 +37,7 @@ async def demo() -> None:
             for number in range(LINES):
                 await stream.send_all(b"%s line %d\n" % (b"odd" if number % 2 else b"even", number))
             await stream.send_eof()
-            await stream.receive_some()  # the collector has closed it
+            await stream.receive_some()  # returns when the collector closes the connection
 
     counts: Counter[bytes] = Counter()
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")

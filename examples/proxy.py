@@ -1,8 +1,8 @@
-"""A TCP proxy: continues each connection to a local port to another, inside the kernel.
+"""A TCP proxy: relays each connection to another server inside the kernel (splice).
 
     python proxy.py 8080 example.org 80    (or --demo)
 
-It asks for a ring itself: `trio_uring.run` in the place of `trio.run`.
+It calls `trio_uring.run` instead of `trio.run`, so it needs no launcher.
 """
 
 import sys
@@ -17,7 +17,7 @@ async def pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
     try:
         await trio_uring.relay(source, sink)
         await sink.send_eof()
-    except trio.BrokenResourceError:  # one of the two is gone: so is the other, then
+    except trio.BrokenResourceError:  # one connection broke: close both
         await trio.aclose_forcefully(source)
         await trio.aclose_forcefully(sink)
 

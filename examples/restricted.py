@@ -1,4 +1,4 @@
-"""An echo server whose ring can do what it needs, and nothing else.
+"""An echo server whose ring may perform only the operations that it needs.
 
 python examples/restricted.py, or --demo
 """

@@ -1,4 +1,4 @@
-"""Serve one file over TCP: the kernel moves it into the sockets by itself.
+"""Serve one file over TCP; the kernel moves it from the page cache to the sockets.
 
 python -m trio_uring send_file.py FILE [PORT]
 python -m trio_uring send_file.py --demo
@@ -22,7 +22,7 @@ async def serve(
     port: int,
     task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Send the file to whoever connects."""
+    """Send the file to each client that connects."""
     async with await trio_uring.open_positional(path) as file:
 
         async def handle(stream: trio.SocketStream) -> None:

@@ -1,4 +1,4 @@
-"""Wait for another process on a word in shared memory, and for the process itself to end.
+"""Wait for a futex in shared memory that another process wakes, and for that process to exit.
 
 python examples/shared_counter.py, or --demo
 """
@@ -18,7 +18,7 @@ from trio_uring.lowlevel import operations, perform
 
 STEPS = 3
 
-# The other process: counts in the first four bytes of the file, and wakes who waits for them.
+# The other process counts in the first four bytes of the file, and wakes their waiters.
 WORKER = """
 import mmap, sys, trio_uring
 from trio_uring.lowlevel import operations, perform
@@ -32,7 +32,7 @@ sys.exit(7)
 
 
 async def watch(word: memoryview) -> None:
-    """Say what the counter shows, up to the last step."""
+    """Print each value of the counter, up to the last step."""
     while (seen := word[0]) < STEPS:
         with suppress(BlockingIOError):  # it changed before we waited
             await perform(operations.futex_wait(word, int.from_bytes(word, sys.byteorder)))

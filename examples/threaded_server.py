@@ -1,4 +1,4 @@
-"""Serve digests over TCP from the loops of several threads: one computes, the others answer.
+"""Serve digests over TCP in several threads: while one computes, the others answer.
 
 python examples/threaded_server.py [PORT], or --demo
 """
@@ -17,7 +17,7 @@ SALT = b"not a secret"
 
 
 async def digest(stream: trio.SocketStream) -> None:
-    """Answer each line. A digest takes some milliseconds, in which other threads may run."""
+    """Answer each line. A digest takes some milliseconds and lets other threads run meanwhile."""
     received = b""
     async for data in stream:
         *lines, received = (received + data).split(b"\n")

@@ -1,4 +1,4 @@
-"""Hash files in the loop of a second thread, while the first goes on with its own work.
+"""Hash files in the event loop of a second thread, while the first loop does its own work.
 
 python examples/two_loops.py FILE..., or --demo
 """
@@ -20,7 +20,7 @@ Results = trio_uring.RingSendChannel[tuple[str, str]]
 
 
 async def worker(paths: Paths, results: Results) -> None:
-    """Runs in a thread and a loop of its own; hashing lets other threads work."""
+    """Run in a thread with its own event loop; hashing releases the interpreter lock."""
     async with paths, results:
         async for path in paths:
             data = await trio.Path(path).read_bytes()
@@ -30,7 +30,7 @@ async def worker(paths: Paths, results: Results) -> None:
 async def send_all(names: list[str], paths: trio_uring.RingSendChannel[str]) -> None:
     async with paths:
         for name in names:
-            await paths.send(name)  # waits while four are under way
+            await paths.send(name)  # waits while the buffer holds four
 
 
 async def main(names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Take uploads over TCP: the kernel moves each from its socket into a new file.
+"""Receive uploads over TCP; the kernel moves each from its socket to a new file.
 
 python -m trio_uring upload.py DIRECTORY [PORT]
 python -m trio_uring upload.py --demo
@@ -24,7 +24,7 @@ async def serve(
     port: int,
     task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Write what each client sends to a file of its own."""
+    """Write what each client sends to a separate file."""
     numbers = count()
 
     async def handle(stream: trio.SocketStream) -> None:

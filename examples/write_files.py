@@ -1,4 +1,4 @@
-"""Split a file into parts of one size: each is created, written and closed in one submission.
+"""Split a file into parts; each part is created, written and closed in one submission.
 
 python -m trio_uring write_files.py FILE DIRECTORY [BYTES]
 python -m trio_uring write_files.py --demo
@@ -17,7 +17,7 @@ TASKS = 32
 
 
 async def split(source: str, directory: str, size: int) -> int:
-    """Write the parts, of which so many at once; return how many there are."""
+    """Write the parts by several tasks; return the number of parts."""
     async with await trio_uring.open_positional(source) as file:
         starts = iter(range(0, os.fstat(file.fileno()).st_size, size))
         written = 0

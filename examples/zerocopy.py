@@ -1,4 +1,4 @@
-"""Send a large block out of the program's own memory, and use that memory again.
+"""Send large blocks by zero-copy send, and reuse their memory.
 
 python -m trio_uring zerocopy.py HOST PORT [MIB]
 python -m trio_uring zerocopy.py --demo
@@ -14,19 +14,19 @@ MIB = 1 << 20
 
 
 async def send(host: str, port: int, mib: int) -> None:
-    """Send as many blocks, all out of the same memory."""
+    """Send *mib* blocks of 1 MiB from the same memory."""
     block = bytearray(MIB)
     progress = trio_uring.ZeroCopyProgress()
     async with await trio.open_tcp_stream(host, port) as stream:
         for number in range(mib):
-            block[:] = bytes([number % 256]) * MIB  # the last one is acknowledged: it is free
+            block[:] = bytes([number % 256]) * MIB  # free: the last block is acknowledged
             header = number.to_bytes(4, "big")
             await trio_uring.send_zerocopy(stream, header, block, progress=progress)
     print(f"{progress.bytes_sent} bytes sent, {progress.bytes_copied} of them copied.")
 
 
 async def demo() -> None:
-    """Over loopback, where the kernel copies all of it anyway."""
+    """Send over loopback, where the kernel copies everything anyway."""
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener, trio.open_nursery() as nursery:
         nursery.start_soon(send, *listener.socket.getsockname(), 8)
