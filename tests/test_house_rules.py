@@ -151,7 +151,7 @@ class Border:
     only_in: tuple[str, ...]  # files, or packages
 
 
-RING = ("_engine/_ring.py", "_engine/_buffer_pool.py")
+RING = ("_engine/_ring.py", "_engine/_ring_setup.py", "_engine/_buffer_pool.py")
 BORDERS = [
     Border("the C functions", identifiers("lib"), RING),
     Border("cffi", identifiers("ffi", "CData"), (*RING, "_operations")),
@@ -161,7 +161,7 @@ BORDERS = [
     Border(
         "set-up, enter and CQE flags",
         identifiers("SetupFlag", "EnterFlag", "CqeFlag", "SqFlag", "CqFlag"),
-        (*RING, "_engine/_io_manager.py"),
+        (*RING, "_engine/_in_flight.py"),
     ),
     # The ring passes it on; operations on other operations name the one they mean.
     Border(
@@ -169,7 +169,7 @@ BORDERS = [
         identifiers("user_data"),
         ("_engine", "_operations"),
     ),
-    Border("-errno", negative_errno, ("_errors.py", "_engine/_ring.py", "_engine/_io_manager.py")),
+    Border("-errno", negative_errno, ("_errors.py", "_engine")),
     Border("Trio's private side", private_of_trio, ("_trio_private.py",)),
 ]
 
@@ -516,13 +516,13 @@ def test_undeclared_imports() -> None:
 @pytest.mark.parametrize(
     ("code", "file"),
     [
-        ("from ._kernel import lib", "_engine/_io_manager.py"),
+        ("from ._kernel import lib", "_engine/_in_flight.py"),
         ("from ._kernel import lib", "_operations/_files.py"),
         ("_kernel.lib.ring_open()", "_run.py"),
         ("from ._kernel import ffi as f", "_streams/_socket.py"),
         ("x: CData", "_streams/_socket.py"),
         ("Opcode.RECV", "_streams/_socket.py"),
-        ("uapi.Opcode.RECV", "_engine/_io_manager.py"),
+        ("uapi.Opcode.RECV", "_engine/_in_flight.py"),
         ("SqeFlag.IO_LINK", "_engine/_ring.py"),
         ("SetupFlag.SQPOLL", "_run.py"),
         ("from ._kernel.uapi import CqeFlag", "_streams/_socket.py"),

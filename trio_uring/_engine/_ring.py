@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import errno
 import struct
-import time
-from typing import TYPE_CHECKING, ClassVar, Final
-
-import attrs
+from typing import TYPE_CHECKING, Final
 
 from trio_uring._errors import ring_error, setup_error
 from trio_uring._kernel import ffi, lib
@@ -22,7 +19,8 @@ from trio_uring._kernel.uapi import (
     RestrictionOpcode as Restriction,
     SetupFlag,
 )
-from trio_uring._statistics import flag_names
+
+from ._ring_setup import SetupLog, note_close, open_ring
 
 if TYPE_CHECKING:
     from trio_uring._config import RingConfig
@@ -41,34 +39,6 @@ STATX_SIZE: Final = 256
 _CQE = struct.Struct("=QiI")
 _RESULT = struct.Struct("=iI")  # of an operation in a batch
 
-# The flag ladder. Each step gives up what an older kernel does not know (EINVAL), in the
-# order in which the flags came: DEFER_TASKRUN 6.1, SINGLE_ISSUER 6.0, COOP_TASKRUN and
-# TASKRUN_FLAG 5.19, SUBMIT_ALL 5.18. CLAMP and CQSIZE are older than our floor, 5.11.
-# TASKRUN_FLAG spares a turn with nothing to do its system call (tests/kernel/test_ring.py).
-_BASE = SetupFlag.CLAMP | SetupFlag.CQSIZE
-_DEFER = _BASE | SetupFlag.SUBMIT_ALL | SetupFlag.SINGLE_ISSUER | SetupFlag.DEFER_TASKRUN
-_LADDER: Final = (
-    _DEFER | SetupFlag.TASKRUN_FLAG,
-    _DEFER,
-    _BASE | SetupFlag.SUBMIT_ALL | SetupFlag.SINGLE_ISSUER | SetupFlag.COOP_TASKRUN,
-    _BASE | SetupFlag.SUBMIT_ALL | SetupFlag.COOP_TASKRUN,
-    _BASE | SetupFlag.SUBMIT_ALL,
-    _BASE,
-)
-# SQPOLL refuses both *_TASKRUN flags.
-_SQPOLL_LADDER: Final = (
-    _BASE | SetupFlag.SQPOLL | SetupFlag.SUBMIT_ALL | SetupFlag.SINGLE_ISSUER,
-    _BASE | SetupFlag.SQPOLL | SetupFlag.SUBMIT_ALL,
-    _BASE | SetupFlag.SQPOLL,
-)
-_ENTRIES_MIN: Final = 8
-
-# The kernel gives a ring's memory back a while after it was closed (some 10 ms on Linux 6.18),
-# and until then it counts against RLIMIT_MEMLOCK: a program of many short runs would meet that
-# limit with rings that it has closed. So a run that gets no memory waits for it, if a ring was
-# closed this short a time ago; only then it makes do with less.
-_PATIENCE_SECONDS: Final = 0.5
-
 # struct io_uring_restriction: what kind of rule, and for which opcode, or for which flags.
 _RESTRICTION = struct.Struct("=HB13x")
 _ALWAYS_ALLOWED: Final = frozenset({"NOP", "POLL_ADD", "ASYNC_CANCEL"})
@@ -86,17 +56,6 @@ _REGISTRATIONS: Final = (
 )
 
 _OPCODES_MAX: Final = 256  # an opcode is one byte
-_OP_SUPPORTED: Final = 1  # IO_URING_OP_SUPPORTED, in struct io_uring_probe_op
-
-
-@attrs.define(eq=False)
-class _Attempts:
-    """Each step down the ladder that set-up had to take, for the statistics."""
-
-    steps: list[str] = attrs.field(factory=list[str])
-
-    def refused(self, what: str, result: int) -> None:
-        self.steps.append(f"{what}: {errno.errorcode.get(-result, -result)}")
 
 
 class Ring:
@@ -113,12 +72,9 @@ class Ring:
     Source: io_uring_setup(2).
     """
 
-    _last_close: ClassVar[float] = -_PATIENCE_SECONDS
-    _too_many: ClassVar[int] = 1 << 32  # entries, refused while no closed ring could be to blame
-
     def __init__(self, config: RingConfig, *, register_fd: bool = True) -> None:
-        attempts = _Attempts()
-        self._ring = _open(config, attempts)
+        attempts = SetupLog()
+        self._ring = open_ring(config, attempts)
         self.setup_flags: SetupFlag = (
             SetupFlag(lib.ring_setup_flags(self._ring)) & ~SetupFlag.R_DISABLED
         )
@@ -157,7 +113,7 @@ class Ring:
             if probe.ops[index].flags & supported
         )
 
-    def _limit_workers(self, config: RingConfig, attempts: _Attempts) -> None:
+    def _limit_workers(self, config: RingConfig, attempts: SetupLog) -> None:
         # Without, the kernel would start tens of thousands for operations that can block for
         # ever. Linux 5.15; older kernels keep their default, and the statistics say so.
         workers = ffi.new("unsigned int[2]")
@@ -249,7 +205,7 @@ class Ring:
           RuntimeError: in another thread, or the ring is closed.
         """
         # One C call, because this line runs once per operation: through cffi, filling the
-        # SQE field by field costs more than twice as much (benchmarks/bench_push.py).
+        # SQE field by field costs more than twice as much.
         result = lib.ring_push(self._ring, user_data, *operation.sqe)
         if result == 0:
             return True
@@ -349,14 +305,7 @@ class Ring:
         if not self.closed:
             self.closed = True
             lib.ring_close(self._ring)
-            Ring._last_close = time.monotonic()
-
-    @classmethod
-    def is_worth_waiting(cls, entries: int) -> bool:
-        """Whether memory for *entries* may only be missing because a ring was just closed."""
-        if time.monotonic() >= cls._last_close + _PATIENCE_SECONDS:
-            cls._too_many = min(entries, cls._too_many)
-        return entries < cls._too_many
+            note_close()
 
 
 def open_cached(path: bytes, flags: int) -> int | None:
@@ -390,38 +339,3 @@ def _allowed_opcodes(config: RingConfig) -> frozenset[int] | None:
     if config.allowed_operations is None:
         return None
     return frozenset(Opcode[name] for name in config.allowed_operations | _ALWAYS_ALLOWED)
-
-
-def _open(config: RingConfig, attempts: _Attempts) -> CData:
-    """Walk down the ladder: weaker flags on EINVAL, fewer entries on ENOMEM."""
-    ladder = _LADDER if config.sqpoll is None else _SQPOLL_LADDER
-    entries, step = config.entries, 0
-    while True:
-        ring, result = _try_open(config, entries, ladder[step])
-        if ring is not None:
-            return ring
-        if result == -errno.ENOMEM and Ring.is_worth_waiting(entries):
-            time.sleep(0.005)
-            continue
-        attempts.refused(f"{entries} entries, {'|'.join(flag_names(ladder[step]))}", result)
-        if result == -errno.EINVAL and step + 1 < len(ladder):
-            step += 1
-        elif result == -errno.ENOMEM and entries > _ENTRIES_MIN:
-            entries //= 2
-        else:
-            raise setup_error(result, "io_uring_setup")
-
-
-def _try_open(config: RingConfig, entries: int, flags: SetupFlag) -> tuple[CData | None, int]:
-    completion_entries = max(config.completion_entries * entries // config.entries, entries)
-    idle_ms = cpu = 0
-    if config.sqpoll is not None:
-        idle_ms = round(config.sqpoll.idle * 1000)
-        if config.sqpoll.cpu is not None:
-            cpu = config.sqpoll.cpu
-            flags |= SetupFlag.SQ_AFF
-    if config.allowed_operations is not None:
-        flags |= SetupFlag.R_DISABLED
-    ring = ffi.gc(lib.ring_new(), lib.ring_free)
-    result = lib.ring_open(ring, entries, completion_entries, flags, idle_ms, cpu)
-    return (ring if result == 0 else None), result

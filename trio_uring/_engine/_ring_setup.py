@@ -1,0 +1,114 @@
+"""How a ring is set up: the ladder of flags, and what to do where memory is short."""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from trio_uring._errors import setup_error
+from trio_uring._kernel import ffi, lib
+from trio_uring._kernel.uapi import SetupFlag
+from trio_uring._statistics import flag_names
+
+if TYPE_CHECKING:
+    from trio_uring._config import RingConfig
+    from trio_uring._kernel import CData
+
+# The flag ladder. Each step gives up what an older kernel does not know (EINVAL), in the
+# order in which the flags came: DEFER_TASKRUN 6.1, SINGLE_ISSUER 6.0, COOP_TASKRUN and
+# TASKRUN_FLAG 5.19, SUBMIT_ALL 5.18. CLAMP and CQSIZE are older than our floor, 5.11.
+# TASKRUN_FLAG spares a turn with nothing to do its system call (tests/kernel/test_ring.py).
+_BASE = SetupFlag.CLAMP | SetupFlag.CQSIZE
+_DEFER = _BASE | SetupFlag.SUBMIT_ALL | SetupFlag.SINGLE_ISSUER | SetupFlag.DEFER_TASKRUN
+_LADDER: Final = (
+    _DEFER | SetupFlag.TASKRUN_FLAG,
+    _DEFER,
+    _BASE | SetupFlag.SUBMIT_ALL | SetupFlag.SINGLE_ISSUER | SetupFlag.COOP_TASKRUN,
+    _BASE | SetupFlag.SUBMIT_ALL | SetupFlag.COOP_TASKRUN,
+    _BASE | SetupFlag.SUBMIT_ALL,
+    _BASE,
+)
+# SQPOLL refuses both *_TASKRUN flags.
+_SQPOLL_LADDER: Final = (
+    _BASE | SetupFlag.SQPOLL | SetupFlag.SUBMIT_ALL | SetupFlag.SINGLE_ISSUER,
+    _BASE | SetupFlag.SQPOLL | SetupFlag.SUBMIT_ALL,
+    _BASE | SetupFlag.SQPOLL,
+)
+_ENTRIES_MIN: Final = 8
+
+# The kernel gives a ring's memory back a while after it was closed (some 10 ms on Linux 6.18),
+# and until then it counts against RLIMIT_MEMLOCK: a program of many short runs would meet that
+# limit with rings that it has closed. So a run that gets no memory waits for it, if a ring was
+# closed this short a time ago; only then it makes do with less.
+_PATIENCE_SECONDS: Final = 0.5
+
+
+@attrs.define(eq=False)
+class SetupLog:
+    """Each step down the ladder that set-up had to take, for the statistics."""
+
+    steps: list[str] = attrs.field(factory=list[str])
+
+    def refused(self, what: str, result: int) -> None:
+        """Note that *what* was refused with *result*."""
+        self.steps.append(f"{what}: {errno.errorcode.get(-result, -result)}")
+
+
+@attrs.define
+class _Memory:
+    """What is known of the memory that this process may lock."""
+
+    last_close: float = -_PATIENCE_SECONDS  # of a ring
+    too_many: int = 1 << 32  # entries that were refused while no closed ring could be to blame
+
+    def is_worth_waiting_for(self, entries: int) -> bool:
+        """Whether memory for *entries* may only be missing because a ring was just closed."""
+        if time.monotonic() >= self.last_close + _PATIENCE_SECONDS:
+            self.too_many = min(entries, self.too_many)
+        return entries < self.too_many
+
+
+_memory: Final = _Memory()
+
+
+def note_close() -> None:
+    """Remember that a ring was closed now."""
+    _memory.last_close = time.monotonic()
+
+
+def open_ring(config: RingConfig, attempts: SetupLog) -> CData:
+    """Walk down the ladder: weaker flags on EINVAL, fewer entries on ENOMEM."""
+    ladder = _LADDER if config.sqpoll is None else _SQPOLL_LADDER
+    entries, step = config.entries, 0
+    while True:
+        ring, result = _try_open(config, entries, ladder[step])
+        if ring is not None:
+            return ring
+        if result == -errno.ENOMEM and _memory.is_worth_waiting_for(entries):
+            time.sleep(0.005)
+            continue
+        attempts.refused(f"{entries} entries, {'|'.join(flag_names(ladder[step]))}", result)
+        if result == -errno.EINVAL and step + 1 < len(ladder):
+            step += 1
+        elif result == -errno.ENOMEM and entries > _ENTRIES_MIN:
+            entries //= 2
+        else:
+            raise setup_error(result, "io_uring_setup")
+
+
+def _try_open(config: RingConfig, entries: int, flags: SetupFlag) -> tuple[CData | None, int]:
+    completion_entries = max(config.completion_entries * entries // config.entries, entries)
+    idle_ms = cpu = 0
+    if config.sqpoll is not None:
+        idle_ms = round(config.sqpoll.idle * 1000)
+        if config.sqpoll.cpu is not None:
+            cpu = config.sqpoll.cpu
+            flags |= SetupFlag.SQ_AFF
+    if config.allowed_operations is not None:
+        flags |= SetupFlag.R_DISABLED
+    ring = ffi.gc(lib.ring_new(), lib.ring_free)
+    result = lib.ring_open(ring, entries, completion_entries, flags, idle_ms, cpu)
+    return (ring if result == 0 else None), result
