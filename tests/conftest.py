@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from ledgers import Rounds, open_fds
+from timeouts import cancel_run_first, fails_if_it_hung
 
 import trio_uring
 from trio_uring import RingConfig, RingUnavailableError
@@ -87,6 +88,24 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 async def _checking_the_ring(test: Callable[[], Awaitable[None]]) -> None:
     assert on_ring()  # TRIO_URING=off in the environment would win
     await test()
+
+
+# --- Timeouts -------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item) -> Generator[None, object, object]:
+    """Have a test that hangs fail alone, with the stacks of its tasks."""
+    result = yield
+    cancel_run_first(item)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail a test that hung, whatever it says itself."""
+    with fails_if_it_hung(item):
+        return (yield)
 
 
 # --- Fixtures -------------------------------------------------------------------------------
