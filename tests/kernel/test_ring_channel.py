@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import random
 import threading
 from collections import Counter
@@ -63,28 +64,45 @@ def wake_messages() -> int:
 
 
 def both(one: Callable[[], object], other: Callable[[], object]) -> None:
-    """Run *one* in another thread and *other* in this one; raise what either raises."""
-    raised: list[BaseException] = []
+    """Run each in a thread of its own; raise what the first to fail raises.
 
-    def run() -> None:
+    That at once: the other may wait for what failed, and then for ever.
+    """
+    endings: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def run(function: Callable[[], object]) -> None:
         try:
-            one()
+            function()
         except BaseException as exc:  # noqa: BLE001 (raised below)
-            raised.append(exc)
+            endings.put(exc)
+        else:
+            endings.put(None)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        other()
-    finally:
+    threads = [threading.Thread(target=run, args=(each,), daemon=True) for each in (one, other)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        if (exc := endings.get()) is not None:
+            raise exc
+    for thread in threads:
         thread.join()
-    for exc in raised:
-        raise exc
 
 
 def parked(end: RingSendChannel[Any] | RingReceiveChannel[Any], count: int = 1) -> bool:
     found = end.statistics()
     return found.tasks_waiting_send + found.tasks_waiting_receive == count
+
+
+def test_a_failure_in_one_thread_is_raised_while_the_other_waits() -> None:
+    waits = threading.Event()
+
+    def fail() -> None:
+        raise ValueError
+
+    for functions in ((fail, waits.wait), (waits.wait, fail)):
+        with pytest.raises(ValueError, match=r"^$"):
+            both(*functions)
+    waits.set()
 
 
 # --- Two loops ------------------------------------------------------------------------------
