@@ -209,6 +209,16 @@ def call(method: str, *args: object) -> Call:
     return lambda sock: getattr(sock, method)(*args)
 
 
+def call_for_length(method: str, *args: object) -> Call:
+    """Return a call of a receiving *method* that gives the length in the place of the data."""
+
+    async def receive(sock: Any) -> object:
+        value = await getattr(sock, method)(*args)
+        return len(value) if isinstance(value, bytes) else (len(value[0]), *value[1:])
+
+    return receive
+
+
 def into(method: str, name: str, *args: object) -> Call:
     """Return a call that receives into one of `buffers`, and gives what is in it then."""
 
@@ -269,12 +279,14 @@ def receiving_calls() -> dict[str, Call]:
             lambda: [bytearray(10)], size
         )
     for flags in RECEIVE_FLAGS:
-        # With MSG_TRUNC the standard library returns memory that nobody has written to.
-        if not (type(flags) is socket.MsgFlag and flags & socket.MSG_TRUNC):
-            calls[f"recv(3, {shown(flags)})"] = call("recv", 3, flags)
-            calls[f"recvfrom(3, {shown(flags)})"] = call("recvfrom", 3, flags)
-        calls[f"recv(70000, {shown(flags)})"] = call("recv", 70_000, flags)
-        calls[f"recvmsg(3, 50, {shown(flags)})"] = call("recvmsg", 3, 50, flags)
+        # With MSG_TRUNC the standard library returns memory that nobody has written to: what lies
+        # beyond a buffer, and on TCP, which drops the data, all of it.
+        truncates = type(flags) is socket.MsgFlag and flags & socket.MSG_TRUNC
+        make_call = call_for_length if truncates else call
+        calls[f"recv(3, {shown(flags)})"] = make_call("recv", 3, flags)
+        calls[f"recvfrom(3, {shown(flags)})"] = make_call("recvfrom", 3, flags)
+        calls[f"recv(70000, {shown(flags)})"] = make_call("recv", 70_000, flags)
+        calls[f"recvmsg(3, 50, {shown(flags)})"] = make_call("recvmsg", 3, 50, flags)
         for method in ("recv_into", "recvfrom_into"):
             label = f"{method}(bytearray, 3, {shown(flags)})"
             calls[label] = into(method, "bytearray", 3, flags)
