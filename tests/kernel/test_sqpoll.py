@@ -214,13 +214,15 @@ async def test_published_and_closed_at_once(poll: SQPoll) -> None:
 def test_no_wakeup_is_missed_when_it_falls_asleep() -> None:
     """Push just when the thread goes to sleep: too early, too late, and in between.
 
-    How long to wait is learnt: whether it was asleep shows in the number of enters.
+    How long to wait is learnt: whether it was asleep shows in the number of enters. Half of the
+    rounds meet it awake, half asleep, and all are near the moment that matters, so 500 are enough:
+    they take 3 seconds, and a minute where twenty other programs compute.
     """
     ring = Ring(RingConfig(sqpoll=SLEEPY))
     dice = random.Random(7)
     met: Counter[str] = Counter()
     looks = 1000.0
-    for number in range(2000):
+    for number in range(500):
         for _ in range(int(looks * dice.uniform(0.8, 1.2))):
             assert ring.submit_and_wait(0) == []
         assert ring.push(operations.nop(), number)
@@ -229,11 +231,12 @@ def test_no_wakeup_is_missed_when_it_falls_asleep() -> None:
         completions = ring.submit_and_wait(0)
         state = "awake" if ring.enters == before else "asleep"
         met[state] += 1
-        looks *= 1.1 if state == "awake" else 1 / 1.1
+        # Not without end where the thread, too, has to wait for a processor.
+        looks = min(looks * (1.1 if state == "awake" else 1 / 1.1), 100_000.0)
         # An SQE that lies there unseen would be seen once the next is pushed; here is no next.
         assert (completions or ring.submit_and_wait(LONG)) == [(number, 0, 0)]
     ring.close()
-    assert min(met["awake"], met["asleep"]) > 200, met
+    assert min(met["awake"], met["asleep"]) > 50, met
 
 
 @pytest.mark.ring(sqpoll=SLEEPY)
