@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from accounting import open_fds
 from children import in_thread
-from ledgers import open_fds
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from ledgers import Rounds, open_fds
+from accounting import Rounds, open_fds
 from timeouts import cancel_run_first, fails_if_it_hung
 
 import trio_uring

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from ledgers import ByteLedger, open_fds
+from accounting import ByteLedger, open_fds
 from trio.lowlevel import enable_ki_protection
 
 import trio_uring

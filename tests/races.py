@@ -21,7 +21,7 @@ from trio_uring._trio_private import current_io_manager
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
-    from ledgers import Rounds
+    from accounting import Rounds
 
 T = TypeVar("T")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import hypothesis.strategies as st
 import trio
 import trio._core._run as trio_run
+from accounting import ByteLedger
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -23,7 +24,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from ledgers import ByteLedger
 from simulated_ring import File, SimulatedKernel, SimulatedRing
 
 from trio_uring import RingConfig

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from ledgers import Rounds, open_fds
+from accounting import Rounds, open_fds
 from races import NOT_READY, current_manager, every_order, race
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
-from ledgers import ByteLedger, Rounds, open_fds
+from accounting import ByteLedger, Rounds, open_fds
 from races import NOT_READY, Order, every_order, race
 
 from trio_uring.lowlevel import operations, perform

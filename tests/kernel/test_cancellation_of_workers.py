@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
-from ledgers import ByteLedger, Rounds, open_fds
+from accounting import ByteLedger, Rounds, open_fds
 from races import NOT_READY, Order, every_order, race
 from trio.lowlevel import FdStream
 from trio.testing import wait_all_tasks_blocked

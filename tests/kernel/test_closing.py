@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
-from ledgers import ByteLedger, Rounds
+from accounting import ByteLedger, Rounds
 from races import NOT_READY, current_manager, every_order, race
 from trio.lowlevel import FdStream, notify_closing, wait_readable
 from trio.testing import wait_all_tasks_blocked

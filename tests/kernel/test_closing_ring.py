@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from accounting import open_fds
 from broken_runs import BROKEN_RUNS
 from children import run_python
-from ledgers import open_fds
 
 import trio_uring
 from trio_uring import RingConfig, SQPoll

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
-from ledgers import open_fds
+from accounting import open_fds
 from races import driven
 from trio.lowlevel import FdStream
 from trio.testing import wait_all_tasks_blocked

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
-from ledgers import ByteLedger, Rounds
+from accounting import ByteLedger, Rounds
 from races import Order, current_manager, every_order, race
 from trio.testing import wait_all_tasks_blocked
 

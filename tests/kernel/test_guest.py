@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from accounting import open_fds
 from broken_guests import BROKEN_GUESTS, REQUIRED, Host
 from children import in_child, in_thread, output_of, run_python
-from ledgers import open_fds
 from scenarios import as_guest, everything
 from trio.testing import wait_all_tasks_blocked
 

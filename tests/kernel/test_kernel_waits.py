@@ -22,7 +22,7 @@ from trio_uring.lowlevel import operations, perform
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ledgers import Rounds
+    from accounting import Rounds
 
 pytestmark = pytest.mark.usefixtures("fd_ledger")
 

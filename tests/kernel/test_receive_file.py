@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
-from ledgers import open_fds
+from accounting import open_fds
 from races import current_manager
 from transfers import (
     KINDS,

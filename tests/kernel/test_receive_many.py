@@ -13,7 +13,7 @@ from weakref import ref
 
 import pytest
 import trio
-from ledgers import ByteLedger, Rounds
+from accounting import ByteLedger, Rounds
 from races import Order, current_manager, every_order, race
 from scenarios import as_guest
 from trio.testing import assert_checkpoints, memory_stream_pair, wait_all_tasks_blocked

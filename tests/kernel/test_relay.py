@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import pytest
 import trio
+from accounting import open_fds
 from children import output_of, run_python
-from ledgers import open_fds
 from transfers import (
     KINDS,
     RUNS,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 import trio.testing
+from accounting import open_fds
 from children import in_thread
-from ledgers import open_fds
 from outcome import Error
 from races import current_manager
 from scenarios import as_guest

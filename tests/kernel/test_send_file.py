@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
+from accounting import open_fds
 from children import output_of, run_python
-from ledgers import open_fds
 from races import current_manager
 from transfers import KINDS, RUNS, all_of, completed, connected, no_fds_but
 from trio.testing import memory_stream_pair, wait_all_tasks_blocked

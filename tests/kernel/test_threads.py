@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from accounting import open_fds
 from children import in_thread
-from ledgers import open_fds
 from scenarios import cancel, close, datagrams, echo, others
 from trio.testing import wait_all_tasks_blocked
 
