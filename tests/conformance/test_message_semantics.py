@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
-from outcomes import Log, check_same, run_in
+from differential import Log, check_same, run_in
 from trio.testing import wait_all_tasks_blocked
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 import trio
-from outcomes import Log, check_same
+from differential import Log, check_same
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

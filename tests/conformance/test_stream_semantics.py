@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 import trustme
-from outcomes import WAYS, Log, check_same, run_in
+from differential import WAYS, Log, check_same, run_in
 from trio.lowlevel import FdStream
 from trio.testing import (
     check_half_closeable_stream,
