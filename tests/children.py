@@ -74,7 +74,7 @@ def run_python(
 
     It can import the tests' helpers. *arguments* are in its ``sys.argv``.
     """
-    path = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(TESTS), str(TESTS / "programs"), *filter(None, [os.environ.get("PYTHONPATH")])]
     inherited = {name: value for name, value in os.environ.items() if name[:4] != "TRIO"}
     return subprocess.run(
         [sys.executable, *options, "-c", dedent(code), *map(str, arguments)],

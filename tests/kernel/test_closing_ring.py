@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from accounting import open_fds
-from broken_runs import BROKEN_RUNS
 from children import run_python
+from crashed_runs import CRASHED_RUNS
 
 import trio_uring
 from trio_uring import RingConfig, SQPoll
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-@pytest.mark.parametrize("program", BROKEN_RUNS, ids=lambda program: program.__name__)
-def test_broken_runs(program: Callable[[], None]) -> None:
+@pytest.mark.parametrize("program", CRASHED_RUNS, ids=lambda program: program.__name__)
+def test_crashed_runs(program: Callable[[], None]) -> None:
     """Where Trio crashes. It complains of its tasks itself; we must not, nor crash as well."""
     result = run_python(
-        f"import broken_runs; broken_runs.{program.__name__}()", options=("-X", "dev")
+        f"import crashed_runs; crashed_runs.{program.__name__}()", options=("-X", "dev")
     )
     assert result.returncode == 0, result.stderr
     # Tasks end in our code, because there they waited: `perform` is in their tracebacks.

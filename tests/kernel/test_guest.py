@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from abandoned_guests import ABANDONED_GUESTS, REQUIRED, Host
 from accounting import open_fds
-from broken_guests import BROKEN_GUESTS, REQUIRED, Host
 from children import in_child, in_thread, output_of, run_python
 from scenarios import as_guest, everything
 from trio.testing import wait_all_tasks_blocked
@@ -355,11 +355,11 @@ def test_strictly() -> None:
 # --- Abandoned ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("program", BROKEN_GUESTS, ids=lambda program: program.__name__)
-def test_broken_guests(program: Callable[[], None]) -> None:
+@pytest.mark.parametrize("program", ABANDONED_GUESTS, ids=lambda program: program.__name__)
+def test_abandoned_guests(program: Callable[[], None]) -> None:
     """Where Trio warns that weird stuff may happen. It complains itself; we must not, nor crash."""
     result = run_python(
-        f"import broken_guests; broken_guests.{program.__name__}()", options=("-X", "dev")
+        f"import abandoned_guests; abandoned_guests.{program.__name__}()", options=("-X", "dev")
     )
     assert result.returncode == 0, result.stderr
     assert "/trio_uring/" not in result.stderr, result.stderr

@@ -182,7 +182,7 @@ def called_after_its_end() -> None:
     assert abandoned.manager.statistics().backend == "io_uring"
 
 
-BROKEN_GUESTS = (
+ABANDONED_GUESTS = (
     collected_in_its_own_thread,
     collected_in_another_thread,
     collected_in_a_thread_with_the_identity_of_its_own,

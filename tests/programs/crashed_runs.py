@@ -439,7 +439,7 @@ def an_object_on_its_way() -> None:
     assert receive_channel.statistics().open_receive_channels == 1
 
 
-BROKEN_RUNS = (
+CRASHED_RUNS = (
     an_object_on_its_way,
     receives,
     receives_of_sqpoll,
