@@ -6,8 +6,9 @@ most orders can be forced: between two turns of the loop nothing moves but what 
 
 from __future__ import annotations
 
+import errno
 import itertools
-from contextlib import suppress
+from contextlib import contextmanager
 from enum import Enum
 from types import coroutine
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -19,7 +20,7 @@ from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._trio_private import current_io_manager
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator, Iterator
 
     from accounting import Rounds
 
@@ -80,8 +81,8 @@ async def race(
 ) -> Outcome[T]:
     """Perform *operation*, cancel it in *order* relative to *make_ready*, and count the ending.
 
-    With *close*, that is called instead of cancelling; `trio.ClosedResourceError` then counts
-    as cancelled.
+    With *close*, that is called instead of cancelling; an error that says so then counts as
+    cancelled.
     """
     outcome: Outcome[T] = Outcome()
     scope = trio.CancelScope()
@@ -102,7 +103,7 @@ async def race(
     async def perform() -> None:
         outcome.ending = "cancelled"
         woken = cancel if order is Order.READY_SEEN else _nothing
-        with scope, suppress(trio.ClosedResourceError):
+        with scope, _suppress_closed():
             outcome.values.append(await driven(operation(), parked=parked, woken=woken))
             outcome.ending = "late" if asked else "completed"
 
@@ -125,6 +126,17 @@ async def race(
 def every_order(count: int) -> list[Order]:
     """Return *count* orders, each as often as the others."""
     return list(itertools.islice(itertools.cycle(Order), count))
+
+
+@contextmanager
+def _suppress_closed() -> Iterator[None]:
+    try:
+        yield
+    except trio.ClosedResourceError:
+        pass
+    except OSError as exc:  # it was woken, as Trio wakes, and then it was closed
+        if exc.errno != errno.EBADF:
+            raise
 
 
 def _nothing() -> None:

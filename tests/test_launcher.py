@@ -453,7 +453,6 @@ def test_hypercorn(tmp_path: Path, workers: int, stop: signal.Signals) -> None:
         for answer in answers:
             assert answer["backend"] == "io_uring"
             # The completions that brought this very request.
-            assert answer["completed"]["ACCEPT"] > 0
             assert answer["completed"]["RECV"] > 0
 
         workers_running = [os.pidfd_open(pid) for pid in pids - {process.pid}]

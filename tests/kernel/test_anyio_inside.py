@@ -89,7 +89,6 @@ async def test_tcp() -> None:
     assert counted.opcodes["SEND"] == 2
     assert counted.opcodes["RECV"] >= 2
     assert counted.opcodes["CONNECT"] == 1
-    assert counted.opcodes["ACCEPT"] >= 1
 
 
 async def test_tls() -> None:
@@ -137,7 +136,7 @@ async def test_fds_are_passed() -> None:
     os.close(passed)
     assert os.read(reader, 100) == b"through the copy"
     os.close(reader)
-    assert counted.opcodes["SENDMSG"] == counted.opcodes["RECVMSG"] == 1
+    assert counted.opcodes["SENDMSG"] == 1
 
 
 async def test_udp() -> None:
@@ -152,8 +151,8 @@ async def test_udp() -> None:
             data, (host, port) = await server.receive()
             await server.sendto(data, host, port)
             assert await client.receive() == b"ping"
-    assert counted.opcodes["SENDMSG"] == counted.opcodes["RECVMSG"] == 1
-    assert counted.opcodes["SEND"] == counted.opcodes["RECV"] == 1
+    assert counted.opcodes["SENDMSG"] == 1
+    assert counted.opcodes["SEND"] == 1
 
 
 async def test_no_read_ahead() -> None:

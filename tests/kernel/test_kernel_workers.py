@@ -11,14 +11,19 @@ import os
 import resource
 import socket as stdlib_socket
 import threading
+import tty
 from contextlib import AsyncExitStack, ExitStack, suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import pytest
 import trio
 from outcome import Outcome, capture
 from races import current_manager
+from scenarios import as_guest
 from trio.lowlevel import FdStream, checkpoint, wait_writable
 from trio.testing import wait_all_tasks_blocked
 
@@ -38,6 +43,7 @@ CONNECTIONS: Final = 40
 # The kernel tries a wait 128 times (APOLL_MAX_RETRY in io_uring/poll.c) before a worker gets it.
 TURNS: Final = 300
 A_LOT: Final = bytes(1 << 20)
+IP_RECVERR: Final = 11  # linux/in.h; in Python since 3.14
 
 
 def workers() -> set[int]:
@@ -186,6 +192,204 @@ async def _wait_for_everything_else() -> None:
         assert len(nursery.child_tasks) == 10
         assert not workers()
         nursery.cancel_scope.cancel()
+
+
+# --- Wake-ups for nothing -------------------------------------------------------------------
+#
+# Another process or thread takes what had come, a datagram has a wrong checksum, TCP's urgent
+# byte is no data: poll says that there is something, and there is nothing. A stranger can have
+# that happen as often as he likes.
+
+
+@attrs.frozen
+class Wait:
+    """A task that waits, and what gives it something, or takes that away again.
+
+    Args:
+      receive: What the task does; returns at the first thing that it gets.
+      give: Makes something ready.
+      take: Takes it, before the task has.
+    """
+
+    receive: Callable[[], Awaitable[object]]
+    give: Callable[[], object]
+    take: Callable[[], object]
+
+
+def _shared(kind: int) -> Callable[[ExitStack], tuple[SocketType, Callable[[], object], Any]]:
+    def open_pair(stack: ExitStack) -> tuple[SocketType, Callable[[], object], Any]:
+        ours, theirs = stdlib_socket.socketpair(type=kind)
+        thief = ours.dup()
+        thief.setblocking(False)
+        for sock in (ours, theirs, thief):
+            stack.enter_context(sock)
+        sock = trio.socket.from_stdlib_socket(ours)
+        return sock, lambda: theirs.send(b"x"), lambda: thief.recv(10)
+
+    return open_pair
+
+
+_stream = _shared(stdlib_socket.SOCK_STREAM)
+_datagrams = _shared(stdlib_socket.SOCK_DGRAM)
+
+
+def _on_socket(
+    open_pair: Callable[[ExitStack], tuple[SocketType, Callable[[], object], Any]],
+    receive: Callable[[SocketType], Awaitable[object]],
+) -> Callable[[ExitStack], Wait]:
+    def begin(stack: ExitStack) -> Wait:
+        sock, give, take = open_pair(stack)
+        return Wait(lambda: receive(sock), give, take)
+
+    return begin
+
+
+def _urgent_bytes(stack: ExitStack) -> Wait:
+    ours, theirs = tcp_pair()
+    stack.enter_context(theirs)
+    sock = stack.enter_context(trio.socket.from_stdlib_socket(ours))
+    sent = iter(range(TURNS))
+
+    def give() -> None:
+        if next(sent, None) is None:
+            theirs.send(b"end")
+        else:
+            theirs.send(b"x", stdlib_socket.MSG_OOB)
+
+    async def receive() -> None:
+        # One that was not read when the next one came is data like any other.
+        while not (await trio.SocketStream(sock).receive_some()).endswith(b"end"):
+            pass
+
+    return Wait(receive, give, lambda: None)
+
+
+def _error_queue(stack: ExitStack) -> Wait:
+    """Poll calls it ready for as long as nobody reads its error queue; Trio asks it each turn."""
+    sock = stack.enter_context(trio.socket.socket(type=stdlib_socket.SOCK_DGRAM))
+    sock._sock.bind(("127.0.0.1", 0))  # type: ignore[attr-defined]
+    sock.setsockopt(stdlib_socket.IPPROTO_IP, IP_RECVERR, 1)
+    with stdlib_socket.socket(type=stdlib_socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        nobody = other.getsockname()
+        friend = stack.enter_context(stdlib_socket.socket(type=stdlib_socket.SOCK_DGRAM))
+    sock._sock.sendto(b"x", nobody)  # type: ignore[attr-defined]
+    sock.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ERROR)
+    sent = iter(range(TURNS))
+
+    def give() -> None:
+        if next(sent, None) is None:
+            friend.sendto(b"x", sock.getsockname())
+
+    return Wait(lambda: sock.recvfrom(10), give, lambda: None)
+
+
+def _listener(stack: ExitStack) -> Wait:
+    thief = stack.enter_context(stdlib_socket.create_server(("127.0.0.1", 0), backlog=10))
+    sock = stack.enter_context(trio.socket.from_stdlib_socket(thief.dup()))
+
+    def connect() -> None:
+        with stdlib_socket.create_connection(thief.getsockname()):
+            pass
+
+    def take() -> None:
+        thief.accept()[0].close()
+
+    async def accept() -> None:
+        (await sock.accept())[0].close()
+
+    return Wait(accept, connect, take)
+
+
+WAITS: Final[dict[str, Callable[[ExitStack], Wait]]] = {
+    "receive_some": _on_socket(_stream, lambda sock: trio.SocketStream(sock).receive_some()),
+    "recv": _on_socket(_stream, lambda sock: sock.recv(10)),
+    "recv_into": _on_socket(_stream, lambda sock: sock.recv_into(bytearray(10))),
+    "recv of datagrams": _on_socket(_datagrams, lambda sock: sock.recv(10)),
+    "recvfrom": _on_socket(_datagrams, lambda sock: sock.recvfrom(10)),
+    "recvfrom_into": _on_socket(_datagrams, lambda sock: sock.recvfrom_into(bytearray(10))),
+    "recvmsg": _on_socket(_datagrams, lambda sock: sock.recvmsg(10)),
+    "recvmsg_into": _on_socket(_datagrams, lambda sock: sock.recvmsg_into([bytearray(10)])),
+    "accept": _listener,
+    "urgent bytes": _urgent_bytes,
+    "an unread error queue": _error_queue,
+}
+
+
+@pytest.mark.parametrize("buffers", [1, 16])
+@pytest.mark.parametrize("wait", WAITS)
+def test_waking_in_vain(wait: str, buffers: int) -> None:
+    in_its_own_thread(_wake_in_vain, wait, receive_buffers=buffers)
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_waking_guests_in_vain(wait: str) -> None:
+    as_guest(partial(_wake_in_vain, wait), RingConfig(require=True))
+
+
+async def _wake_in_vain(wait: str) -> None:
+    before = workers()
+    with ExitStack() as stack:
+        waiting = [WAITS[wait](stack) for _ in range(2)]
+        async with trio.open_nursery() as nursery:
+            for each in waiting:
+                nursery.start_soon(each.receive)
+            for _ in range(3):  # not until all are blocked: an error queue keeps them busy
+                await checkpoint()
+            for _ in range(TURNS):
+                for each in waiting:
+                    each.give()
+                    each.take()
+                await checkpoint()
+            assert len(nursery.child_tasks) == len(waiting)
+            assert workers() == before
+            for each in waiting:
+                each.give()
+
+
+def pipe() -> tuple[int, int]:
+    return os.pipe()
+
+
+def terminal() -> tuple[int, int]:
+    theirs, ours = os.openpty()
+    tty.setraw(ours)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("opens", [pipe, terminal])
+def test_waking_readers_of_files_in_vain(opens: Callable[[], tuple[int, int]]) -> None:
+    """A worker may try to read, but it does not wait for more."""
+    in_its_own_thread(_wake_readers_in_vain, opens)
+
+
+async def _wake_readers_in_vain(opens: Callable[[], tuple[int, int]]) -> None:
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        received: list[bytes] = []
+
+        async def receive(stream: FdStream) -> None:
+            while True:
+                received.append(await stream.receive_some())
+
+        ends: list[tuple[int, int]] = []
+        for _ in range(CONNECTIONS):
+            ours, theirs = opens()
+            thief = os.open(f"/proc/self/fd/{ours}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            nursery.start_soon(receive, await stack.enter_async_context(FdStream(ours)))
+            ends.append((theirs, thief))
+        await wait_all_tasks_blocked()
+        for _ in range(TURNS):
+            for theirs, thief in ends:
+                os.write(theirs, b"x")
+                with suppress(BlockingIOError):  # a worker was faster
+                    received.append(os.read(thief, 10))
+            await checkpoint()
+        while sum(map(len, received)) < CONNECTIONS * TURNS:
+            await checkpoint()
+        await perform(operations.statx("/"))  # which takes a worker
+        nursery.cancel_scope.cancel()
+    for fd in chain(*ends):
+        os.close(fd)
 
 
 # --- Limits ---------------------------------------------------------------------------------

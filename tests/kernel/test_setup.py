@@ -185,9 +185,8 @@ def test_no_provided_buffers(refuse: Refuse) -> None:
     statistics = all_scenarios(refuse(register=refused))
     assert statistics["backend"] == "io_uring"
     assert statistics["refused"] == ["PBUF_RING: [Errno 22] Invalid argument"]
-    # What would take one waits until the socket is readable, as Trio does. One test of all
-    # receives into a buffer of its own.
-    assert [run["completed"].get("RECV") for run in statistics.runs] == [1, 1]
+    # What would take one waits until the socket is readable, as Trio does.
+    assert ["RECV" in run["completed"] for run in statistics.runs] == [False, False]
 
 
 def test_no_limit_of_workers_and_no_registered_fd(refuse: Refuse) -> None:

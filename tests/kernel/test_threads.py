@@ -306,7 +306,7 @@ async def completed_opcodes() -> set[str]:
     return set(io_statistics().completed)
 
 
-SOCKETS = {"RECV", "SEND", "ACCEPT", "CONNECT"}
+SOCKETS = {"RECV", "SEND", "CONNECT"}
 FILES = {"OPENAT", "READ"}
 
 

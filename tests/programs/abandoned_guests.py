@@ -71,9 +71,8 @@ class Abandoned:
         manager = current_io_manager()
         assert isinstance(manager, UringIOManager)
         async with trio.open_nursery() as nursery:
-            sock, listener = map(trio.socket.from_stdlib_socket, (self.sock, self.listener))
-            nursery.start_soon(sock.recv_into, self.buffer)
-            nursery.start_soon(listener.accept)
+            nursery.start_soon(perform, operations.recv(self.sock.fileno(), self.buffer))
+            nursery.start_soon(perform, operations.accept(self.listener.fileno()))
             nursery.start_soon(perform, operations.timeout(60 * 10**9))
             await wait_all_tasks_blocked()
             self.managers.append(manager)

@@ -106,7 +106,7 @@ def receives(**config: Any) -> None:
     a, b = socket.socketpair()
 
     async def start(nursery: trio.Nursery) -> None:
-        nursery.start_soon(trio.socket.from_stdlib_socket(a).recv_into, buffer)
+        nursery.start_soon(perform, operations.recv(a.fileno(), buffer))
         nursery.start_soon(trio.socket.from_stdlib_socket(b).recv, 8)
         await wait_all_tasks_blocked()
 
@@ -143,9 +143,12 @@ def not_submitted_yet() -> None:
     buffers = [bytearray(8) for _ in range(20)]
     pairs = [socket.socketpair() for _ in buffers]
 
+    async def receive(number: int) -> None:
+        await perform(operations.recv(pairs[number][0].fileno(), buffers[number]))
+
     async def start(nursery: trio.Nursery) -> None:
-        for number, (a, _) in enumerate(pairs):
-            nursery.start_soon(trio.socket.from_stdlib_socket(a).recv_into, buffers[number])
+        for number in range(len(pairs)):
+            nursery.start_soon(receive, number)
             if number == len(pairs) // 2:
                 crash()  # when some of these tasks have run
         await trio.sleep_forever()
@@ -164,6 +167,11 @@ async def perform_and_close(operation: Operation[int]) -> None:
     os.close(await perform(operation))
 
 
+async def accept_and_close(listener: socket.socket) -> None:
+    fd, _ = await perform(operations.accept(listener.fileno()))
+    os.close(fd)
+
+
 def _connections_and_files_that_came_late(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         before = open_fds()
@@ -171,8 +179,7 @@ def _connections_and_files_that_came_late(rounds: int) -> None:
             clients = [socket.socket() for _ in range(3)]
 
             async def start(nursery: trio.Nursery) -> None:
-                listening = trio.socket.from_stdlib_socket(listener)
-                nursery.start_soon(listening.accept)
+                nursery.start_soon(accept_and_close, listener)
                 await wait_all_tasks_blocked()
                 for client in clients:
                     client.connect(listener.getsockname())
@@ -197,8 +204,8 @@ def _connections_and_files_that_came_late(rounds: int) -> None:
         assert open_fds() == before
 
 
-async def receive_and_close(message: Awaitable[Any]) -> None:
-    _, [(_, _, fds)], _, _ = await message
+async def receive_and_close(operation: Operation[operations.Message[Any]]) -> None:
+    [(_, _, fds)] = (await perform(operation)).ancillary
     for fd in array("i", fds):
         os.close(fd)
 
@@ -215,9 +222,14 @@ def _messages_with_fds_that_came_late() -> None:
     pairs = [socket.socketpair() for _ in range(2)]
 
     async def start(nursery: trio.Nursery) -> None:
-        first, second = (trio.socket.from_stdlib_socket(a) for a, _ in pairs)
-        nursery.start_soon(receive_and_close, first.recvmsg(10, space))
-        nursery.start_soon(receive_and_close, second.recvmsg_into([bytearray(10)], space))
+        buffers = manager_of_this_run().buffers
+        assert buffers is not None
+        first, second = (a.fileno() for a, _ in pairs)
+        for receive in (
+            operations.recvmsg_select(first, buffers, 10, space),
+            operations.recvmsg(second, [bytearray(10)], space),
+        ):
+            nursery.start_soon(receive_and_close, receive)
         await wait_all_tasks_blocked()
         for _, b in pairs:
             b.sendmsg([b"x"], rights)
@@ -227,7 +239,7 @@ def _messages_with_fds_that_came_late() -> None:
     gc.collect()  # the tasks that have them
     for a, b in pairs:
         with pytest.raises(BlockingIOError):
-            a.recv(1)
+            a.recv(1, socket.MSG_DONTWAIT)
         a.close()
         b.close()
     assert open_fds() == before
@@ -245,7 +257,6 @@ def a_batch_half_processed() -> None:
 
     async def main() -> None:
         managers.append(manager_of_this_run())
-        listening = trio.socket.from_stdlib_socket(listener)
         # len 1: IORING_POLL_ADD_MULTI
         multishot = Operation(
             int(Opcode.POLL_ADD),
@@ -258,7 +269,7 @@ def a_batch_half_processed() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(perform, multishot)
             await wait_all_tasks_blocked()
-            nursery.start_soon(listening.accept)
+            nursery.start_soon(accept_and_close, listener)
             await wait_all_tasks_blocked()
             b.send(b"x")
             client.connect(listener.getsockname())
@@ -382,7 +393,7 @@ def not_drained_in_time() -> None:
     a, b = socket.socketpair()
 
     async def start(nursery: trio.Nursery) -> None:
-        nursery.start_soon(trio.socket.from_stdlib_socket(a).recv_into, buffer)
+        nursery.start_soon(perform, operations.recv(a.fileno(), buffer))
         nursery.start_soon(trio.socket.from_stdlib_socket(b).recv, 8)
         await wait_all_tasks_blocked()
 

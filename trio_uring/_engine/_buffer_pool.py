@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -19,11 +21,17 @@ from trio.lowlevel import enable_ki_protection
 from trio_uring._errors import ring_error
 from trio_uring._kernel import ffi, lib
 from trio_uring._kernel.uapi import CQE_BUFFER_SHIFT, CqeFlag
+from trio_uring._operations import recv_once
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio_uring._operations import Operation
+
     from ._ring import Ring
 
 _F_BUFFER: Final = int(CqeFlag.BUFFER)
+_F_MORE: Final = int(CqeFlag.MORE)
 _MAP_NORESERVE: Final = 0x4000  # from asm-generic/mman.h; in Python since 3.13
 _GROUPS_MAX: Final = 1 << 16  # an SQE has 16 bits for the group
 
@@ -117,6 +125,8 @@ class BufferPools:
         self._free_groups: list[int] = []
         self.receive: BufferPool | None = None
         self.refused: str = ""  # why there is no such pool
+        self._for_streams: BufferPool | None = None
+        self._streams_refused = False
 
     @enable_ki_protection
     def open_receive(self) -> BufferPool | None:
@@ -127,6 +137,26 @@ class BufferPools:
             except OSError as exc:  # EINVAL before Linux 5.19; ENOMEM
                 self.refused = f"PBUF_RING: {exc}"
         return self.receive
+
+    def for_streams(
+        self, perform_now: Callable[[Operation[bytes]], tuple[int, int]]
+    ) -> BufferPool | None:
+        """Return that pool, if `recv_once` can use it; None where the kernel refuses.
+
+        *perform_now* performs an operation that need not wait, and returns ``res`` and ``flags``.
+        """
+        global _recv_once_works
+        if self._for_streams is None and not self._streams_refused:
+            pool = self.receive or self.open_receive()
+            error = None if _recv_once_works or pool is None else _try_recv_once(pool, perform_now)
+            if pool is None or error is not None:
+                self._streams_refused = True
+            else:
+                _recv_once_works = True
+                self._for_streams = pool
+            if error is not None:
+                self._ring.note_refused("RECV with a limit", error)
+        return self._for_streams
 
     def open(self, count: int, size: int, first: int | None = None) -> BufferPool:
         """Make a pool; to be closed with `close`, or with the ring.
@@ -156,3 +186,22 @@ class BufferPools:
         """Close those that are open."""
         for pool in list(self._open.values()):
             self.close(pool)
+
+
+_recv_once_works = False  # known once a process
+
+
+def _try_recv_once(
+    pool: BufferPool, perform_now: Callable[[Operation[bytes]], tuple[int, int]]
+) -> OSError | None:
+    """Receive two bytes that are there; returns the error: ``EINVAL`` before Linux 6.17."""
+    left, right = socket.socketpair()
+    with left, right:
+        right.send(b"xx")
+        res, flags = perform_now(recv_once(left.fileno(), pool, 2))
+        if res < 0:
+            pool.failed(res, flags)
+            return OSError(-res, os.strerror(-res))
+        if pool.take(res, flags) != b"xx" or flags & _F_MORE:
+            return OSError(errno.EINVAL, "the limit is not kept")
+    return None

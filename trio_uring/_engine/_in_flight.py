@@ -283,6 +283,20 @@ class InFlightTable:
         while (start := self.ring.push_many(array.fields, start, end, user_data)) < end:
             self._backlog += self.ring.submit_and_wait(0) or ()
 
+    @trio.lowlevel.enable_ki_protection
+    def perform_now(self, operation: Operation[object]) -> tuple[int, int]:
+        """Perform *operation*, which need not wait; returns its ``res`` and ``flags``."""
+        ring, found = self.ring, None
+        while not ring.push(operation, IGNORED):
+            self._backlog += ring.submit_and_wait(0) or ()
+        while found is None:
+            for completion in ring.submit_and_wait(1.0) or ():
+                if completion[0] == IGNORED:
+                    found = completion[1:]
+                else:
+                    self._backlog.append(completion)
+        return found
+
     # ---- Completions -----------------------------------------------------------------------
 
     def dispatch(self, completions: Iterable[Completion]) -> None:

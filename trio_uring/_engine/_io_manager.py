@@ -108,6 +108,11 @@ class UringIOManager(InFlightTable):
         """The buffers to receive into; None where the kernel has no such thing."""
         return self.pools.receive or self.pools.open_receive()
 
+    @property
+    def stream_buffers(self) -> BufferPool | None:
+        """The same, for `recv_once`; None where the kernel has no such thing."""
+        return self.pools.for_streams(self.perform_now)
+
     def _woken(self, _res: int) -> None:
         self.mailbox.deliver_all()
 

@@ -54,6 +54,7 @@ from ._network import (
     listen as listen,
     recv as recv,
     recv_multishot as recv_multishot,
+    recv_once as recv_once,
     recv_select as recv_select,
     recvmsg as recvmsg,
     recvmsg_select as recvmsg_select,

@@ -65,7 +65,8 @@ def recv_select(
 ) -> Operation[bytes]:
     """Receive at most *size* bytes from a socket into a buffer that the kernel chooses.
 
-    Memory is taken only when data is there. *poll_first* spares the first, futile attempt
+    Memory is taken only when data is there. If woken in vain 128 times, it blocks a kernel worker
+    until data comes; see `recv_once`. *poll_first* spares the first, futile attempt
     where the socket is known to be empty.
 
     Completes with: the bytes; empty at the end of the stream.
@@ -82,6 +83,32 @@ def recv_select(
         sqe_flags=_BUFFER_SELECT,
         ioprio=_POLL_FIRST if poll_first else 0,
         buf_index=buffers.group,
+        buffers=buffers,
+        exclusive="read",
+    )
+
+
+def recv_once(fd: int, buffers: ProvidedBuffers, size: int) -> Operation[bytes]:
+    """Receive at most *size* bytes from a stream socket, and never in a kernel worker.
+
+    As `recv_select`, which the kernel tries 128 times, if it is woken in vain (by urgent bytes,
+    by another process that takes the data), and then hands to a worker, where it blocks. This is
+    a multishot receive that ends after the first byte: those stay in the kernel's poll.
+
+    Completes with: the bytes; empty at the end of the stream.
+    Fails with: as `recv_select`; ``EINVAL`` where the kernel has no such limit.
+    If cancelled: nothing is lost.
+    Since: Linux 6.17. Source: io_recvmsg_prep in io_uring/net.c.
+    """
+    return Operation(
+        Opcode.RECV,
+        buffers.take,
+        fd,
+        len=size,
+        sqe_flags=_BUFFER_SELECT,
+        ioprio=_RECV_MULTISHOT,
+        buf_index=buffers.group,
+        splice_fd_in=1,  # optlen: the limit, in bytes. What is received at once comes whole.
         buffers=buffers,
         exclusive="read",
     )

@@ -1,24 +1,36 @@
 """`UringSocket`: Trio's socket, on completions.
 
-Each method picks an operation and a buffer; everything else is Trio's own. What is not plain
-(an exotic address family or flag, a wrong argument, a closed socket, a send that finds the
-socket full) goes Trio's own way, which asks the standard library: its semantics and its
-exceptions, to the letter. So does everything in a run without a ring.
+Streams are received from, and everything is sent, on the ring. What is not plain (an exotic
+address family or flag, a wrong argument, a closed socket, a send that finds the socket full)
+goes Trio's own way, which asks the standard library: its semantics and its exceptions, to the
+letter. So does everything in a run without a ring.
 
-Only the methods that wait are here, and `__exit__`. `close` is Trio's: it calls
-`notify_closing`, which ends what is in flight before the fd goes.
+Why datagrams and connections are received Trio's way
+-----------------------------------------------------
+
+Facts. A RECV, RECVMSG or ACCEPT that waits is woken, and tried again, when poll says that there
+is something. If there is nothing 128 times (a wrong checksum, an unread error queue, another
+process that was faster), the kernel has a worker try (APOLL_MAX_RETRY in io_uring/poll.c). There
+RECVMSG and ACCEPT fail with EAGAIN, and RECV blocks the worker for as long as nothing comes. And
+an ACCEPT in flight waits exclusively: a connection is given to a process that computes while
+another one idles. If it is killed, its port stays taken for a while. (Linux 6.18)
+
+What does this mean for us? A stranger can send bad datagrams, and urgent bytes. So what waits in
+the kernel waits only in its poll: readiness, with epoll, or a multishot receive, which is never
+handed to a worker. A multishot with a limit takes no more than it was asked for, but only streams
+have that. Where the kernel does not, streams are received from Trio's way, too.
+
+`close` is Trio's: it calls `notify_closing`, which ends what is in flight before the fd goes.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import socket as stdlib_socket
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
-from trio.lowlevel import enable_ki_protection
 
 from trio_uring import _operations as operations
 from trio_uring._engine._buffer_pool import RECEIVE_BUFFER_SIZE
@@ -31,14 +43,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-# The flags that go to the ring. The others mean something that only the system call does
-# right: MSG_DONTWAIT, MSG_WAITALL, MSG_TRUNC (a result larger than the buffer), MSG_ERRQUEUE
-# and MSG_OOB (the kernel's poll does not wait for them).
-_RECV_FLAGS: Final = abi.MSG_PEEK | abi.MSG_CMSG_CLOEXEC
+# The flags that go to the ring. MSG_DONTWAIT and the like mean something that only the system
+# call does right.
 _SEND_FLAGS: Final = abi.MSG_NOSIGNAL | abi.MSG_MORE | abi.MSG_DONTROUTE
-_ACCEPT_FLAGS: Final = abi.SOCK_CLOEXEC | abi.SOCK_NONBLOCK
 _INTERNET: Final = (abi.AF_INET, abi.AF_INET6)
-_FAMILIES: Final = (*_INTERNET, abi.AF_UNIX)
+
+# Data that is, or may be, there was not received: no buffer was left, or somebody took it.
+_NOT_RECEIVED: Final = (errno.ENOBUFS, errno.EAGAIN)
 
 # The errors that connect(2) reports only after it has begun: Trio then adds the address.
 _LATE_CONNECT_ERRORS: Final = frozenset(
@@ -56,17 +67,6 @@ def _fits(size: object) -> bool:
     return type(size) is int and 0 < size <= RECEIVE_BUFFER_SIZE
 
 
-def _part(buffer: Buffer, size: int) -> Buffer:
-    """Return the first *size* bytes of *buffer*, or all of it for 0.
-
-    Raises ValueError for what the standard library should refuse, or answer without waiting.
-    """
-    with memoryview(buffer) as view:
-        if not 0 <= size <= view.nbytes or not view.nbytes:
-            raise ValueError
-    return memoryview(buffer).cast("B")[:size] if size else buffer
-
-
 class UringSocket(TrioSocket):
     """A Trio socket whose operations complete on the ring, in a run that has one."""
 
@@ -74,21 +74,25 @@ class UringSocket(TrioSocket):
 
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
         """Like :meth:`socket.socket.recv`, but async."""
+        manager = current_ring("sockets")
+        key = (manager, self._sock.fileno(), buflen, flags)
+        if key != self._receive_key:
+            self._receive_key, self._receive = key, self._recv_operation(*key)
+        if manager is None or self._receive is None:
+            return await super().recv(buflen, flags)
+        try:
+            return await manager.perform(self._receive)
+        except OSError as exc:
+            if exc.errno not in _NOT_RECEIVED:
+                raise
+        # More receives completed at once than there are buffers; the data is still in the socket.
+        # It has waited its turn, so it takes it: to begin anew would have it find no buffer again
+        # and again. By now the socket may be closed, so that is asked again, as Trio does.
         while True:
-            manager = current_ring("sockets")
-            key = (manager, self._sock.fileno(), buflen, flags)
-            if key != self._receive_key:
-                self._receive_key, self._receive = key, self._recv_operation(*key)
-            if manager is None or self._receive is None:
-                return await super().recv(buflen, flags)
             try:
-                return await manager.perform(self._receive)
-            except OSError as exc:
-                # More receives completed at once than there are buffers: try again, the data
-                # is still in the socket. Begin anew: by now that may be closed, and its fd be
-                # another's.
-                if exc.errno != errno.ENOBUFS:
-                    raise
+                return self._sock.recv(buflen)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
 
     # A program receives from a socket the same way again and again. Describing that operation
     # once spares a tenth of what each costs (benchmarks/bench_echo.py). It has no memory of
@@ -100,105 +104,12 @@ class UringSocket(TrioSocket):
         self, manager: UringIOManager | None, fd: int, size: int, flags: int
     ) -> operations.Operation[bytes] | None:
         """Return what recv performs; None if that must go Trio's way."""
-        if manager is None or fd < 0 or not _fits(size) or not _only(flags, _RECV_FLAGS):
+        if manager is None or fd < 0 or not _fits(size) or type(flags) is not int or flags:
             return None
-        buffers = manager.buffers
-        return None if buffers is None else operations.recv_select(fd, buffers, size, flags)
-
-    async def recv_into(self, /, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
-        """Like :meth:`socket.socket.recv_into`, but async."""
-        manager = current_ring("sockets")
-        fd = self._sock.fileno()
-        if manager is not None and fd >= 0 and _only(flags, _RECV_FLAGS):
-            try:
-                operation = operations.recv(fd, _part(buffer, nbytes), flags)
-            except _NOT_PLAIN:
-                pass
-            else:
-                return await manager.perform(operation)
-        return await super().recv_into(buffer, nbytes, flags)
-
-    async def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
-        """Like :meth:`socket.socket.recvfrom`, but async."""
-        message = await self._recvmsg_select(bufsize, 0, flags)
-        if message is None:
-            return await super().recvfrom(bufsize, flags)
-        return message.data, message.address
-
-    async def recvmsg(
-        self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
-    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:
-        """Like :meth:`socket.socket.recvmsg`, but async."""
-        message = await self._recvmsg_select(bufsize, ancbufsize, flags)
-        if message is None:
-            return await super().recvmsg(bufsize, ancbufsize, flags)
-        return message.data, message.ancillary, message.flags, message.address
-
-    async def _recvmsg_select(
-        self, size: int, ancillary_size: int, flags: int
-    ) -> operations.Message[bytes] | None:
-        """Receive one message into a provided buffer; None if that must go Trio's way."""
-        manager = self._message_manager(flags, ancillary_size)
-        if manager is None or not _fits(size):
+        if self._sock.type != stdlib_socket.SOCK_STREAM:
             return None
-        buffers = manager.buffers
-        while buffers is not None:
-            try:
-                return await manager.perform(
-                    operations.recvmsg_select(
-                        self._sock.fileno(), buffers, size, ancillary_size, flags
-                    )
-                )
-            except OSError as exc:
-                if exc.errno != errno.ENOBUFS:
-                    raise
-        return None
-
-    async def recvfrom_into(
-        self, /, buffer: Buffer, nbytes: int = 0, flags: int = 0
-    ) -> tuple[int, Any]:
-        """Like :meth:`socket.socket.recvfrom_into`, but async."""
-        manager = self._message_manager(flags)
-        if manager is not None:
-            try:
-                operation = operations.recvmsg(
-                    self._sock.fileno(), [_part(buffer, nbytes)], 0, flags
-                )
-            except _NOT_PLAIN:
-                pass
-            else:
-                message = await manager.perform(operation)
-                return message.data, message.address
-        return await super().recvfrom_into(buffer, nbytes, flags)
-
-    async def recvmsg_into(
-        self, buffers: Iterable[Buffer], ancbufsize: int = 0, flags: int = 0, /
-    ) -> tuple[int, list[tuple[int, int, bytes]], int, object]:
-        """Like :meth:`socket.socket.recvmsg_into`, but async."""
-        manager = self._message_manager(flags, ancbufsize)
-        if manager is not None:
-            buffers = _materialised(buffers)
-            try:
-                parts = [_part(buffer, 0) for buffer in buffers]
-                operation = operations.recvmsg(self._sock.fileno(), parts, ancbufsize, flags)
-            except _NOT_PLAIN:
-                pass
-            else:
-                message = await manager.perform(operation)
-                return message.data, message.ancillary, message.flags, message.address
-        return await super().recvmsg_into(buffers, ancbufsize, flags)
-
-    def _message_manager(self, flags: int, ancillary_size: int = 0) -> UringIOManager | None:
-        manager = current_ring("sockets")
-        if (
-            self._sock.fileno() >= 0
-            and self.family in _FAMILIES
-            and _only(flags, _RECV_FLAGS)
-            and type(ancillary_size) is int
-            and 0 <= ancillary_size <= RECEIVE_BUFFER_SIZE
-        ):
-            return manager
-        return None
+        buffers = manager.stream_buffers
+        return None if buffers is None else operations.recv_once(fd, buffers, size)
 
     # ---- Sending ---------------------------------------------------------------------------
     #
@@ -284,21 +195,7 @@ class UringSocket(TrioSocket):
         except BlockingIOError:
             return None
 
-    # ---- Connections -----------------------------------------------------------------------
-
-    @enable_ki_protection
-    async def accept(self) -> tuple[trio.socket.SocketType, Any]:
-        """Like :meth:`socket.socket.accept`, but async."""
-        manager = current_ring("sockets")
-        if manager is None or self._sock.fileno() < 0 or self.family not in _FAMILIES:
-            return await super().accept()
-        fd, raw = await manager.perform(operations.accept(self._sock.fileno(), _ACCEPT_FLAGS))
-        try:
-            sock = stdlib_socket.socket(self.family, self.type, self.proto, fileno=fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        return trio.socket.from_stdlib_socket(sock), operations.decode_sockaddr(raw)
+    # ---- Connecting ------------------------------------------------------------------------
 
     async def connect(self, address: object) -> None:
         """Like :meth:`socket.socket.connect`, but async.
