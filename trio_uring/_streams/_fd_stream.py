@@ -8,6 +8,7 @@ EAGAIN for terminals and the like: there we wait until the fd is ready, as Trio 
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
@@ -34,22 +35,25 @@ async def receive_some(self: FdStream, max_bytes: int | None = None) -> bytes:
     with self._receive_conflict_detector:
         if self._fd_holder.closed:
             await trio.lowlevel.checkpoint()
-        # Between a completion and the next attempt the stream may have been closed, and another
-        # file have got its fd.
-        while not self._fd_holder.closed:
-            fd = self._fd_holder.fd
+        fd = self._fd_holder.fd
+        if fd >= 0:
+            size = min(wanted, RECEIVE_BUFFER_SIZE)
             try:
                 return await manager.perform(
-                    operations.read_select(
-                        fd, buffers, min(wanted, RECEIVE_BUFFER_SIZE), -1, cancellable=True
-                    )
+                    operations.read_select(fd, buffers, size, -1, cancellable=True)
                 )
             except OSError as exc:
-                if exc.errno not in {errno.EAGAIN, errno.ENOBUFS}:
+                if exc.errno not in {errno.ENOBUFS, errno.EAGAIN}:
                     _raise_stream_error(exc)
-                if exc.errno == errno.EAGAIN and not self._fd_holder.closed:
-                    await manager.wait_readable(fd)
-        raise trio.ClosedResourceError("file was already closed")
+        # There is nothing yet, or more reads completed at once than there are buffers: this one
+        # has waited its turn. Meanwhile the stream may have been closed, so its fd is -1.
+        while True:
+            try:
+                return os.read(self._fd_holder.fd, wanted)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._fd_holder.fd)
+            except OSError as exc:
+                _raise_stream_error(exc)
 
 
 async def send_all(self: FdStream, data: bytes | bytearray | memoryview) -> None:
