@@ -362,6 +362,13 @@ class SimulatedRing:
     def unsubmitted(self) -> int:
         return len(self._kernel.pushed)
 
+    def unsubmitted_for(self, _fd: int) -> bool:
+        return self.unsubmitted > 0
+
+    @property
+    def more_to_fetch(self) -> bool:
+        return False
+
     def push(self, operation: Operation[object], user_data: int) -> bool:
         assert not self.closed
         if len(self._kernel.pushed) >= self.entries:

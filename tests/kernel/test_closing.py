@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import socket as stdlib_socket
 from array import array
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
 from accounting import ByteLedger, Rounds
-from races import NOT_READY, current_manager, every_order, race
+from races import NOT_READY, current_manager, driven, every_order, race
 from trio.lowlevel import FdStream, notify_closing, wait_readable
 from trio.testing import wait_all_tasks_blocked
 
@@ -79,6 +79,59 @@ async def test_a_closed_listener_frees_its_port() -> None:
             await wait_all_tasks_blocked()
             sock.close()
             bind_again(address)
+
+
+@contextmanager
+def crowd_with_data(nursery: trio.Nursery) -> Iterator[Callable[[], None]]:
+    """Give what makes many more receives ready than one enter of the kernel finishes (20)."""
+    with ExitStack() as stack:
+        ends = [stack.enter_context(trio_socketpair()) for _ in range(100)]
+        for sock, _ in ends:
+            nursery.start_soon(sock.recv, 1)
+        yield lambda: [theirs.send(b"x") for _, theirs in ends].clear()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_closed_listener_frees_its_port_however_busy_the_ring_is() -> None:
+    for _ in range(30):
+        async with trio.open_nursery() as nursery:
+            with crowd_with_data(nursery) as give:
+                sock = trio.socket.socket()
+                await sock.bind(ANY_PORT)
+                sock.listen()
+                nursery.start_soon(expect_closed, perform(operations.accept(sock.fileno())))
+                await wait_all_tasks_blocked()
+                give()
+                address = sock.getsockname()
+                sock.close()
+                bind_again(address)
+                await wait_all_tasks_blocked()
+
+
+async def test_the_peer_sees_the_end_however_busy_the_ring_is() -> None:
+    for _ in range(30):
+        async with trio.open_nursery() as nursery:
+            with crowd_with_data(nursery) as give, trio_socketpair() as (sock, theirs):
+                nursery.start_soon(expect_closed, sock.recv(10))
+                await wait_all_tasks_blocked()
+                give()
+                sock.close()
+                assert theirs.recv(10) == b""
+                await wait_all_tasks_blocked()
+
+
+async def test_closing_what_nothing_waits_for_enters_nothing() -> None:
+    with trio_socketpair() as (other, _), trio_socketpair() as (sock, theirs):
+        ring = current_manager().ring
+
+        def close() -> None:
+            assert ring.unsubmitted
+            enters = ring.enters
+            sock.close()
+            assert ring.enters == enters
+            assert theirs.recv(10) == b""
+
+        await driven(other.send(b"x"), parked=close)
 
 
 DATAGRAM_RECEIVES: Final[list[Callable[[trio.socket.SocketType], Awaitable[object]]]] = [

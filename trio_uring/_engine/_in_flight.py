@@ -404,14 +404,32 @@ class InFlightTable:
         """Cancel what waits on *fd*, which is about to be closed.
 
         An operation in flight holds its file open: until it ends, the peer sees no FIN and the
-        port stays taken. So cancel, and submit at once, before the caller's close(2). SQEs not
-        submitted yet go first too, or they would act on whatever gets the fd's number next.
+        port stays taken. So cancel, and see it end, before the caller's close(2). SQEs for it that
+        are not submitted yet go first too, or they would act on what gets the fd's number next.
         """
         waiters = self.fd_waiters.pop(fd, ())
         for waiter in waiters:
             waiter.close()
-        if waiters or self.ring.unsubmitted:
+        if waiters or self.ring.unsubmitted_for(fd):
             self._submit_now()
+            self._fetch_until_done(
+                {waiter.user_data for waiter in waiters if isinstance(waiter, InFlight)}
+            )
+
+    def _fetch_until_done(self, pending: set[int]) -> None:
+        """Fetch completions until the cancelled operations *pending*, by user_data, are done.
+
+        Unless a worker has one of them: that ends when it ends.
+        """
+        completions = self._backlog
+        while True:
+            pending -= {user_data for user_data, _, flags in completions if not flags & _F_MORE}
+            if not pending:
+                break
+            completions = self.ring.submit_and_wait(0) or []
+            if not completions and not self.ring.more_to_fetch:
+                break
+            self._backlog += completions
 
     def _submit_now(self) -> None:
         self.ring.flush()

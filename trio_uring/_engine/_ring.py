@@ -197,6 +197,15 @@ class Ring:
         """How many SQEs were pushed and not taken yet."""
         return lib.ring_unsubmitted(self._ring)
 
+    @property
+    def more_to_fetch(self) -> bool:
+        """Whether the kernel says that it has more completions, or work for this thread."""
+        return lib.ring_more_to_fetch(self._ring) != 0
+
+    def unsubmitted_for(self, fd: int) -> bool:
+        """Whether an SQE that was pushed and not taken yet may act on *fd*."""
+        return lib.ring_unsubmitted_for(self._ring, fd) != 0
+
     def push(self, operation: Operation[object], user_data: int) -> bool:
         """Put *operation* in the SQ; False if there is no room before CQEs are reaped.
 

@@ -272,6 +272,19 @@ static unsigned ring_unsubmitted(struct ring *ring)
     return ring->sq_pushed - __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE);
 }
 
+/* Whether one of them may act on fd: that stands in one of these three fields, or another number
+ * does. */
+static int ring_unsubmitted_for(struct ring *ring, int fd)
+{
+    unsigned count = ring_unsubmitted(ring);
+    for (unsigned i = ring->sq_pushed - count; i != ring->sq_pushed; i++) {
+        struct io_uring_sqe *sqe = &ring->sqes[i & ring->sq_mask];
+        if (sqe->fd == fd || sqe->splice_fd_in == fd || (int)sqe->len == fd)
+            return 1;
+    }
+    return 0;
+}
+
 static unsigned long long ring_submitted(struct ring *ring)
 {
     return ring->pushed - ring_unsubmitted(ring);
@@ -423,6 +436,17 @@ static unsigned ring_drain(struct ring *ring, struct io_uring_cqe *out, unsigned
 static int ring_overflowed(struct ring *ring)
 {
     return (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
+}
+
+/* Whether the kernel says that another enter would fetch more. Without TASKRUN_FLAG it never does:
+ * then an enter fetches all there is. (With DEFER_TASKRUN, since Linux 6.13, one enter does some 20
+ * pieces of work at most.) */
+static int ring_more_to_fetch(struct ring *ring)
+{
+    if (ring->closed || ring->forked || !(ring->setup_flags & IORING_SETUP_TASKRUN_FLAG))
+        return 0;
+    unsigned flags = __atomic_load_n(ring->sq_flags, __ATOMIC_ACQUIRE);
+    return (flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
 }
 
 /* Whether an enter would fetch nothing. With TASKRUN_FLAG the kernel says in the SQ's flags when
