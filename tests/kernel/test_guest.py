@@ -9,7 +9,8 @@ import signal
 import socket
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
@@ -35,6 +36,9 @@ def io_statistics() -> RingStatistics:
     statistics: object = trio.lowlevel.current_statistics().io_statistics
     assert isinstance(statistics, RingStatistics)
     return statistics
+
+
+ROUNDS: Final = 10
 
 
 @contextmanager
@@ -107,6 +111,46 @@ def test_deadlines() -> None:
         await trio.sleep(0.001)
 
     Host().run(main)
+
+
+def test_work_that_one_enter_does_not_finish() -> None:
+    """An enter does some 20 pieces of work. Behind those that are in vain there is one that is not."""
+    pairs = [socket.socketpair() for _ in range(100)]
+    received: list[bytes] = []
+    waiting = False
+
+    async def main() -> None:
+        nonlocal waiting
+
+        async def receive(sock: trio.socket.SocketType) -> None:
+            with sock:
+                while True:
+                    received.append(await sock.recv(10))
+                    if len(received) == ROUNDS:
+                        all_received.set()
+
+        async with trio.open_nursery() as nursery:
+            for ours, _ in pairs:
+                nursery.start_soon(receive, trio.socket.from_stdlib_socket(ours.dup()))
+            await wait_all_tasks_blocked()
+            waiting = True
+            await all_received.wait()
+            nursery.cancel_scope.cancel()
+
+    all_received = trio.Event()
+    host = Host()
+    host.start(main)
+    host.turn_until(lambda: waiting)
+    for number in range(ROUNDS):
+        for ours, theirs in pairs:
+            theirs.send(b"x")
+            if ours is not pairs[-1][0]:
+                ours.recv(10)
+        host.turn_until(lambda: len(received) > number)  # noqa: B023 (called at once)
+    host.turn_until(lambda: host.outcomes)
+    host.outcomes[0].unwrap()
+    for sock in chain(*pairs):
+        sock.close()
 
 
 def test_blocking_until_all_tasks_do() -> None:

@@ -139,6 +139,10 @@ class UringIOManager(InFlightTable):
         dont_block = self._backlog or self._cancels
         self.mailbox.last_iteration = ASLEEP
         completions = ring.submit_and_wait(0 if dont_block else timeout)
+        while not completions and self._guest is not None and ring.more_to_fetch:
+            # It did a part of its work, and that was in vain. The eventfd says nothing of the rest.
+            self._guest.drain()
+            completions = ring.submit_and_wait(0)
         self.mailbox.last_iteration = time.monotonic()
         if dont_block:
             completions = self._backlog + (completions or [])
