@@ -362,6 +362,9 @@ class SimulatedRing:
     def unsubmitted(self) -> int:
         return len(self._kernel.pushed)
 
+    def forget_dup_fd(self) -> None:
+        pass
+
     def unsubmitted_for(self, _fd: int) -> bool:
         return self.unsubmitted > 0
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 from children import CHILD_SECONDS, in_child, in_thread, output_of, run_python
+from ledgers import open_fds
+from races import current_manager
 from scenarios import echo, everything
 from trio.testing import wait_all_tasks_blocked
 
@@ -58,6 +60,34 @@ async def test_a_child_cannot_use_its_parents_ring() -> None:
         fork_from_task(child)
         await peer.send(b"x")
         assert await sock.recv(1) == b"x"
+
+
+async def test_a_child_keeps_no_fd_of_its_parents_ring() -> None:
+    """It would keep what the parent has in flight, and so the parent's connections, if that dies."""
+
+    def rings() -> list[str]:
+        return [file for file in open_fds().values() if "io_uring" in file]
+
+    def child() -> None:
+        assert not rings()
+        mailbox = manager.mailbox
+        with open(os.devnull) as file:  # it may have got the number that the ring's fd had
+            os.dup2(file.fileno(), fd)
+            mailbox.close()
+            os.close(fd)
+
+    manager = current_manager()
+    sender, receiver = trio_uring.open_ring_channel[int](1)
+    async with sender, receiver, trio.open_nursery() as nursery:
+        nursery.start_soon(receiver.receive)
+        await wait_all_tasks_blocked()
+        fd = manager.mailbox.acquire_fd()
+        manager.mailbox.release_fd(fd)
+        assert fd >= 0
+        assert len(rings()) == 2
+        fork_from_task(child)
+        assert len(rings()) == 2
+        await sender.send(1)
 
 
 async def test_a_child_closes_what_it_inherited() -> None:

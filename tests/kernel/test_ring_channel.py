@@ -34,6 +34,7 @@ from trio_uring import (
 )
 from trio_uring._channels._channel_state import Waiter
 from trio_uring._engine import _mailbox
+from trio_uring._engine._ring import Ring
 from trio_uring._operations import msg_ring
 from trio_uring.lowlevel import perform
 
@@ -582,11 +583,11 @@ async def test_no_room_in_our_ring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_too_many_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dup(_fd: int) -> int:
+    def dup_fd(_ring: Ring) -> int:
         raise OSError("on purpose")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_mailbox.os, "dup", dup)
+        patch.setattr(Ring, "dup_fd", dup_fd)
         async with Peer() as peer:
             for number in range(3):
                 await peer.send_channel.send(number)

@@ -67,6 +67,7 @@ class Mailbox:
         self.closed: bool = False
         self._users = 1
         self._fd = -1
+        self._process = -1  # which has that fd
 
     def open(self) -> Mailbox:
         """Make it ready for deliveries and return it. Called in the run's thread."""
@@ -74,7 +75,8 @@ class Mailbox:
             self._token = trio.lowlevel.current_trio_token()
             if self._ring is not None:
                 with suppress(OSError):  # too many open files: `notify` works without
-                    self._fd = os.dup(self._ring.fd)
+                    self._fd = self._ring.dup_fd()
+                    self._process = os.getpid()
         return self
 
     def put(self, delivery: Delivery) -> bool:
@@ -105,7 +107,7 @@ class Mailbox:
             with self._lock:
                 self._users -= 1
                 last = not self._users
-            if last:
+            if last and os.getpid() == self._process:  # a forked child has closed it
                 os.close(fd)
 
     def wake_from(self, table: InFlightTable) -> bool:
@@ -148,6 +150,8 @@ class Mailbox:
                 return
             self.closed = True
             deliveries, self._deliveries = self._deliveries, deque()
+        if self._ring is not None:
+            self._ring.forget_dup_fd()
         for dependent in list(self.dependents):
             dependent.run_ended(self)
         for delivery in reversed(deliveries):  # each goes back to the front of its queue

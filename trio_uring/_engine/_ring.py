@@ -177,6 +177,21 @@ class Ring:
         """The ring's file descriptor; -1 once it is closed."""
         return lib.ring_fd(self._ring)
 
+    def dup_fd(self) -> int:
+        """Return a duplicate of the fd, which a forked child closes until `forget_dup_fd`.
+
+        Raises:
+          OSError: ``EMFILE``.
+        """
+        fd = lib.ring_dup(self._ring)
+        if fd < 0:
+            raise ring_error(fd)
+        return fd
+
+    def forget_dup_fd(self) -> None:
+        """Leave the duplicate to its users, who close it."""
+        lib.ring_forget_dup(self._ring)
+
     @property
     def usable(self) -> bool:
         """Whether it takes calls: it is open, of this process, and of the calling thread."""

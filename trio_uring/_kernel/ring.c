@@ -18,6 +18,7 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -42,6 +43,7 @@ struct ring {
     int closed;             /* unmapped; only this structure is left */
     int used;               /* for more than NOPs */
     int forked;             /* set in a child: its parent owns the ring */
+    int dup_fd;             /* see ring_dup; -1 if there is none */
     uint64_t thread;        /* that set it up, see this_thread() */
 
     unsigned *sq_head, *sq_tail, *sq_flags;
@@ -85,6 +87,9 @@ static void after_fork_in_child(void)
         ring->forked = 1;
         close(ring->fd);
         ring->fd = -1;
+        if (ring->dup_fd >= 0)
+            close(ring->dup_fd);
+        ring->dup_fd = -1;
     }
     pthread_mutex_unlock(&all_rings_lock);
 }
@@ -223,7 +228,7 @@ static struct ring *ring_new(void)
 {
     struct ring *ring = calloc(1, sizeof *ring);
     if (ring != NULL) {
-        ring->fd = -1;
+        ring->fd = ring->dup_fd = -1;
         ring->closed = 1;
         ring->rings_map = ring->sqes_map = MAP_FAILED;
     }
@@ -336,6 +341,26 @@ static int ring_register(struct ring *ring, unsigned opcode, void *argument, uns
 {
     int refused = ring_refuses(ring);
     return refused ? refused : sys_register(ring->fd, opcode, argument, count);
+}
+
+/* Duplicate the ring's fd, once. A forked child closes that, too, until ring_forget_dup. */
+static int ring_dup(struct ring *ring)
+{
+    int refused = ring_refuses(ring);
+    if (refused)
+        return refused;
+    pthread_mutex_lock(&all_rings_lock);
+    ring->dup_fd = fcntl(ring->fd, F_DUPFD_CLOEXEC, 0);
+    int result = ring->dup_fd < 0 ? -errno : ring->dup_fd;
+    pthread_mutex_unlock(&all_rings_lock);
+    return result;
+}
+
+static void ring_forget_dup(struct ring *ring)
+{
+    pthread_mutex_lock(&all_rings_lock);
+    ring->dup_fd = -1;
+    pthread_mutex_unlock(&all_rings_lock);
 }
 
 static int ring_fd(struct ring *ring) { return ring->fd; }
