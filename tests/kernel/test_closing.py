@@ -252,6 +252,28 @@ async def test_closing_what_a_worker_could_be_about_to_read() -> None:
         os.close(write_end)
 
 
+RECEIVES: Final[list[Callable[[trio.socket.SocketType], Awaitable[object]]]] = [
+    lambda sock: sock.recv(10),
+    lambda sock: trio.SocketStream(sock).receive_some(),
+    lambda sock: perform(operations.recv(sock.fileno(), bytearray(10))),
+]
+
+
+@pytest.mark.parametrize("receive", RECEIVES)
+async def test_detaching(receive: Callable[[trio.socket.SocketType], Awaitable[object]]) -> None:
+    """Who waited for the socket gets nothing of what comes for its new owner."""
+    ours, theirs = stdlib_socket.socketpair()
+    sock = trio.socket.from_stdlib_socket(ours)
+    with theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_closed, receive(sock))
+            await wait_all_tasks_blocked()
+            fd = sock.detach()
+            theirs.send(b"x")
+        with stdlib_socket.socket(fileno=fd) as new:
+            assert new.recv(10) == b"x"
+
+
 # --- Races ----------------------------------------------------------------------------------
 
 

@@ -222,6 +222,16 @@ class UringSocket(TrioSocket):
 
     # ---- Closing ---------------------------------------------------------------------------
 
+    def detach(self) -> int:
+        """Like :meth:`socket.socket.detach`.
+
+        Who still waits in the kernel would receive what comes for the new owner.
+        """
+        open_in_run = self._sock.fileno() >= 0 and trio.lowlevel.in_trio_run()
+        if open_in_run and current_ring("sockets") is not None:
+            trio.lowlevel.notify_closing(self._sock)
+        return super().detach()
+
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
