@@ -69,6 +69,27 @@ async def test_two_readers(first: str, second: str) -> None:
             assert await left.recv(10) == b"x"
 
 
+@pytest.mark.parametrize("second", READS)
+@pytest.mark.parametrize("first", READS)
+async def test_taking_over_from_a_reader_that_was_cancelled(first: str, second: str) -> None:
+    """At once, before the kernel has even seen the cancellation; and the data is the new one's."""
+    left, right = trio.socket.socketpair()
+    scope = trio.CancelScope()
+
+    async def wait() -> None:
+        with scope:
+            await READS[first](left)
+
+    with left, right:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await wait_all_tasks_blocked()
+            scope.cancel()
+            right._sock.send(b"x")  # type: ignore[attr-defined]
+            await READS[second](left)
+        assert scope.cancelled_caught
+
+
 @pytest.mark.parametrize("second", WRITES)
 @pytest.mark.parametrize("first", WRITES)
 async def test_two_writers(first: str, second: str) -> None:

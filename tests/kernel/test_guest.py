@@ -114,7 +114,7 @@ def test_deadlines() -> None:
 
 
 def test_work_that_one_enter_does_not_finish() -> None:
-    """An enter does some 20 pieces of work. Behind those that are in vain there is one that is not."""
+    """An enter does some 20 pieces of work. Those are in vain, but one behind them is not."""
     pairs = [socket.socketpair() for _ in range(100)]
     received: list[bytes] = []
     waiting = False
@@ -146,7 +146,7 @@ def test_work_that_one_enter_does_not_finish() -> None:
             theirs.send(b"x")
             if ours is not pairs[-1][0]:
                 ours.recv(10)
-        host.turn_until(lambda: len(received) > number)  # noqa: B023 (called at once)
+        host.turn_until(lambda: len(received) > number)
     host.turn_until(lambda: host.outcomes)
     host.outcomes[0].unwrap()
     for sock in chain(*pairs):

@@ -63,7 +63,7 @@ async def test_a_child_cannot_use_its_parents_ring() -> None:
 
 
 async def test_a_child_keeps_no_fd_of_its_parents_ring() -> None:
-    """It would keep what the parent has in flight, and so the parent's connections, if that dies."""
+    """It would keep what a parent that dies has in flight, and so its connections."""
 
     def rings() -> list[str]:
         return [file for file in open_fds().values() if "io_uring" in file]

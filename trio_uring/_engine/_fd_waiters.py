@@ -31,6 +31,9 @@ class FdWaiter:
         """End the wait, because one of the fds is about to be closed."""
         raise NotImplementedError
 
+    def finish_cancelled(self) -> None:
+        """If the wait was cancelled, see it end."""
+
 
 @attrs.define(eq=False)
 class FdReservation(FdWaiter):
@@ -92,9 +95,14 @@ class FdWaiters(dict[int, list[FdWaiter]]):
         return kinds.count(exclusive)
 
     def check_not_busy(self, fd: int | HasFileNo, exclusive: Exclusive) -> None:
-        """Raise `trio.BusyResourceError` if a task waits for *exclusive* on *fd*."""
+        """Raise `trio.BusyResourceError` if a task waits for *exclusive* on *fd*.
+
+        One that was cancelled does not count, as with Trio, but its operation has to end first.
+        """
         if not isinstance(fd, int):
             fd = fd.fileno()
+        for waiter in tuple(self.get(fd, ())):
+            waiter.finish_cancelled()
         if self._readiness.is_busy(fd, exclusive) or any(
             waiter.operation.exclusive == exclusive for waiter in self.get(fd, ())
         ):

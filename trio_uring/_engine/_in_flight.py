@@ -112,6 +112,11 @@ class InFlight(FdWaiter):
         self.closing = self.raise_cancel is None
         self.table.request_cancel(self)
 
+    def finish_cancelled(self) -> None:
+        """If the kernel was asked to stop the operation, see it end."""
+        if self.cancel_asked:
+            self.table.finish_cancelled(self)
+
     def discard(self) -> None:
         """Drop a result that no task will see: close an fd that it carries."""
         if self.res >= 0 and self.operation.discard is not None:
@@ -399,6 +404,17 @@ class InFlightTable:
         with suppress(OSError, RuntimeError):
             while self._cancels and self.ring.push(async_cancel(self._cancels[0]), CANCEL):
                 self._cancels.popleft()
+
+    def finish_cancelled(self, entry: InFlight) -> None:
+        """See a cancelled operation end, so that another one may begin.
+
+        Not if a worker has it. Its task is told in the next turn of the loop.
+        """
+        pending = {entry.user_data}
+        self._submit_now()
+        self._fetch_until_done(pending)
+        if not pending:
+            self.fd_waiters.unregister(entry)
 
     def close_fd(self, fd: int) -> None:
         """Cancel what waits on *fd*, which is about to be closed.
