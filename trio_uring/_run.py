@@ -34,15 +34,16 @@ from ._kernel import COMPILED
 from ._kernel.uapi import Opcode
 from ._operations import nop
 from ._statistics import totals
-from ._streams import _fd_stream
+from ._streams import _fd_stream, _socket_stream
 from ._streams._socket import UringSocket
 from ._trio_private import (
+    FdStream,
     TrioIOManager,
     check_trio,
-    set_fd_stream_methods,
     set_file_methods,
     set_io_manager,
     set_socket_type,
+    set_stream_methods,
     set_thread_hop,
 )
 
@@ -263,7 +264,8 @@ def _set_seams() -> None:
         check_system()
         set_io_manager(RunIOManager)
         set_socket_type(UringSocket)
-        set_fd_stream_methods(_fd_stream.receive_some, _fd_stream.send_all)
+        set_stream_methods(trio.SocketStream, _socket_stream.receive_some, _socket_stream.send_all)
+        set_stream_methods(FdStream, _fd_stream.receive_some, _fd_stream.send_all)
         set_thread_hop(_files.run_sync)
         set_file_methods(_files.file_getattr, _files.file_aclose)
         _seams_set = True

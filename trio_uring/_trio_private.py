@@ -71,10 +71,10 @@ __all__ = [
     "current_run_is_guest",
     "is_cancelled",
     "send_conflict_detector",
-    "set_fd_stream_methods",
     "set_file_methods",
     "set_io_manager",
     "set_socket_type",
+    "set_stream_methods",
     "set_thread_hop",
     "socket_errors_as_stream_errors",
     "trio_file_aclose",
@@ -146,6 +146,8 @@ def _missing_seams() -> list[str]:
         (EpollIOManager, "_epoll"),
         (EpollIOManager, "_registered"),
         (TrioSocket, "_resolve_address_nocp"),
+        (trio.SocketStream, "receive_some"),
+        (trio.SocketStream, "send_all"),
         (FdStream, "receive_some"),
         (FdStream, "send_all"),
     ):
@@ -213,12 +215,14 @@ def set_socket_type(socket_type: type[TrioSocket]) -> None:
     setattr(_socket, "_SocketType", socket_type)  # noqa: B010
 
 
-def set_fd_stream_methods(
-    receive_some: Callable[..., object], send_all: Callable[..., object]
+def set_stream_methods(
+    stream_type: type[trio.SocketStream | FdStream],
+    receive_some: Callable[..., object],
+    send_all: Callable[..., object],
 ) -> None:
-    """Replace the two method bodies of `trio.lowlevel.FdStream`, which is final."""
-    FdStream.receive_some = receive_some  # type: ignore[assignment, method-assign]
-    FdStream.send_all = send_all  # type: ignore[assignment, method-assign]
+    """Replace two method bodies of `trio.SocketStream` or `trio.lowlevel.FdStream`, both final."""
+    stream_type.receive_some = receive_some  # type: ignore[assignment, method-assign]
+    stream_type.send_all = send_all  # type: ignore[assignment, method-assign]
 
 
 def send_conflict_detector(stream: trio.SocketStream) -> AbstractContextManager[None]:
