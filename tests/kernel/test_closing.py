@@ -259,6 +259,17 @@ RECEIVES: Final[list[Callable[[trio.socket.SocketType], Awaitable[object]]]] = [
 ]
 
 
+async def test_shutting_down_in_the_turn_of_a_send() -> None:
+    with trio_socketpair() as (sock, theirs):
+
+        def shut_down() -> None:
+            sock.shutdown(stdlib_socket.SHUT_WR)
+
+        assert await driven(sock.send(b"x"), parked=shut_down) == 1
+        assert theirs.recv(10) == b"x"
+        assert theirs.recv(10) == b""
+
+
 @pytest.mark.parametrize("receive", RECEIVES)
 async def test_detaching(receive: Callable[[trio.socket.SocketType], Awaitable[object]]) -> None:
     """Who waited for the socket gets nothing of what comes for its new owner."""

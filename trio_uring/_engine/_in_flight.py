@@ -447,6 +447,11 @@ class InFlightTable:
                 break
             self._backlog += completions
 
+    def submit_for(self, fd: int) -> None:
+        """Submit now what acts on *fd*, if there is anything: a system call for it follows."""
+        if self.ring.usable and self.ring.unsubmitted_for(fd):
+            self._submit_now()
+
     def _submit_now(self) -> None:
         self.ring.flush()
         while self._cancels or self.ring.unsubmitted:  # there was no room, or no memory, for all

@@ -20,6 +20,17 @@ the kernel waits only in its poll: readiness, with epoll, or a multishot receive
 handed to a worker. A multishot with a limit takes no more than it was asked for, but only streams
 have that. Where the kernel does not, streams are received from Trio's way, too.
 
+Calls that are begun in one turn of the loop
+--------------------------------------------
+
+Facts. A call of Trio's tries at once, and waits only if that fails. Here it is only noted, and the
+kernel carries it out at the end of the turn, in order.
+
+What does this mean? Of two receives that are begun in one turn on one stream, the second raises
+`trio.BusyResourceError`, even with data there for both. What the standard library is asked for
+in the same turn comes before what this turn's tasks have sent; but `shutdown`, `close` and
+`detach` have that sent first.
+
 `close` is Trio's: it calls `notify_closing`, which ends what is in flight before the fd goes.
 """
 
@@ -221,6 +232,14 @@ class UringSocket(TrioSocket):
             raise OSError(code, f"Error connecting to {address!r}: {exc.strerror}") from None
 
     # ---- Closing ---------------------------------------------------------------------------
+
+    def shutdown(self, flag: int) -> None:
+        """Like :meth:`socket.socket.shutdown`; what was sent before goes first."""
+        if self._sock.fileno() >= 0 and trio.lowlevel.in_trio_run():
+            manager = current_ring("sockets")
+            if manager is not None:
+                manager.submit_for(self._sock.fileno())
+        super().shutdown(flag)
 
     def detach(self) -> int:
         """Like :meth:`socket.socket.detach`.
