@@ -67,6 +67,7 @@ class FdWaiters(dict[int, list[FdWaiter]]):
         waiters = self.get(fd)
         if operation.exclusive is not None and (waiters or fd in self._readiness.waits):
             self.check_not_busy(fd, operation.exclusive)
+            waiters = self.get(fd)  # one that was cancelled may be gone
         if waiters is None:
             self[fd] = [waiter]
         else:
