@@ -505,3 +505,38 @@ async def _wait_for_thousands_of_reads() -> None:
     for fd in (read_fd, write_fd):
         os.close(fd)
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+# --- Listeners that are shared --------------------------------------------------------------
+
+
+async def test_a_loop_that_is_busy_keeps_no_connection_from_one_that_is_idle() -> None:
+    """An accept that waits in the kernel would be given it, and nobody else would be told."""
+    accepted = threading.Event()
+    waiting = threading.Event()
+
+    async def accept(sock: SocketType) -> None:
+        with sock:
+            (await sock.accept())[0].close()
+
+    async def idle(sock: SocketType) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept, sock)
+            await wait_all_tasks_blocked()
+            waiting.set()
+        accepted.set()
+
+    with stdlib_socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept, trio.socket.from_stdlib_socket(listener.dup()))
+            await wait_all_tasks_blocked()
+            other = trio.socket.from_stdlib_socket(listener.dup())
+            thread = threading.Thread(
+                target=partial(trio_uring.run, idle, other, ring=RingConfig(require=True))
+            )
+            thread.start()
+            waiting.wait()
+            for _ in range(2):
+                stack.enter_context(stdlib_socket.create_connection(listener.getsockname()))
+                assert accepted.wait(30)  # our own loop has no turn meanwhile
+            thread.join()
