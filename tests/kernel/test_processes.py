@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from accounting import open_fds
 from children import CHILD_SECONDS, in_child, in_thread, output_of, run_python
-from ledgers import open_fds
 from races import current_manager
 from scenarios import echo, everything
 from trio.testing import wait_all_tasks_blocked

@@ -98,7 +98,7 @@ def recv_once(fd: int, buffers: ProvidedBuffers, size: int) -> Operation[bytes]:
     Completes with: the bytes; empty at the end of the stream.
     Fails with: as `recv_select`; ``EINVAL`` where the kernel has no such limit.
     If cancelled: nothing is lost.
-    Since: Linux 6.17. Source: io_recvmsg_prep in io_uring/net.c.
+    Since: Linux 6.17. Source: io_uring_prep_recv_multishot(3).
     """
     return Operation(
         Opcode.RECV,
