@@ -1,4 +1,4 @@
-"""Tests that hang: `tests/test_timeouts.py` runs them, and shows that each fails alone."""
+"""Tests that hang: `tests/kernel/test_timeouts.py` runs them, and shows that each fails alone."""
 
 from __future__ import annotations
 

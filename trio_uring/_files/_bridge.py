@@ -72,9 +72,6 @@ if TYPE_CHECKING:
 
     from ._raw import RingFileIO
 
-    # A switch from the task: how to run a call (`Context.run`), the call, and its arguments.
-    Start = tuple[Callable[..., object], Callable[..., object], tuple[object, ...]]
-
 T = TypeVar("T")
 
 # Idle greenlets that a run keeps, of about 1 KiB each. More calls than that at once get new
@@ -130,7 +127,7 @@ class Bridge(greenlet):
 
     def run(  # pyright: ignore[reportIncompatibleMethodOverride] (greenlet's documented way)
         self,
-        *start: Any,  # noqa: ANN401 (a Start, once unpacked)
+        *start: Any,  # noqa: ANN401 (a function that runs a call, the call, and its arguments)
     ) -> None:
         """Run a call, and then those that come with each switch from the task."""
         while True:

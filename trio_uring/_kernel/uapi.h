@@ -42,54 +42,19 @@
 
 /* ---- io_uring_setup(2) ---------------------------------------------------------------- */
 
-#define IORING_SETUP_IOPOLL (1U << 0)
 #define IORING_SETUP_SQPOLL (1U << 1)
-#define IORING_SETUP_SQ_AFF (1U << 2)
 #define IORING_SETUP_CQSIZE (1U << 3)
 #define IORING_SETUP_CLAMP (1U << 4)
-#define IORING_SETUP_ATTACH_WQ (1U << 5)
-#define IORING_SETUP_R_DISABLED (1U << 6)
 #define IORING_SETUP_SUBMIT_ALL (1U << 7)
-#define IORING_SETUP_COOP_TASKRUN (1U << 8)
 #define IORING_SETUP_TASKRUN_FLAG (1U << 9)
-#define IORING_SETUP_SQE128 (1U << 10)
-#define IORING_SETUP_CQE32 (1U << 11)
-#define IORING_SETUP_SINGLE_ISSUER (1U << 12)
-#define IORING_SETUP_DEFER_TASKRUN (1U << 13)
-#define IORING_SETUP_NO_MMAP (1U << 14)
-#define IORING_SETUP_REGISTERED_FD_ONLY (1U << 15)
-#define IORING_SETUP_NO_SQARRAY (1U << 16)
-#define IORING_SETUP_HYBRID_IOPOLL (1U << 17)
-#define IORING_SETUP_CQE_MIXED (1U << 18)
-#define IORING_SETUP_SQE_MIXED (1U << 19)
-#define IORING_SETUP_SQ_REWIND (1U << 20)
 
 #define IORING_FEAT_SINGLE_MMAP (1U << 0)
 #define IORING_FEAT_NODROP (1U << 1)
-#define IORING_FEAT_SUBMIT_STABLE (1U << 2)
-#define IORING_FEAT_RW_CUR_POS (1U << 3)
-#define IORING_FEAT_CUR_PERSONALITY (1U << 4)
-#define IORING_FEAT_FAST_POLL (1U << 5)
-#define IORING_FEAT_POLL_32BITS (1U << 6)
-#define IORING_FEAT_SQPOLL_NONFIXED (1U << 7)
 #define IORING_FEAT_EXT_ARG (1U << 8)
-#define IORING_FEAT_NATIVE_WORKERS (1U << 9)
-#define IORING_FEAT_RSRC_TAGS (1U << 10)
-#define IORING_FEAT_CQE_SKIP (1U << 11)
-#define IORING_FEAT_LINKED_FILE (1U << 12)
-#define IORING_FEAT_REG_REG_RING (1U << 13)
-#define IORING_FEAT_RECVSEND_BUNDLE (1U << 14)
-#define IORING_FEAT_MIN_TIMEOUT (1U << 15)
-#define IORING_FEAT_RW_ATTR (1U << 16)
-#define IORING_FEAT_NO_IOWAIT (1U << 17)
 
 /* The offsets of mmap(2) choose what the ring's file maps; unsigned, for off_t is 64 bits. */
 #define IORING_OFF_SQ_RING 0ULL
-#define IORING_OFF_CQ_RING 0x8000000ULL
 #define IORING_OFF_SQES 0x10000000ULL
-#define IORING_OFF_PBUF_RING 0x80000000ULL
-#define IORING_OFF_PBUF_SHIFT 16
-#define IORING_OFF_MMAP_MASK 0xf8000000ULL
 
 /* The kernel's answer: where in the mapping each shared word lies. */
 struct io_sqring_offsets {
@@ -145,16 +110,7 @@ URING_ASSERT_OFFSET(io_uring_params, cq_off, 80);
 #define IORING_SQ_CQ_OVERFLOW (1U << 1)
 #define IORING_SQ_TASKRUN (1U << 2)
 
-#define IOSQE_FIXED_FILE (1U << 0)
-#define IOSQE_IO_DRAIN (1U << 1)
 #define IOSQE_IO_LINK (1U << 2)
-#define IOSQE_IO_HARDLINK (1U << 3)
-#define IOSQE_ASYNC (1U << 4)
-#define IOSQE_BUFFER_SELECT (1U << 5)
-#define IOSQE_CQE_SKIP_SUCCESS (1U << 6)
-
-/* For file_index: let the kernel pick a free slot and say which in the CQE's res. */
-#define IORING_FILE_INDEX_ALLOC (~0U)
 
 /*
  * The kernel has some twenty names for the word at byte 28 (rw_flags, msg_flags, open_flags,
@@ -230,16 +186,8 @@ URING_ASSERT_OFFSET(io_uring_sqe, __pad2, 56);
 
 /* ---- The completion queue ------------------------------------------------------------- */
 
-#define IORING_CQ_EVENTFD_DISABLED (1U << 0)
-
-#define IORING_CQE_F_BUFFER (1U << 0)
 #define IORING_CQE_F_MORE (1U << 1)
-#define IORING_CQE_F_SOCK_NONEMPTY (1U << 2)
 #define IORING_CQE_F_NOTIF (1U << 3)
-#define IORING_CQE_F_BUF_MORE (1U << 4)
-#define IORING_CQE_F_SKIP (1U << 5)
-#define IORING_CQE_F_32 (1U << 15)
-#define IORING_CQE_BUFFER_SHIFT 16
 
 /* The kernel's version ends in big_cqe[], 16 bytes more on a CQE32 ring; we make no such ring. */
 struct io_uring_cqe {
@@ -258,9 +206,6 @@ URING_ASSERT_OFFSET(io_uring_cqe, flags, 12);
 #define IORING_ENTER_SQ_WAIT (1U << 2)
 #define IORING_ENTER_EXT_ARG (1U << 3)
 #define IORING_ENTER_REGISTERED_RING (1U << 4)
-#define IORING_ENTER_ABS_TIMER (1U << 5)
-#define IORING_ENTER_EXT_ARG_REG (1U << 6)
-#define IORING_ENTER_NO_IOWAIT (1U << 7)
 
 /*
  * struct __kernel_timespec under a name of our own: <linux/time_types.h>, which some libc
@@ -287,48 +232,13 @@ URING_ASSERT_OFFSET(io_uring_getevents_arg, ts, 16);
 /* ---- io_uring_register(2) ------------------------------------------------------------- */
 
 #define IORING_REGISTER_BUFFERS 0
-#define IORING_UNREGISTER_BUFFERS 1
-#define IORING_REGISTER_FILES 2
-#define IORING_UNREGISTER_FILES 3
-#define IORING_REGISTER_EVENTFD 4
-#define IORING_UNREGISTER_EVENTFD 5
-#define IORING_REGISTER_EVENTFD_ASYNC 7
 #define IORING_REGISTER_PROBE 8
 #define IORING_REGISTER_RESTRICTIONS 11
-#define IORING_REGISTER_ENABLE_RINGS 12
-#define IORING_REGISTER_FILES2 13
-#define IORING_REGISTER_FILES_UPDATE2 14
 #define IORING_REGISTER_BUFFERS2 15
-#define IORING_REGISTER_BUFFERS_UPDATE 16
-#define IORING_REGISTER_IOWQ_AFF 17
-#define IORING_UNREGISTER_IOWQ_AFF 18
-#define IORING_REGISTER_IOWQ_MAX_WORKERS 19
 #define IORING_REGISTER_RING_FDS 20
 #define IORING_UNREGISTER_RING_FDS 21
 #define IORING_REGISTER_PBUF_RING 22
 #define IORING_UNREGISTER_PBUF_RING 23
-#define IORING_REGISTER_SYNC_CANCEL 24
-#define IORING_REGISTER_FILE_ALLOC_RANGE 25
-#define IORING_REGISTER_PBUF_STATUS 26
-#define IORING_REGISTER_USE_REGISTERED_RING (1U << 31)
-
-/* The indexes of IORING_REGISTER_IOWQ_MAX_WORKERS's two counts. */
-#define IO_WQ_BOUND 0
-#define IO_WQ_UNBOUND 1
-
-#define IORING_RSRC_REGISTER_SPARSE (1U << 0)
-#define IORING_REGISTER_FILES_SKIP (-2)
-
-struct io_uring_rsrc_register {
-    uint32_t nr;
-    uint32_t flags;
-    uint64_t resv2;
-    uint64_t data;
-    uint64_t tags;
-};
-URING_ASSERT_SIZE(io_uring_rsrc_register, 32);
-URING_ASSERT_OFFSET(io_uring_rsrc_register, data, 16);
-URING_ASSERT_OFFSET(io_uring_rsrc_register, tags, 24);
 
 /* IORING_REGISTER_RING_FDS takes this one: offset is the slot, data the ring's fd. */
 struct io_uring_rsrc_update {
@@ -338,28 +248,6 @@ struct io_uring_rsrc_update {
 };
 URING_ASSERT_SIZE(io_uring_rsrc_update, 16);
 URING_ASSERT_OFFSET(io_uring_rsrc_update, data, 8);
-
-struct io_uring_rsrc_update2 {
-    uint32_t offset;
-    uint32_t resv;
-    uint64_t data;
-    uint64_t tags;
-    uint32_t nr;
-    uint32_t resv2;
-};
-URING_ASSERT_SIZE(io_uring_rsrc_update2, 32);
-URING_ASSERT_OFFSET(io_uring_rsrc_update2, data, 8);
-URING_ASSERT_OFFSET(io_uring_rsrc_update2, nr, 24);
-
-/* The range that IORING_FILE_INDEX_ALLOC picks from. */
-struct io_uring_file_index_range {
-    uint32_t off;
-    uint32_t len;
-    uint64_t resv;
-};
-URING_ASSERT_SIZE(io_uring_file_index_range, 16);
-
-#define IO_URING_OP_SUPPORTED (1U << 0)
 
 struct io_uring_probe_op {
     uint8_t op;
@@ -380,51 +268,7 @@ struct io_uring_probe {
 URING_ASSERT_SIZE(io_uring_probe, 16);
 URING_ASSERT_OFFSET(io_uring_probe, ops, 16);
 
-#define IORING_RESTRICTION_REGISTER_OP 0
-#define IORING_RESTRICTION_SQE_OP 1
-#define IORING_RESTRICTION_SQE_FLAGS_ALLOWED 2
-#define IORING_RESTRICTION_SQE_FLAGS_REQUIRED 3
-
-struct io_uring_restriction {
-    uint16_t opcode;
-    union {
-        uint8_t register_op;
-        uint8_t sqe_op;
-        uint8_t sqe_flags;
-    };
-    uint8_t resv;
-    uint32_t resv2[3];
-};
-URING_ASSERT_SIZE(io_uring_restriction, 16);
-URING_ASSERT_OFFSET(io_uring_restriction, sqe_op, 2);
-URING_ASSERT_OFFSET(io_uring_restriction, resv2, 4);
-
-#define IORING_ASYNC_CANCEL_ALL (1U << 0)
-#define IORING_ASYNC_CANCEL_FD (1U << 1)
-#define IORING_ASYNC_CANCEL_ANY (1U << 2)
-#define IORING_ASYNC_CANCEL_FD_FIXED (1U << 3)
-#define IORING_ASYNC_CANCEL_USERDATA (1U << 4)
-#define IORING_ASYNC_CANCEL_OP (1U << 5)
-
-/* No timeout is tv_sec == tv_nsec == -1; zero means "do not wait". */
-struct io_uring_sync_cancel_reg {
-    uint64_t addr; /* the user_data to look for */
-    int32_t fd;
-    uint32_t flags;
-    struct uring_timespec timeout;
-    uint8_t opcode;
-    uint8_t pad[7];
-    uint64_t pad2[3];
-};
-URING_ASSERT_SIZE(io_uring_sync_cancel_reg, 64);
-URING_ASSERT_OFFSET(io_uring_sync_cancel_reg, fd, 8);
-URING_ASSERT_OFFSET(io_uring_sync_cancel_reg, timeout, 16);
-URING_ASSERT_OFFSET(io_uring_sync_cancel_reg, opcode, 32);
-
 /* ---- Provided buffers ----------------------------------------------------------------- */
-
-#define IOU_PBUF_RING_MMAP 1
-#define IOU_PBUF_RING_INC 2
 
 struct io_uring_buf {
     uint64_t addr;
@@ -474,23 +318,5 @@ URING_ASSERT_SIZE(io_uring_buf_reg, 40);
 URING_ASSERT_OFFSET(io_uring_buf_reg, ring_entries, 8);
 URING_ASSERT_OFFSET(io_uring_buf_reg, bgid, 12);
 URING_ASSERT_OFFSET(io_uring_buf_reg, flags, 14);
-
-struct io_uring_buf_status {
-    uint32_t buf_group;
-    uint32_t head;
-    uint32_t resv[8];
-};
-URING_ASSERT_SIZE(io_uring_buf_status, 40);
-URING_ASSERT_OFFSET(io_uring_buf_status, head, 4);
-
-/* What a multishot RECVMSG writes at the start of its provided buffer. */
-struct io_uring_recvmsg_out {
-    uint32_t namelen;
-    uint32_t controllen;
-    uint32_t payloadlen;
-    uint32_t flags;
-};
-URING_ASSERT_SIZE(io_uring_recvmsg_out, 16);
-URING_ASSERT_OFFSET(io_uring_recvmsg_out, payloadlen, 8);
 
 #endif /* TRIO_URING_UAPI_H */

@@ -221,15 +221,6 @@ class CqFlag(IntFlag):
     EVENTFD_DISABLED = 1 << 0
 
 
-class MmapOffset(IntEnum):
-    """``IORING_OFF_*``: which part of the ring's file to map; see io_uring_setup(2)."""
-
-    SQ_RING = 0
-    CQ_RING = 0x8000000
-    SQES = 0x10000000
-    PBUF_RING = 0x80000000
-
-
 # Registration: io_uring_register(2).
 
 
@@ -285,61 +276,7 @@ class RestrictionOpcode(IntEnum):
     SQE_FLAGS_REQUIRED = 3
 
 
-class IowqType(IntEnum):
-    """``IO_WQ_*``: kinds of kernel workers; see io_uring_register_iowq_max_workers(3)."""
-
-    BOUND = 0
-    UNBOUND = 1
-
-
-class PbufRingFlag(IntFlag):
-    """``IOU_PBUF_RING_*``: kinds of buffer rings; see io_uring_register_buf_ring(3)."""
-
-    MMAP = 1 << 0
-    INC = 1 << 1
-
-
-class CloneBuffersFlag(IntFlag):
-    """``IORING_REGISTER_{SRC,DST}_*``: see io_uring_clone_buffers(3)."""
-
-    SRC_REGISTERED = 1 << 0
-    DST_REPLACE = 1 << 1
-
-
-class QueryOpcode(IntEnum):
-    """``IO_URING_QUERY_*``: questions to the kernel; see io_uring_register_query(3)."""
-
-    OPCODES = 0
-    ZCRX = 1
-    SCQ = 2
-
-
-class ZcrxRegFlag(IntFlag):
-    """``ZCRX_REG_*``: a queue for zero-copy receive; see io_uring_register_ifq(3)."""
-
-    IMPORT = 1 << 0
-    NODEV = 1 << 1
-
-
-class ZcrxControl(IntEnum):
-    """``ZCRX_CTRL_*``: see io_uring_register_zcrx_ctrl(3)."""
-
-    FLUSH_RQ = 0
-    EXPORT = 1
-
-
 # Operations: what their SQEs carry in op_flags, ioprio, len or addr.
-
-
-class NopFlag(IntFlag):
-    """``IORING_NOP_*``, in ``op_flags``: for tests of the ring; see io_uring_prep_nop(3)."""
-
-    INJECT_RESULT = 1 << 0
-    FILE = 1 << 1
-    FIXED_FILE = 1 << 2
-    FIXED_BUFFER = 1 << 3
-    TW = 1 << 4
-    CQE32 = 1 << 5
 
 
 class FsyncFlag(IntFlag):
@@ -374,15 +311,6 @@ class CancelFlag(IntFlag):
     OP = 1 << 5
 
 
-class PollFlag(IntFlag):
-    """``IORING_POLL_*``, in ``len``: ``op_flags`` has the events; see io_uring_prep_poll_add(3)."""
-
-    ADD_MULTI = 1 << 0
-    UPDATE_EVENTS = 1 << 1
-    UPDATE_USER_DATA = 1 << 2
-    ADD_LEVEL = 1 << 3
-
-
 class RecvSendFlag(IntFlag):
     """``IORING_{RECVSEND,RECV,SEND}_*``, in ``ioprio``; see io_uring_prep_{recv,send}(3)."""
 
@@ -402,58 +330,11 @@ class AcceptFlag(IntFlag):
     POLL_FIRST = 1 << 2
 
 
-class SpliceFlag(IntFlag):
-    """``SPLICE_F_*``, in ``op_flags``; see splice(2) and io_uring_prep_splice(3)."""
-
-    MOVE = 1 << 0
-    NONBLOCK = 1 << 1
-    MORE = 1 << 2
-    GIFT = 1 << 3
-    FD_IN_FIXED = 1 << 31
-
-
-class XattrFlag(IntFlag):
-    """``XATTR_*``, in ``op_flags``; see setxattr(2) and io_uring_prep_setxattr(3)."""
-
-    CREATE = 1 << 0
-    REPLACE = 1 << 1
-
-
 class MsgRingCommand(IntEnum):
     """``IORING_MSG_*``, in ``addr``; see io_uring_prep_msg_ring(3)."""
 
     DATA = 0
     SEND_FD = 1
-
-
-class MsgRingFlag(IntFlag):
-    """``IORING_MSG_RING_*``, in ``op_flags``; see io_uring_prep_msg_ring(3)."""
-
-    CQE_SKIP = 1 << 0
-    FLAGS_PASS = 1 << 1
-
-
-class FixedFdFlag(IntFlag):
-    """``IORING_FIXED_FD_*``, in ``op_flags``; see io_uring_prep_fixed_fd_install(3)."""
-
-    NO_CLOEXEC = 1 << 0
-
-
-class UringCmdFlag(IntFlag):
-    """``IORING_URING_CMD_*``, in ``op_flags``; see io_uring_enter(2)."""
-
-    FIXED = 1 << 0
-
-
-class SocketUringOp(IntEnum):
-    """``SOCKET_URING_OP_*``, in ``cmd_op``; see io_uring_prep_cmd_sock(3)."""
-
-    SIOCINQ = 0
-    SIOCOUTQ = 1
-    GETSOCKOPT = 2
-    SETSOCKOPT = 3
-    TX_TIMESTAMP = 4
-    GETSOCKNAME = 5
 
 
 class Futex2Flag(IntFlag):
@@ -471,21 +352,7 @@ class Futex2Flag(IntFlag):
 # Single numbers; without IORING_ in front, unless the comment says otherwise.
 
 FILE_INDEX_ALLOC: Final = 0xFFFFFFFF  # in file_index: pick a free slot
-REGISTER_FILES_SKIP: Final = -2  # in place of an fd: leave this slot as it is
-REGISTER_USE_REGISTERED_RING: Final = 1 << 31  # a flag beside a RegisterOpcode
 RSRC_REGISTER_SPARSE: Final = 1 << 0
-MEM_REGION_TYPE_USER: Final = 1 << 0
-MEM_REGION_REG_WAIT_ARG: Final = 1 << 0
-REG_WAIT_TS: Final = 1 << 0
-RW_ATTR_FLAG_PI: Final = 1 << 0  # in attr_type_mask
 NOTIF_USAGE_ZC_COPIED: Final = 1 << 31  # in res, after RecvSendFlag.ZC_REPORT_USAGE
 CQE_BUFFER_SHIFT: Final = 16  # of the buffer ID, in a CQE's flags
-TIMESTAMP_HW_SHIFT: Final = 16
-TIMESTAMP_TYPE_SHIFT: Final = 17
-OFF_PBUF_SHIFT: Final = 16  # of the buffer group, in MmapOffset.PBUF_RING
-OFF_MMAP_MASK: Final = 0xF8000000
-ZCRX_AREA_SHIFT: Final = 48
-ZCRX_AREA_DMABUF: Final = 1 << 0
-ZCRX_FEATURE_RX_PAGE_SIZE: Final = 1 << 0  # this is its whole name
-OP_SUPPORTED: Final = 1 << 0  # IO_URING_OP_SUPPORTED: in the probe's answer
 FUTEX_BITSET_MATCH_ANY: Final = 0xFFFFFFFF  # this is its whole name
