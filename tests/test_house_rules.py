@@ -267,10 +267,12 @@ class Names:
         if file.startswith("trio_uring/"):
             self.declared += c_declarations(text, file)
         for number, line in enumerate(text.splitlines(), 1):
+            words = WORD.findall(line)
             # An assertion on the layout of a structure is no use of it.
-            if not line.startswith("URING_ASSERT"):
-                for word in WORD.findall(line):
-                    self._used[word].append((file, number))
+            if line.startswith("URING_ASSERT"):
+                words = words[:1]
+            for word in words:
+                self._used[word].append((file, number))
 
     def add_page(self, text: str, file: str) -> None:
         for code in re.findall(r"```.*?```|`[^`]+`", text, re.DOTALL):
