@@ -405,7 +405,7 @@ async def test_what_a_run_did_not_live_to_receive_goes_back() -> None:
             for _ in range(4):
                 nursery.start_soon(receive, receive_channel.clone())
             await wait_all_tasks_blocked()
-            waiters = list(receive_channel.line.receivers)
+            waiters = list(receive_channel.state.receivers)
             for number in range(2):
                 in_thread(partial(send_channel.send_nowait, number))
             mailbox.close()  # as when the run crashes
@@ -441,11 +441,11 @@ def test_an_object_goes_to_a_loop_that_is_not_busy(
         mailbox = _mailbox.Mailbox(None)
         mailbox.last_iteration = last_iteration
         waiters.append(Waiter(receive_channel, None, mailbox))  # type: ignore[arg-type]
-    receive_channel.line.receivers = dict.fromkeys(waiters)
-    assert receive_channel.line.put(1) == [waiters[chosen]]
-    assert len(receive_channel.line.receivers) == len(waiters) - 1
+    receive_channel.state.receivers = dict.fromkeys(waiters)
+    assert receive_channel.state.put(1) == [waiters[chosen]]
+    assert len(receive_channel.state.receivers) == len(waiters) - 1
     for end in (send_channel, receive_channel):
-        end.line.receivers.clear()
+        end.state.receivers.clear()
         end.close()
 
 

@@ -1,12 +1,12 @@
-"""`Line`: what the ends of a channel between loops share, and how its tasks are woken.
+"""`ChannelState`: what the ends of a channel between loops share, and how its tasks are woken.
 
-A task that waits stands in line. Whoever has something for it, in whatever thread, takes it out of
-the line, under the lock, and from then on it cannot be cancelled: it gets what was meant for it
-when its loop looks into the mailbox. So an object is in the channel or has been received, always.
+A waiting task is in `senders` or `receivers`. A thread that has an outcome for it moves it to
+`assigned`, under the lock. From then on the task cannot be cancelled: it gets the outcome when its
+loop delivers its mailbox. So each object is either in the channel or has been received.
 
-A loop may not look for long: a task computes there. Objects go to loops that are not so busy, as
-far as that is known, and until the loop looks, a receiver of another one that comes by may have
-the object instead. If the loop ends before it looks, the object goes back.
+A loop delivers late while one of its tasks computes. So objects are assigned to loops that seem
+less busy, and until the loop delivers an object, a receiver in another loop can steal it. If the
+loop ends before it delivers the object, the object goes back to the channel.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# How many of those that wait may be passed over: a bound for the time that it takes to look.
-_LOOK_AT_MAX: Final = 16
+# How many waiters are compared: this bounds the time under the lock.
+_COMPARED_MAX: Final = 16
 
 
 class End(Protocol[T]):
-    """What is known here of the ends."""
+    """What a `Waiter` needs of the end that it waits at."""
 
-    line: Line[T]
+    state: ChannelState[T]
     closed: bool
     receives: ClassVar[bool]
 
     def take_back(self, value: T | None) -> None:
-        """Put back what a task did not live to receive."""
+        """Put *value* back into the channel: the run of its receiver has ended."""
 
 
 @attrs.define(eq=False)
 class Waiter(Generic[T]):
-    """A task that waits at *end*: in line, and then among those who were served."""
+    """A task that waits at *end*: first in `senders` or `receivers`, then in `assigned`."""
 
     end: End[T]
     task: Task
@@ -57,43 +57,43 @@ class Waiter(Generic[T]):
     cancelled: bool = False
 
     def deliver(self) -> None:
-        """Wake the task, in its run's thread, unless another one has its object."""
-        outcome = self._served()
+        """Wake the task, in its run's thread, unless its object was stolen."""
+        outcome = self._take_outcome()
         if outcome is not None:
             reschedule(self.task, outcome)
 
     def undelivered(self) -> None:
-        """Put its object back: its run has ended."""
-        outcome = self._served()
+        """Put its object back, because its run has ended."""
+        outcome = self._take_outcome()
         if isinstance(outcome, Value):
             self.end.take_back(outcome.value)
 
-    def _served(self) -> Outcome[T | None] | None:
-        with self.end.line.lock:
-            return self.end.line.served.pop(self, None)
+    def _take_outcome(self) -> Outcome[T | None] | None:
+        with self.end.state.lock:
+            return self.end.state.assigned.pop(self, None)
 
     def abort(self, _raise_cancel: RaiseCancelT) -> Abort:
-        """Leave the line, for Trio. Who has been served gets that."""
-        line = self.end.line
-        with line.lock:
+        """Stop waiting; too late once an outcome was assigned. Trio's abort function."""
+        state = self.end.state
+        with state.lock:
             self.cancelled = True
-            for waiters in (line.senders, line.receivers):
+            for waiters in (state.senders, state.receivers):
                 if self in waiters:
                     del waiters[self]
                     return Abort.SUCCEEDED
         return Abort.FAILED
 
-    def may_lose_to(self, last_iteration: float) -> bool:
-        """Whether another loop, which turned then, may have what this one has not looked at."""
+    def can_be_stolen_by(self, last_iteration: float) -> bool:
+        """Whether a loop whose last iteration was then may take the object assigned here."""
         return (
             self.mailbox.last_iteration < last_iteration
             and self.end.receives
-            and not (self.cancelled or self.end.closed)  # it would wait in vain
+            and not (self.cancelled or self.end.closed)  # it must not wait again
         )
 
 
-class Line(Generic[T]):
-    """What the ends of a channel share. All of it is for who holds the lock."""
+class ChannelState(Generic[T]):
+    """What the ends of a channel share. Use it only while holding its lock."""
 
     def __init__(self, max_buffer_size: float) -> None:
         self.max_buffer_size: float = max_buffer_size
@@ -102,19 +102,19 @@ class Line(Generic[T]):
         self.peak: int = 0
         self.senders: dict[Waiter[T], T] = {}
         self.receivers: dict[Waiter[T], None] = {}
-        # What those get who have been in line; their loops have not looked yet.
-        self.served: dict[Waiter[T], Outcome[T | None]] = {}
+        # Outcomes that the loops of their tasks have not delivered yet.
+        self.assigned: dict[Waiter[T], Outcome[T | None]] = {}
         self.send_channels: int = 0
         self.receive_channels: int = 0
 
     def put(self, value: T) -> list[Waiter[T]]:
-        """Take *value*; returns whom to wake."""
+        """Assign *value* to a receiver, or buffer it; return whom to wake."""
         if not self.receive_channels:
             raise trio.BrokenResourceError("all receive channels are closed")
         if self.receivers:
             receiver = self._next_receiver()
             del self.receivers[receiver]
-            return [self.serve(receiver, Value(value))]
+            return [self.assign(receiver, Value(value))]
         if len(self.buffer) >= self.max_buffer_size:
             raise trio.WouldBlock
         self.buffer.append(value)
@@ -122,41 +122,45 @@ class Line(Generic[T]):
         return []
 
     def _next_receiver(self) -> Waiter[T]:
-        """Return who waits longest in a loop that sleeps, or else in the one that turned last.
+        """Return who has waited longest in a sleeping loop; if none sleeps, the least busy one.
 
-        A loop that has not turned for long may not do so for long: a task is computing there.
+        The latest iteration tells which: a loop without one for long has a task that computes.
         """
-        first = islice(self.receivers, _LOOK_AT_MAX)
+        first = islice(self.receivers, _COMPARED_MAX)
         return max(first, key=lambda receiver: receiver.mailbox.last_iteration)
 
     def get(self, last_iteration: float = 0.0) -> tuple[T, list[Waiter[T]]]:
-        """Return the next object, and whom to wake; *last_iteration*: of the loop that asks."""
+        """Return the next object, and whom to wake.
+
+        Args:
+          last_iteration: Of the caller's loop, which may steal from loops that are behind it.
+        """
         woken: list[Waiter[T]] = []
         if self.senders:
             sender = next(iter(self.senders))
             self.buffer.append(self.senders.pop(sender))
-            woken.append(self.serve(sender, Value(None)))
+            woken.append(self.assign(sender, Value(None)))
         if self.buffer:
             return self.buffer.popleft(), woken
-        for receiver, outcome in islice(self.served.items(), _LOOK_AT_MAX):
-            if isinstance(outcome, Value) and receiver.may_lose_to(last_iteration):
+        for receiver, outcome in islice(self.assigned.items(), _COMPARED_MAX):
+            if isinstance(outcome, Value) and receiver.can_be_stolen_by(last_iteration):
                 if self.send_channels:
-                    del self.served[receiver]
+                    del self.assigned[receiver]
                     self.receivers[receiver] = None
                 else:
-                    self.serve(receiver, Error(trio.EndOfChannel()))
+                    self.assign(receiver, Error(trio.EndOfChannel()))
                 return cast("T", outcome.value), []
         if not self.send_channels:
             raise trio.EndOfChannel
         raise trio.WouldBlock
 
-    def serve(self, waiter: Waiter[T], outcome: Outcome[T | None]) -> Waiter[T]:
-        """Settle what *waiter*, who has left the line, is to get; returns it."""
-        self.served[waiter] = outcome
+    def assign(self, waiter: Waiter[T], outcome: Outcome[T | None]) -> Waiter[T]:
+        """Assign *outcome* to *waiter*, which waits no more; return *waiter*."""
+        self.assigned[waiter] = outcome
         return waiter
 
     def statistics(self) -> trio.MemoryChannelStatistics:
-        """Return what Trio's memory channels tell."""
+        """Return the statistics that Trio's memory channels have."""
         return trio.MemoryChannelStatistics(
             current_buffer_used=len(self.buffer),
             max_buffer_size=self.max_buffer_size,
@@ -195,7 +199,7 @@ async def _close_at_the_end(mailbox: Mailbox) -> None:
 
 
 def wake(waiters: Sequence[Waiter[T]]) -> None:
-    """Wake tasks, of any run."""
+    """Wake *waiters*, which may be in any run. Called in any thread, without the lock."""
     if not waiters:
         return
     manager = _manager_of_this_thread()

@@ -20,7 +20,7 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from ._channel_state import Line, Waiter, mailbox_of_run, wake
+from ._channel_state import ChannelState, Waiter, mailbox_of_run, wake
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,15 +38,15 @@ class open_ring_channel(  # noqa: N801
 ):
     """Open a channel for Python objects between tasks of several threads, each in its own run.
 
-    It works as one of `trio.open_memory_channel`, which is for the tasks of one run. Where both
-    runs are on a ring, they wake each other by messages from ring to ring, which go along with
-    what else their loops submit; otherwise as `trio.lowlevel.TrioToken` does.
+    It works like `trio.open_memory_channel`, which is for the tasks of one run. Where both runs
+    have a ring, they wake each other by messages from ring to ring, which are submitted together
+    with the loop's other operations. Otherwise they wake each other with `trio.lowlevel.TrioToken`.
 
-    The methods that are not async may be called from any thread, outside Trio too; but, as
-    they take a lock, not from signal handlers and finalizers.
+    The synchronous methods may be called from any thread, also outside Trio. They take a lock, so
+    do not call them in signal handlers or finalizers.
 
     Args:
-      max_buffer_size: How many objects may be on their way before ``send`` waits: 0 or more, or
+      max_buffer_size: How many objects are buffered before ``send`` waits: 0 or more, or
         `math.inf`.
 
     Returns:
@@ -67,25 +67,25 @@ class open_ring_channel(  # noqa: N801
             raise TypeError("max_buffer_size must be an int or math.inf")
         if max_buffer_size < 0:
             raise ValueError("max_buffer_size must be 0 or more")
-        line = Line[T](max_buffer_size)
-        ends = RingSendChannel(line), RingReceiveChannel(line)
+        state = ChannelState[T](max_buffer_size)
+        ends = RingSendChannel(state), RingReceiveChannel(state)
         return super().__new__(cls, ends)
 
 
 class _End(Generic[T]):
-    """What both ends have in common."""
+    """What both kinds of ends have in common."""
 
     receives: ClassVar[bool]
 
-    def __init__(self, line: Line[T]) -> None:
-        self.line: Line[T] = line
+    def __init__(self, state: ChannelState[T]) -> None:
+        self.state: ChannelState[T] = state
         self.closed: bool = False
         self._used_in: Mailbox | None = None
 
     def statistics(self) -> trio.MemoryChannelStatistics:
-        """Return what Trio's memory channels tell, for all ends of the channel together."""
-        with self.line.lock:
-            return self.line.statistics()
+        """Return what Trio's memory channels return: one for all ends of the channel."""
+        with self.state.lock:
+            return self.state.statistics()
 
     def close(self) -> None:
         raise NotImplementedError
@@ -96,7 +96,7 @@ class _End(Generic[T]):
             self.close()
 
     def take_back(self, value: T | None) -> None:
-        """Put back what a task did not live to receive. Not for users."""
+        """Put *value* back: the run of its receiver has ended. Not for users."""
 
     @enable_ki_protection
     async def aclose(self) -> None:
@@ -126,51 +126,51 @@ class _End(Generic[T]):
         if self.closed:
             raise trio.ClosedResourceError
 
-    def _close_out(self, line: dict[Waiter[T], None] | dict[Waiter[T], T]) -> list[Waiter[T]]:
-        """Take those who wait at this end out of their *line*."""
+    def _close_out(self, waiting: dict[Waiter[T], None] | dict[Waiter[T], T]) -> list[Waiter[T]]:
+        """Remove those who wait at this end from *waiting*, and assign them the error."""
         self.closed = True
-        waiters = [waiter for waiter in line if waiter.end is self]
+        waiters = [waiter for waiter in waiting if waiter.end is self]
         for waiter in waiters:
-            del line[waiter]
-            self.line.serve(waiter, Error(trio.ClosedResourceError()))
+            del waiting[waiter]
+            self.state.assign(waiter, Error(trio.ClosedResourceError()))
         return waiters
 
 
 class RingSendChannel(_End[T], trio.abc.SendChannel[T], Generic[T]):
-    """The end of a channel between loops into which objects go; see `open_ring_channel`.
+    """The sending end of a channel between loops; see `open_ring_channel`.
 
-    Any number of tasks may send on it. But it belongs to one run: that in which a task last
-    waited for it. When that run ends, in whatever way, it is closed. For other runs, make clones.
+    Any number of tasks may send on it. It belongs to the run in which a task last waited for it,
+    and is closed when that run ends. Give each other run a clone.
     """
 
     receives = False
 
-    def __init__(self, line: Line[T]) -> None:
-        super().__init__(line)
-        with line.lock:
-            line.send_channels += 1
+    def __init__(self, state: ChannelState[T]) -> None:
+        super().__init__(state)
+        with state.lock:
+            state.send_channels += 1
 
     @enable_ki_protection
     def send_nowait(self, value: T) -> None:
         """Send *value* at once. From any thread.
 
         Raises:
-          trio.WouldBlock: nobody waits to receive, and the buffer is full.
+          trio.WouldBlock: no task waits to receive, and the buffer is full.
           trio.ClosedResourceError: this end is closed.
-          trio.BrokenResourceError: the receiving ends are closed, all of them.
+          trio.BrokenResourceError: all receiving ends are closed.
         """
-        with self.line.lock:
+        with self.state.lock:
             self._check()
-            woken = self.line.put(value)
+            woken = self.state.put(value)
         wake(woken)
 
     @enable_ki_protection
     async def send(self, value: T) -> None:
-        """Send *value*; wait while nobody takes it and the buffer is full.
+        """Send *value*; wait while no task receives and the buffer is full.
 
         Raises:
           trio.ClosedResourceError: this end is closed, or closes while we wait.
-          trio.BrokenResourceError: the receiving ends are closed, all of them.
+          trio.BrokenResourceError: all receiving ends are closed.
           RuntimeError: outside a run.
 
         A checkpoint, always. If cancelled, *value* was not sent.
@@ -178,12 +178,12 @@ class RingSendChannel(_End[T], trio.abc.SendChannel[T], Generic[T]):
         await checkpoint_if_cancelled()
         waiter = self._waiter()
         woken: list[Waiter[T]] | None = None
-        with self.line.lock:
+        with self.state.lock:
             self._check()
             try:
-                woken = self.line.put(value)
+                woken = self.state.put(value)
             except trio.WouldBlock:
-                self.line.senders[waiter] = value
+                self.state.senders[waiter] = value
         if woken is None:
             await wait_task_rescheduled(waiter.abort)
         else:
@@ -194,57 +194,57 @@ class RingSendChannel(_End[T], trio.abc.SendChannel[T], Generic[T]):
     def clone(self) -> RingSendChannel[T]:
         """Return another sending end of the same channel, for another task, or another run.
 
-        Receivers get `trio.EndOfChannel` only when all are closed. From any thread.
+        Receivers get `trio.EndOfChannel` when all sending ends are closed. From any thread.
 
         Raises:
           trio.ClosedResourceError: this end is closed.
         """
         self._check()
-        return RingSendChannel(self.line)
+        return RingSendChannel(self.state)
 
     @enable_ki_protection
     def close(self) -> None:
         """Close this end; tasks that wait at it get `trio.ClosedResourceError`. From any thread."""
-        line = self.line
-        with line.lock:
+        state = self.state
+        with state.lock:
             if self.closed:
                 return
-            woken = self._close_out(line.senders)
-            line.send_channels -= 1
-            if not line.send_channels:
-                for receiver in line.receivers:
-                    woken.append(line.serve(receiver, Error(trio.EndOfChannel())))
-                line.receivers.clear()
+            woken = self._close_out(state.senders)
+            state.send_channels -= 1
+            if not state.send_channels:
+                for receiver in state.receivers:
+                    woken.append(state.assign(receiver, Error(trio.EndOfChannel())))
+                state.receivers.clear()
         wake(woken)
 
 
 class RingReceiveChannel(_End[T], trio.abc.ReceiveChannel[T], Generic[T]):
-    """The end of a channel between loops from which objects come; see `open_ring_channel`.
+    """The receiving end of a channel between loops; see `open_ring_channel`.
 
-    Any number of tasks may receive from it, each object goes to one. But it belongs to one run:
-    that in which a task last waited for it. When that run ends, in whatever way, it is closed.
-    For other runs, make clones.
+    Any number of tasks may receive from it; each object goes to one of them. It belongs to the run
+    in which a task last waited for it, and is closed when that run ends. Give each other run a
+    clone.
     """
 
     receives = True
 
-    def __init__(self, line: Line[T]) -> None:
-        super().__init__(line)
-        with line.lock:
-            line.receive_channels += 1
+    def __init__(self, state: ChannelState[T]) -> None:
+        super().__init__(state)
+        with state.lock:
+            state.receive_channels += 1
 
     @enable_ki_protection
     def receive_nowait(self) -> T:
-        """Receive what is there already. From any thread.
+        """Receive the next object at once. From any thread.
 
         Raises:
-          trio.WouldBlock: there is nothing.
+          trio.WouldBlock: no object is there.
           trio.ClosedResourceError: this end is closed.
-          trio.EndOfChannel: the sending ends are closed, all of them, and all was received.
+          trio.EndOfChannel: all sending ends are closed, and every object was received.
         """
-        with self.line.lock:
+        with self.state.lock:
             self._check()
-            value, woken = self.line.get()
+            value, woken = self.state.get()
         wake(woken)
         return value
 
@@ -254,7 +254,7 @@ class RingReceiveChannel(_End[T], trio.abc.ReceiveChannel[T], Generic[T]):
 
         Raises:
           trio.ClosedResourceError: this end is closed, or closes while we wait.
-          trio.EndOfChannel: the sending ends are closed, all of them, and all was received.
+          trio.EndOfChannel: all sending ends are closed, and every object was received.
           RuntimeError: outside a run.
 
         A checkpoint, always. If cancelled, no object was taken.
@@ -262,12 +262,12 @@ class RingReceiveChannel(_End[T], trio.abc.ReceiveChannel[T], Generic[T]):
         await checkpoint_if_cancelled()
         waiter = self._waiter()
         received: tuple[T, list[Waiter[T]]] | None = None
-        with self.line.lock:
+        with self.state.lock:
             self._check()
             try:
-                received = self.line.get(waiter.mailbox.last_iteration)
+                received = self.state.get(waiter.mailbox.last_iteration)
             except trio.WouldBlock:
-                self.line.receivers[waiter] = None
+                self.state.receivers[waiter] = None
         if received is None:
             return cast("T", await wait_task_rescheduled(waiter.abort))
         value, woken = received
@@ -285,36 +285,36 @@ class RingReceiveChannel(_End[T], trio.abc.ReceiveChannel[T], Generic[T]):
           trio.ClosedResourceError: this end is closed.
         """
         self._check()
-        return RingReceiveChannel(self.line)
+        return RingReceiveChannel(self.state)
 
     @enable_ki_protection
     def close(self) -> None:
         """Close this end; tasks that wait at it get `trio.ClosedResourceError`. From any thread.
 
-        With the last receiving end, what is in the buffer is gone.
+        Closing the last receiving end drops the objects in the buffer.
         """
-        line = self.line
-        dropped: list[T] = []  # what these objects do when they go, they do without the lock
-        with line.lock:
+        state = self.state
+        dropped: list[T] = []  # keeps them until after the lock: their finalizers may do anything
+        with state.lock:
             if self.closed:
                 return
-            woken = self._close_out(line.receivers)
-            line.receive_channels -= 1
-            if not line.receive_channels:
-                for sender in line.senders:
-                    woken.append(line.serve(sender, Error(trio.BrokenResourceError())))
-                dropped += (*line.senders.values(), *line.buffer)
-                line.senders.clear()
-                line.buffer.clear()
+            woken = self._close_out(state.receivers)
+            state.receive_channels -= 1
+            if not state.receive_channels:
+                for sender in state.senders:
+                    woken.append(state.assign(sender, Error(trio.BrokenResourceError())))
+                dropped += (*state.senders.values(), *state.buffer)
+                state.senders.clear()
+                state.buffer.clear()
         wake(woken)
 
     def take_back(self, value: T | None) -> None:
-        """Put back what a task did not live to receive. Not for users."""
-        line = self.line
+        """Put *value* back: the run of its receiver has ended. Not for users."""
+        state = self.state
         woken: list[Waiter[T]] = []
-        with line.lock:
-            if line.receivers:
-                woken = line.put(cast("T", value))
-            elif line.receive_channels:
-                line.buffer.appendleft(cast("T", value))
+        with state.lock:
+            if state.receivers:
+                woken = state.put(cast("T", value))
+            elif state.receive_channels:
+                state.buffer.appendleft(cast("T", value))
         wake(woken)

@@ -1,10 +1,9 @@
-"""`serve_threads`: connections that one loop accepts, and the loops of several threads serve.
+"""`serve_threads`: one loop accepts connections, and the loops of several threads serve them.
 
-An accepted connection goes to another loop as the Python object that it is: the threads of a
-process share its fds, and Trio's sockets belong to no run. The kernel could send the file itself
-from ring to ring (``IORING_MSG_SEND_FD``), into a table of fixed files; to become a socket of
-Trio's it would then have to be given an fd, so that each connection would cost two operations more
-(benchmarks/bench_serve_threads.py), and a message that fails would cost the connection.
+An accepted connection is passed on as a Python object: threads share their process's fds, and
+Trio's sockets are bound to no run. The kernel could instead send the file from ring to ring
+(``IORING_MSG_SEND_FD``), as a fixed file. A Trio socket needs an fd, so each connection would take
+two more operations (benchmarks/bench_serve_threads.py), and a failed message would lose it.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ if TYPE_CHECKING:
 
 StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
-# As `trio.serve_listeners`: when there are too many open files, wait until some may be closed.
+# As in `trio.serve_listeners`: where files or memory run out, wait for others to be closed.
 _CAPACITY_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _CAPACITY_SLEEP: Final = 0.1  # seconds
 _logger: Final = logging.getLogger("trio_uring.serve_threads")
 
-# More loops than this are a mistake: a loop is for a core.
+# One loop per core is enough, so more than this is a mistake.
 _THREADS_MAX: Final = 1024
 
 
@@ -51,26 +50,25 @@ async def serve_threads(
 ) -> NoReturn:
     """Accept connections in this loop, and handle each in the loop of one of *threads* threads.
 
-    `trio.serve_listeners` for several loops. Each thread has a run of its own, on its own ring. A
-    connection goes to one that sleeps, if there is one; otherwise to who waited longest.
+    `trio.serve_listeners` for several loops. Each thread has its own run, on its own ring. A
+    connection goes to a loop that sleeps; if none does, to the one whose last iteration is latest.
 
     Args:
       handler: Called in one of the threads with each stream, which is closed when it returns. It
-        must use nothing that belongs to another run; a channel from `open_ring_channel` connects
-        it.
+        must not use what belongs to another run. To communicate with other runs, use a channel
+        from `open_ring_channel`.
       listeners: As for `trio.serve_listeners`; closed in the end.
-      threads: 1 to 1024. More than there are cores gain nothing.
-      ring: How to set up the rings of the threads; None for the defaults.
+      threads: 1 to 1024. More than the number of cores gains nothing.
+      ring: How to set up the threads' rings; None for the defaults.
       task_status: Started with *listeners*, when connections are accepted.
 
     Raises:
       ValueError: *threads* is out of range.
-      ExceptionGroup: with what a handler, or accepting, raised. The other connections are
-        cancelled.
+      ExceptionGroup: what a handler raised, or accepting. The other connections are cancelled.
       RingUnavailableError: as for `run`.
 
-    If cancelled, so are the handlers in all threads. It ends when they have ended. A connection
-    that no loop has taken by then is closed.
+    If cancelled, it cancels the handlers in all threads and waits until they have ended. It closes
+    connections that no loop has taken by then.
     """
     if not 1 <= threads <= _THREADS_MAX:
         raise ValueError(f"threads must be between 1 and {_THREADS_MAX}, not {threads}")
@@ -88,7 +86,7 @@ async def serve_threads(
             task_status.started(listeners)
     finally:
         await _close_what_is_left(send_channel, receive_channel)
-    raise AssertionError("it went on without listeners")
+    raise AssertionError("the nursery ended without an exception")
 
 
 async def _accept(
@@ -114,7 +112,7 @@ async def _accept(
 async def _close_what_is_left(
     send_channel: RingSendChannel[StreamT], receive_channel: RingReceiveChannel[StreamT]
 ) -> None:
-    """Close what a loop was given that ended before it looked."""
+    """Close the connections that were assigned to a loop that ended before it took them."""
     send_channel.close()
     with trio.CancelScope(shield=True), receive_channel, suppress(trio.EndOfChannel):
         while True:
@@ -122,7 +120,7 @@ async def _close_what_is_left(
 
 
 class _Loop(Generic[StreamT]):
-    """A run in a thread of its own, that handles connections until it is cancelled."""
+    """A run in its own thread, which handles connections until it is cancelled."""
 
     def __init__(
         self,
@@ -140,9 +138,9 @@ class _Loop(Generic[StreamT]):
         self._token: trio.lowlevel.TrioToken | None = None  # while it runs
 
     async def run_in_thread(self) -> None:
-        """Run it; if we are cancelled, so is it."""
+        """Run it in a worker thread; a cancellation of this task cancels the run."""
         in_thread = partial(run, self._main, ring=self._ring)
-        with self._connections:  # it may not come to using it
+        with self._connections:  # the run may fail before it opens them
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancelled_with_us)
                 await trio.to_thread.run_sync(
