@@ -32,7 +32,7 @@ from ._engine._in_flight import InFlight
 from ._engine._io_manager import UringIOManager
 from ._errors import OperationCancelledError, operation_cancelled
 from ._operations import Linked, Operation, OperationArray
-from ._operations._many import array_of
+from ._operations._arrays import array_of
 from ._trio_private import current_io_manager, is_cancelled
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from trio_uring import linked, perform_many
 from trio_uring._engine._io_manager import current_ring
 from trio_uring._files._write_file import _SLOTS as SLOTS, _register
 from trio_uring._kernel.uapi import SqeFlag
-from trio_uring._operations._slots import close_slot, into_slot, on_slot
+from trio_uring._operations._fixed_files import close_fixed, on_fixed, open_fixed
 from trio_uring.lowlevel import operations
 
 if TYPE_CHECKING:
@@ -70,12 +70,12 @@ def register_table() -> None:
 
 
 def chain(path: str, slot: int, buffer: bytearray) -> trio_uring.Linked[object]:
-    reading = on_slot(operations.read(slot, buffer, 0))
+    reading = on_fixed(operations.read(slot, buffer, 0))
     # A short read ends a chain, unless the link is a hard one.
     sqe = reading.sqe
     reading.sqe = (sqe[0], sqe[1] | SqeFlag.IO_HARDLINK, *sqe[2:])
     return linked(
-        [into_slot(operations.openat(path, os.O_RDONLY), slot), reading, close_slot(slot)]
+        [open_fixed(operations.openat(path, os.O_RDONLY), slot), reading, close_fixed(slot)]
     )
 
 

@@ -27,7 +27,7 @@ from trio_uring import (
 from trio_uring._engine._completion_batches import CompletionBatch
 from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._engine._ring import Ring
-from trio_uring._operations._many import array_of
+from trio_uring._operations._arrays import array_of
 from trio_uring.lowlevel import Operation, RingStatistics, operations, perform
 
 if TYPE_CHECKING:

@@ -400,7 +400,7 @@ async def test_what_a_run_did_not_live_to_receive_goes_back() -> None:
             await channel.receive()
 
     async def main() -> None:
-        mailbox = current_manager().mailbox
+        mailbox = current_manager().open_mailbox()
         async with trio.open_nursery() as nursery:
             for _ in range(4):
                 nursery.start_soon(receive, receive_channel.clone())
@@ -432,7 +432,7 @@ async def test_what_a_run_did_not_live_to_receive_goes_back() -> None:
         ([9.0] * 16 + [inf], 0),  # too far behind
     ],
 )
-def test_an_object_goes_to_a_loop_that_is_not_busy(
+async def test_an_object_goes_to_a_loop_that_is_not_busy(
     last_iterations: list[float], chosen: int
 ) -> None:
     send_channel, receive_channel = open_ring_channel[int](0)
@@ -532,7 +532,7 @@ class Peer:
         self.mailbox: _mailbox.Mailbox | None = None
 
     async def main(self) -> None:
-        self.mailbox = current_manager().mailbox
+        self.mailbox = current_manager().open_mailbox()
         async with self.receive_channel:
             async for number in self.receive_channel:
                 self.received.append(number)

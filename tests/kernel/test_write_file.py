@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("fd_ledger")
 
-SLOTS: Final = 64
+FIXED_FILES: Final = 64
 OPCODES: Final = ("OPENAT", "WRITE", "FSYNC", "CLOSE")
 
 
@@ -37,12 +37,12 @@ def counts() -> dict[str, int]:
     return {name: completed(name) for name in OPCODES}
 
 
-def check_slots() -> None:
+def check_fixed_files() -> None:
     """All are free, and empty."""
-    slots = _write_file._slots_of(current_manager())
-    assert slots is not None
-    assert sorted(slots.free) == list(range(SLOTS))
-    assert slots.limit.available_tokens == SLOTS
+    fixed = current_manager().run_state.get(_write_file._FixedFiles, current_manager())
+    assert fixed.free is not None
+    assert sorted(fixed.free) == list(range(FIXED_FILES))
+    assert fixed.limiter.available_tokens == FIXED_FILES
 
 
 @contextmanager
@@ -68,11 +68,11 @@ async def test_a_file_is_created_and_replaced(tmp_path: Path, size: int, sync: b
         assert path.read_bytes() == data
     made = {name: count - before[name] for name, count in counts().items()}
     assert made == {"OPENAT": 2, "WRITE": 2, "CLOSE": 2, "FSYNC": 2 if sync else 0}
-    check_slots()
+    check_fixed_files()
 
 
 async def test_it_is_one_submission(tmp_path: Path) -> None:
-    await write_file(tmp_path / "file", b"data")  # which makes the table of slots
+    await write_file(tmp_path / "file", b"data")  # which makes the table of fixed files
     before = current_manager().ring.submitted
     await write_file(tmp_path / "file", b"data")
     assert current_manager().ring.submitted - before == 3
@@ -112,11 +112,11 @@ async def test_permissions_are_less_the_umask(tmp_path: Path) -> None:
 
 async def test_many_at_once(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
-        for number in range(4 * SLOTS):
+        for number in range(4 * FIXED_FILES):
             nursery.start_soon(write_file, tmp_path / str(number), b"%d" % number)
-    for number in range(4 * SLOTS):
+    for number in range(4 * FIXED_FILES):
         assert (tmp_path / str(number)).read_bytes() == b"%d" % number
-    check_slots()
+    check_fixed_files()
 
 
 async def test_it_needs_no_fd(tmp_path: Path) -> None:
@@ -145,13 +145,13 @@ async def test_errors_are_those_of_open(tmp_path: Path, name: str) -> None:
     assert type(caught.value) is type(expected.value)
     assert caught.value.args == expected.value.args
     assert caught.value.filename == path
-    check_slots()
+    check_fixed_files()
 
 
 async def test_a_zero_in_the_path_is_refused() -> None:
     with pytest.raises(ValueError, match="null byte"):
         await write_file("a\0b", b"data")
-    check_slots()
+    check_fixed_files()
 
 
 async def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ async def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such device or address") as caught:
         await write_file(tmp_path / "fifo", b"data")
     assert caught.value.errno == errno.ENXIO
-    check_slots()
+    check_fixed_files()
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -172,7 +172,7 @@ async def test_what_fits_is_written_and_then_it_fails(tmp_path: Path, sync: bool
         await write_file(tmp_path / "file", data, sync=sync)
     assert caught.value.errno == errno.EFBIG
     assert (tmp_path / "file").read_bytes() == data[:5000]
-    check_slots()
+    check_fixed_files()
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -198,14 +198,14 @@ async def test_a_short_write_is_gone_on_with(
     assert (tmp_path / "file").read_bytes() == data
     assert not limits
     assert completed("FSYNC") - syncs == 2 * sync  # the one of the chain was not begun
-    check_slots()
+    check_fixed_files()
 
 
 async def test_an_error_of_the_flush_is_raised() -> None:
     with pytest.raises(OSError, match="Invalid argument") as caught:
         await write_file("/dev/null", b"data", sync=True)
     assert caught.value.errno == errno.EINVAL
-    check_slots()
+    check_fixed_files()
 
 
 # ---- Cancellation --------------------------------------------------------------------------
@@ -222,9 +222,9 @@ async def test_cancelled_before_nothing_is_done(tmp_path: Path) -> None:
 async def test_cancelled_in_line_nothing_is_done(tmp_path: Path) -> None:
     manager = current_manager()
     await write_file(tmp_path / "first", b"")
-    slots = _write_file._slots_of(manager)
-    assert slots is not None
-    for limit in (slots.limit, manager.file_limiter):
+    fixed = manager.run_state.get(_write_file._FixedFiles, manager)
+    assert fixed.free is not None
+    for limit in (fixed.limiter, manager.file_limiter):
         count = limit.available_tokens
         await limit.acquire_many(count)
         with trio.CancelScope() as scope:
@@ -235,7 +235,7 @@ async def test_cancelled_in_line_nothing_is_done(tmp_path: Path) -> None:
         assert scope.cancelled_caught
         limit.release_many(count)
     assert not (tmp_path / "file").exists()
-    check_slots()
+    check_fixed_files()
 
 
 async def test_cancelled_once_begun_it_is_done(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ async def test_cancelled_once_begun_it_is_done(tmp_path: Path) -> None:
             scope.cancel()
     assert written == [len(data)]
     assert (tmp_path / "file").read_bytes() == data
-    check_slots()
+    check_fixed_files()
 
 
 # ---- Where there is no table ---------------------------------------------------------------

@@ -442,7 +442,7 @@ def an_object_on_its_way() -> None:
     async def start(nursery: trio.Nursery) -> None:
         nursery.start_soon(receive_channel.clone().receive)
         await wait_all_tasks_blocked()
-        manager_of_this_run().mailbox.notify = lambda: None  # type: ignore[method-assign]
+        manager_of_this_run().open_mailbox().notify = lambda: None  # type: ignore[method-assign]
         in_thread(lambda: send_channel.send_nowait("still there"))
 
     crashed(start)

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar, c
 import attrs
 import trio
 from outcome import Error, Outcome, Value
-from trio.lowlevel import Abort, RunVar, reschedule, spawn_system_task
+from trio.lowlevel import Abort, reschedule
 
 from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._engine._mailbox import Mailbox
+from trio_uring._engine._run_state import run_state_without_ring
 from trio_uring._trio_private import current_io_manager
 
 if TYPE_CHECKING:
@@ -174,28 +175,13 @@ class ChannelState(Generic[T]):
 
 # ---- Waking --------------------------------------------------------------------------------
 
-_of_run: Final[RunVar[Mailbox]] = RunVar("trio_uring mailbox")
-
 
 def mailbox_of_run() -> Mailbox:
     """Return the mailbox of the current run."""
     manager = current_io_manager()
     if isinstance(manager, UringIOManager):
-        return manager.mailbox.open()
-    try:
-        return _of_run.get()
-    except LookupError:
-        mailbox = Mailbox(None).open()
-        _of_run.set(mailbox)
-        spawn_system_task(_close_at_the_end, mailbox)
-        return mailbox
-
-
-async def _close_at_the_end(mailbox: Mailbox) -> None:
-    try:
-        await trio.sleep_forever()
-    finally:
-        mailbox.close()
+        return manager.open_mailbox()
+    return run_state_without_ring().get(Mailbox, None)
 
 
 def wake(waiters: Sequence[Waiter[T]]) -> None:

@@ -8,7 +8,7 @@ task. What still goes through epoll, and why, stands in `_readiness.py`.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal
 
 from trio_uring._statistics import RingStatistics, totals
 from trio_uring._trio_private import current_io_manager, current_run_is_guest
@@ -18,9 +18,10 @@ from ._guest import GuestWakeup
 from ._in_flight import IGNORED, WAKE, InFlightTable
 from ._mailbox import ASLEEP, Mailbox
 from ._readiness import Readiness
+from ._run_state import RunState, run_state_without_ring
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from trio_uring._config import RingConfig
 
@@ -52,20 +53,14 @@ def current_ring(layer: Layer) -> UringIOManager | None:
     return None
 
 
-class Companion(Protocol):
-    """What a floor above keeps for a run."""
+def current_run_state() -> RunState:
+    """Return what the current run keeps, with a ring or without.
 
-    def routes(self) -> Mapping[str, int]:
-        """Return how many calls went which way."""
-        ...
-
-    def refused(self) -> tuple[str, ...]:
-        """Return what is not in use, and why."""
-        ...
-
-    def close(self, *, drained: bool) -> None:
-        """End; if the ring could not be drained, touch nothing that waits for it."""
-        ...
+    Raises:
+      RuntimeError: outside a run.
+    """
+    manager = current_io_manager()
+    return manager.run_state if isinstance(manager, UringIOManager) else run_state_without_ring()
 
 
 class UringIOManager(InFlightTable):
@@ -87,8 +82,8 @@ class UringIOManager(InFlightTable):
         self._watch_operation = self._readiness.watch()
         self._watch_entry: InFlight | None = None
         self.pools: BufferPools = BufferPools(ring, config.receive_buffers)
-        self.companion: Companion | None = None
-        self.mailbox: Mailbox = Mailbox(ring)
+        self.run_state: RunState = RunState()
+        self.mailbox: Mailbox | None = None
         self._reserved[WAKE] = self._woken
 
     def _begin(self) -> None:
@@ -113,8 +108,15 @@ class UringIOManager(InFlightTable):
         """The same, for `recv_once`; None where the kernel has no such thing."""
         return self.pools.for_streams(self.perform_now)
 
+    def open_mailbox(self) -> Mailbox:
+        """Return the run's mailbox. A run that uses no channels has none."""
+        if self.mailbox is None:
+            self.mailbox = Mailbox(self.ring)
+        return self.mailbox
+
     def _woken(self, _res: int) -> None:
-        self.mailbox.deliver_all()
+        if self.mailbox is not None:
+            self.mailbox.deliver_all()
 
     # ---- Trio's loop -----------------------------------------------------------------------
 
@@ -137,13 +139,16 @@ class UringIOManager(InFlightTable):
             self._watch()
         # There is something to do already, or there was no room to ask for it: no sleep.
         dont_block = self._backlog or self._cancels
-        self.mailbox.last_iteration = ASLEEP
+        mailbox = self.mailbox
+        if mailbox is not None:
+            mailbox.last_iteration = ASLEEP
         completions = ring.submit_and_wait(0 if dont_block else timeout)
         while not completions and self._guest is not None and ring.more_to_fetch:
             # It did a part of its work, and that was in vain. The eventfd says nothing of the rest.
             self._guest.drain()
             completions = ring.submit_and_wait(0)
-        self.mailbox.last_iteration = time.monotonic()
+        if mailbox is not None:
+            mailbox.last_iteration = time.monotonic()
         if dont_block:
             completions = self._backlog + (completions or [])
             self._backlog = []
@@ -183,20 +188,19 @@ class UringIOManager(InFlightTable):
 
     def statistics(self) -> RingStatistics:
         """Return what the ring is, and what it has done so far."""
-        companion = self.companion
         readiness = self._readiness.statistics()
         watching = self._watch_entry is not None and self._watch_entry.in_flight
         return RingStatistics.of(
             self.ring,
             self.config,
             self._completed,
-            (self.pools.refused, *(companion.refused() if companion else ())),
+            (self.pools.refused, *self.run_state.refused()),
             tasks_waiting_read=readiness.tasks_waiting_read + self.fd_waiters.count("read"),
             tasks_waiting_write=readiness.tasks_waiting_write + self.fd_waiters.count("write"),
             in_flight=len(self._entries) - watching + self._batches.operations(),
             cancelled=self._cancelled,
             waiting_for_limit=self.file_limiter.waiters.statistics().tasks_waiting,
-            routes=companion.routes() if companion is not None else {},
+            routes=self.run_state.routes(),
         )
 
     # ---- Closing ---------------------------------------------------------------------------
@@ -216,7 +220,8 @@ class UringIOManager(InFlightTable):
         lets nobody drain the ring. Then what it may still write to is leaked, on purpose.
         """
         totals.add(self.statistics())
-        self.mailbox.close()
+        if self.mailbox is not None:
+            self.mailbox.close(drained=False)
         for completion in self._undispatched:
             self.discard(*completion)
         drained = self.ring.usable and self.drain()
@@ -225,8 +230,7 @@ class UringIOManager(InFlightTable):
         else:
             self.pools.close_all()
         self.ring.close()
-        if self.companion is not None:
-            self.companion.close(drained=drained)
+        self.run_state.close(drained=drained)
         if self._guest is not None:
             self._guest.close()
         self._readiness.close()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from math import inf
@@ -26,6 +27,7 @@ import trio
 from trio_uring._operations import msg_ring
 
 from ._in_flight import WAKE, InFlight
+from ._run_state import RunResource
 
 if TYPE_CHECKING:
     from ._in_flight import InFlightTable
@@ -53,14 +55,15 @@ class Dependent(Protocol):
         """The run with *mailbox* has ended. Called in its thread."""
 
 
-class Mailbox:
-    """The queue of deliveries to one run; *ring* is the run's ring, or None if it has none."""
+class Mailbox(RunResource):
+    """The queue of deliveries to the current run; *ring* is its ring, or None if it has none."""
 
     def __init__(self, ring: Ring | None) -> None:
         self._ring = ring
-        self._token: trio.lowlevel.TrioToken | None = None
+        self._token = trio.lowlevel.current_trio_token()
         self.dependents: WeakSet[Dependent] = WeakSet()
-        self.last_iteration: float = 0.0  # when a loop with a ring last left the kernel
+        # When a loop with a ring last left the kernel: if it had no mailbox then, about now.
+        self.last_iteration: float = 0.0 if ring is None else time.monotonic()
         self._lock = threading.Lock()  # guards what follows; no code of others runs under it
         self._deliveries: deque[Delivery] = deque()
         self._notified = False  # and `deliver_all` has not run since
@@ -68,16 +71,10 @@ class Mailbox:
         self._users = 1
         self._fd = -1
         self._process = -1  # which has that fd
-
-    def open(self) -> Mailbox:
-        """Make it ready for deliveries and return it. Called in the run's thread."""
-        if self._token is None:
-            self._token = trio.lowlevel.current_trio_token()
-            if self._ring is not None:
-                with suppress(OSError):  # too many open files: `notify` works without
-                    self._fd = self._ring.dup_fd()
-                    self._process = os.getpid()
-        return self
+        if ring is not None:
+            with suppress(OSError):  # too many open files: `notify` works without
+                self._fd = ring.dup_fd()
+                self._process = os.getpid()
 
     def put(self, delivery: Delivery) -> bool:
         """Queue *delivery*. Called in any thread.
@@ -131,7 +128,6 @@ class Mailbox:
 
     def notify(self) -> None:
         """Have the run call `deliver_all`, through Trio's `TrioToken`. Called in any thread."""
-        assert self._token is not None
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self.deliver_all, idempotent=True)
 
@@ -143,7 +139,7 @@ class Mailbox:
         for delivery in deliveries:
             delivery.deliver()
 
-    def close(self) -> None:
+    def close(self, *, drained: bool) -> None:
         """Refuse further deliveries. Called when the run ends, in its thread."""
         with self._lock:
             if self.closed:

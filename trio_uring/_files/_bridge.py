@@ -38,6 +38,7 @@ from trio.lowlevel import (
     enable_ki_protection,
 )
 
+from trio_uring._engine._run_state import RunResource
 from trio_uring._trio_private import at_cancel_point
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ async def _in_thread_midway(function: Callable[[], T]) -> T:
     raise AssertionError("a shielded scope swallows no exception")
 
 
-class FilesRun:
+class FilesRun(RunResource):
     """What a run keeps for its files: the pool of bridges, and counts.
 
     Args:
@@ -323,7 +324,7 @@ class FilesRun:
         finally:
             raw.release()
 
-    # ---- What the I/O manager asks ---------------------------------------------------------
+    # ---- `RunResource` ---------------------------------------------------------------------
 
     def routes(self) -> Mapping[str, int]:
         """Return how many calls went which way."""
@@ -350,8 +351,4 @@ def _end(bridge: Bridge) -> None:
 
 def files_of(manager: UringIOManager) -> FilesRun:
     """Return what *manager*'s run keeps for its files."""
-    files = manager.companion
-    if files is None:
-        files = manager.companion = FilesRun(manager)
-    assert isinstance(files, FilesRun)
-    return files
+    return manager.run_state.get(FilesRun, manager)

@@ -16,7 +16,6 @@ import struct
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary
 
 import trio
 from trio.lowlevel import (
@@ -26,8 +25,10 @@ from trio.lowlevel import (
     enable_ki_protection,
 )
 
-from trio_uring._engine._io_manager import UringIOManager, current_ring
-from trio_uring._kernel.uapi import RSRC_REGISTER_SPARSE, RegisterOpcode
+from trio_uring._engine._io_manager import current_ring
+from trio_uring._engine._registered_tables import RegisteredTable
+from trio_uring._engine._run_state import RunResource
+from trio_uring._kernel.uapi import RegisterOpcode
 from trio_uring._operations._operation import address_of, pin_writable
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer, Self
 
+    from trio_uring._engine._io_manager import UringIOManager
+    from trio_uring._engine._ring import Ring
     from trio_uring._operations import Operation
 
 # Each buffer begins at a multiple of this: the largest logical block that disks have.
@@ -48,9 +51,8 @@ _POOL_MAX: Final = 1 << 30
 # unregistered.
 _PLACES: Final = 64
 
-# struct iovec, io_uring_rsrc_register, and io_uring_rsrc_update2 of uapi.h.
+# struct iovec and io_uring_rsrc_update2 of uapi.h.
 _IOVEC = struct.Struct("@PN")
-_REGISTER = struct.Struct("=IIQQQ")
 _UPDATE = struct.Struct("=IIQQII")
 
 
@@ -265,14 +267,12 @@ class BufferLease:
 # ---- The ring's table ------------------------------------------------------------------------
 
 
-class _Table:
-    """The places for registered buffers in one ring."""
+class _BufferTable(RunResource):
+    """A ring's table of registered buffers, with a place for each pool."""
 
-    def __init__(self, manager: UringIOManager) -> None:
-        self._ring = manager.ring
-        argument = _REGISTER.pack(_PLACES, RSRC_REGISTER_SPARSE, 0, 0, 0)
-        self._ring.register(RegisterOpcode.BUFFERS2, argument, len(argument))
-        self._free = list(range(_PLACES))
+    def __init__(self, ring: Ring) -> None:
+        self._ring = ring
+        self._free = RegisteredTable(ring, RegisterOpcode.BUFFERS2, _PLACES).free
 
     def register(self, memory: mmap.mmap) -> int:
         if not self._free:
@@ -291,11 +291,5 @@ class _Table:
         self._ring.register(RegisterOpcode.BUFFERS_UPDATE, argument, len(argument))
 
 
-_tables: Final[WeakKeyDictionary[UringIOManager, _Table]] = WeakKeyDictionary()
-
-
-def _table_of(manager: UringIOManager) -> _Table:
-    table = _tables.get(manager)
-    if table is None:
-        table = _tables[manager] = _Table(manager)
-    return table
+def _table_of(manager: UringIOManager) -> _BufferTable:
+    return manager.run_state.get(_BufferTable, manager.ring)

@@ -8,9 +8,8 @@ systems: in a chain, Python is not asked in between, and the loop turns once. To
 what is cached takes no worker: there a chain of three operations costs as much to describe as
 it saves (benchmarks/bench_linked_files.py).
 
-A file in a slot has no fd; emptying the slot is not close(2): a file system behind a network
-sends what was written later, and nobody hears of its errors. With fdatasync in the chain they are
-heard of.
+A fixed file has no fd, and closing it is not close(2): a network file system sends what was written
+later, and its errors are reported to nobody. With fdatasync in the chain they are reported.
 
 What does this mean for us? Whole files are written in one submission where a program asks for it.
 `trio.Path.write_bytes` closes its file, as always.
@@ -19,32 +18,32 @@ What does this mean for us? Whole files are written in one submission where a pr
 from __future__ import annotations
 
 import os
-import struct
 import sys
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary
 
-import attrs
 import trio
 from outcome import Error
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
 from trio_uring import _operations as operations
 from trio_uring._batch import perform_many
-from trio_uring._engine._io_manager import UringIOManager, current_ring
+from trio_uring._engine._io_manager import current_ring
 from trio_uring._engine._limiter import Limiter
-from trio_uring._kernel.uapi import RSRC_REGISTER_SPARSE, RegisterOpcode
+from trio_uring._engine._registered_tables import RegisteredTable
+from trio_uring._engine._run_state import RunResource
+from trio_uring._kernel.uapi import RegisterOpcode
+from trio_uring._operations._fixed_files import close_fixed, on_fixed, open_fixed
 from trio_uring._operations._operation import IO_MAX
-from trio_uring._operations._slots import close_slot, into_slot, on_slot
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from trio_uring._engine._io_manager import UringIOManager
     from trio_uring._operations import Operation
 
-# Files of one run that are written at once; the others wait. A slot costs the kernel 16 bytes. With
+# Fixed files of one run, written at once; the others wait. Each costs the kernel 16 bytes. With
 # half, 32 tasks are as fast; double is more than RingConfig.max_file_operations lets begin.
-_SLOTS: Final = 64
+_FIXED_FILES_MAX: Final = 64
 
 # Above this the kernel's worker copies, as for all files.
 _IN_WORKER_MIN: Final = 256 * 1024
@@ -61,38 +60,20 @@ _FLAGS: Final = (
     | getattr(os, "O_CLOEXEC", 0)
 )
 
-# struct io_uring_rsrc_register.
-_REGISTER = struct.Struct("=IIQQQ")
 
+class _FixedFiles(RunResource):
+    """The ring's table of fixed files: its `free` indexes, None if the kernel has no such table."""
 
-@attrs.define(eq=False)
-class _Slots:
-    """The slots of one ring's table of files."""
-
-    free: list[int]
-    limit: Limiter
-
-
-# None where the kernel has no such table.
-_tables: Final[WeakKeyDictionary[UringIOManager, _Slots | None]] = WeakKeyDictionary()
-
-
-def _slots_of(manager: UringIOManager) -> _Slots | None:
-    if manager not in _tables:
-        _tables[manager] = _register(manager)
-    return _tables[manager]
-
-
-def _register(manager: UringIOManager) -> _Slots | None:
-    if min(manager.ring.entries, manager.config.max_file_operations) < _CHAIN_MAX:
-        return None
-    argument = _REGISTER.pack(_SLOTS, RSRC_REGISTER_SPARSE, 0, 0, 0)
-    try:
-        manager.ring.register(RegisterOpcode.FILES2, argument, len(argument))
-    except OSError as exc:  # EINVAL before Linux 5.19
-        manager.ring.note_refused("REGISTER_FILES2", exc)
-        return None
-    return _Slots(list(range(_SLOTS)), Limiter(_SLOTS))
+    def __init__(self, manager: UringIOManager) -> None:
+        self.limiter = Limiter(_FIXED_FILES_MAX)
+        self.free: list[int] | None = None
+        if min(manager.ring.entries, manager.config.max_file_operations) >= _CHAIN_MAX:
+            try:
+                table = RegisteredTable(manager.ring, RegisterOpcode.FILES2, _FIXED_FILES_MAX)
+            except OSError as exc:  # EINVAL before Linux 5.19
+                manager.ring.note_refused("REGISTER_FILES2", exc)
+            else:
+                self.free = table.free
 
 
 @enable_ki_protection
@@ -134,32 +115,32 @@ async def write_file(
     name = os.fspath(path)
     view = memoryview(data).cast("B")
     manager = current_ring("files")
-    slots = None if manager is None else _slots_of(manager)
-    if manager is None or slots is None or view.nbytes > IO_MAX:
+    fixed = None if manager is None else manager.run_state.get(_FixedFiles, manager)
+    if manager is None or fixed is None or fixed.free is None or view.nbytes > IO_MAX:
         return await trio.to_thread.run_sync(_write_synchronously, name, view, mode, sync)
-    await slots.limit.acquire()
-    slot = slots.free.pop()
+    await fixed.limiter.acquire()
+    index = fixed.free.pop()
     try:
         sys.audit("open", name, None, _FLAGS)
-        return await _write_to_slot(manager, slot, name, view, mode, sync)
+        return await _write_fixed(manager, index, name, view, mode, sync)
     finally:
-        slots.free.append(slot)
-        slots.limit.release()
+        fixed.free.append(index)
+        fixed.limiter.release()
 
 
-async def _write_to_slot(
+async def _write_fixed(
     manager: UringIOManager,
-    slot: int,
+    index: int,
     name: str | bytes,
     view: memoryview,
     mode: int,
     sync: bool,  # noqa: FBT001 (write_file's)
 ) -> int:
     chain: list[Operation[object]] = [
-        into_slot(operations.openat(name, _FLAGS, mode), slot),
-        _write(slot, view),
-        *([_sync(slot)] if sync else []),
-        close_slot(slot),
+        open_fixed(operations.openat(name, _FLAGS, mode), index),
+        _write(index, view),
+        *([_sync(index)] if sync else []),
+        close_fixed(index),
     ]
     opened, written, *rest = await perform_many(operations.linked(chain))
     opened.unwrap()
@@ -171,21 +152,21 @@ async def _write_to_slot(
         done = written.unwrap()
         assert isinstance(done, int)
         while done < view.nbytes:
-            done += await manager.perform_shielded(_write(slot, view[done:], done))
+            done += await manager.perform_shielded(_write(index, view[done:], done))
         if sync:
-            await manager.perform_shielded(_sync(slot))
+            await manager.perform_shielded(_sync(index))
         return done
     finally:
-        await manager.perform_shielded(close_slot(slot))
+        await manager.perform_shielded(close_fixed(index))
 
 
-def _write(slot: int, view: memoryview, offset: int = 0) -> Operation[int]:
+def _write(index: int, view: memoryview, offset: int = 0) -> Operation[int]:
     in_worker = view.nbytes > _IN_WORKER_MIN
-    return on_slot(operations.write(slot, view, offset, in_worker=in_worker))
+    return on_fixed(operations.write(index, view, offset, in_worker=in_worker))
 
 
-def _sync(slot: int) -> Operation[None]:
-    return on_slot(operations.fsync(slot, data_only=True))
+def _sync(index: int) -> Operation[None]:
+    return on_fixed(operations.fsync(index, data_only=True))
 
 
 def _write_synchronously(name: str | bytes, view: memoryview, mode: int, sync: bool) -> int:  # noqa: FBT001

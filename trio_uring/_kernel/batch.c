@@ -82,7 +82,7 @@ struct sqe_fields {
     int32_t splice_fd_in;
     uint64_t addr3;
 };
-_Static_assert(sizeof(struct sqe_fields) == 48, "read_many in _operations/_many.py relies on it");
+_Static_assert(sizeof(struct sqe_fields) == 48, "read_many in _operations/_arrays.py relies on it");
 
 static uint64_t batch_user_data(unsigned slot) { return BATCH_BIT | (uint64_t)slot << 32; }
 

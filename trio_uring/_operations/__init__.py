@@ -1,5 +1,11 @@
 """Every operation, one function each, and `Operation` itself."""
 
+from ._arrays import (
+    Linked as Linked,
+    OperationArray as OperationArray,
+    linked as linked,
+    read_many as read_many,
+)
 from ._attributes import (
     fgetxattr as fgetxattr,
     fsetxattr as fsetxattr,
@@ -38,12 +44,6 @@ from ._files import (
     write_fixed as write_fixed,
     writev as writev,
     writev_fixed as writev_fixed,
-)
-from ._many import (
-    Linked as Linked,
-    OperationArray as OperationArray,
-    linked as linked,
-    read_many as read_many,
 )
 from ._message import Message as Message
 from ._network import (

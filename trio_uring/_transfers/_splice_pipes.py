@@ -24,10 +24,9 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-import trio
-from trio.lowlevel import RunVar, spawn_system_task
-
 from trio_uring import _operations as operations
+from trio_uring._engine._io_manager import current_run_state
+from trio_uring._engine._run_state import RunResource
 
 if sys.platform != "win32":
     import fcntl
@@ -120,7 +119,7 @@ class Pipe:
         os.close(self._write_fd)
 
 
-class Pipes:
+class Pipes(RunResource):
     """The pipes of a run: at most `PIPES_MAX` in use, and those that are not kept for later."""
 
     def __init__(self) -> None:
@@ -158,25 +157,13 @@ class Pipes:
         except OSError:  # EMFILE, ENFILE
             return None
 
-    async def close_at_the_end(self) -> None:
-        """Close all pipes when the run ends."""
-        try:
-            await trio.sleep_forever()
-        finally:
-            self._closed = True
-            while self.free:
-                self.free.pop().close()
-
-
-_of_run: Final[RunVar[Pipes]] = RunVar("trio_uring pipes")
+    def close(self, *, drained: bool) -> None:
+        """Close the pipes that are not lent now, and the others when they come back."""
+        self._closed = True
+        while self.free:
+            self.free.pop().close()
 
 
 def current_pipes() -> Pipes:
     """Return the current run's."""
-    try:
-        return _of_run.get()
-    except LookupError:
-        pipes = Pipes()
-        _of_run.set(pipes)
-        spawn_system_task(pipes.close_at_the_end)
-        return pipes
+    return current_run_state().get(Pipes)

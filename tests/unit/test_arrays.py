@@ -12,7 +12,7 @@ from trio_uring import linked
 from trio_uring._engine._limiter import Limiter
 from trio_uring._kernel import ffi
 from trio_uring._kernel.uapi import Opcode, SqeFlag
-from trio_uring._operations._many import array_of
+from trio_uring._operations._arrays import array_of
 from trio_uring._operations._operation import SQE_FIELDS
 from trio_uring.lowlevel import Operation, operations
 

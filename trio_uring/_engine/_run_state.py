@@ -1,0 +1,96 @@
+"""`RunState`: what the package keeps for one run: made on first use, closed when the run ends.
+
+A run with a ring keeps it in its I/O manager. For other runs it is in a `trio.lowlevel.RunVar`, and
+a system task, which Trio cancels at the end of the run, closes it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar, cast
+
+import trio
+from trio.lowlevel import RunVar, spawn_system_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Ts = TypeVarTuple("Ts")
+
+
+class RunResource:
+    """Something that a run keeps. The defaults are for what needs no closing and counts nothing."""
+
+    def close(self, *, drained: bool) -> None:
+        """Close it, at the end of the run.
+
+        Args:
+          drained: Whether nothing is in flight any more. If False, the kernel may still use what
+            belongs to operations, and the calling thread may be another one than the run's.
+        """
+
+    def routes(self) -> Mapping[str, int]:
+        """Return `RingStatistics.routes`, as far as this counts them."""
+        return {}
+
+    def refused(self) -> tuple[str, ...]:
+        """Return what belongs into `RingStatistics.refused`."""
+        return ()
+
+
+ResourceT = TypeVar("ResourceT", bound=RunResource)
+
+
+class RunState:
+    """The `RunResource` objects of one run, by their classes."""
+
+    def __init__(self) -> None:
+        self._resources: dict[object, RunResource] = {}
+
+    def get(self, kind: Callable[[Unpack[Ts]], ResourceT], *args: Unpack[Ts]) -> ResourceT:
+        """Return the run's object of class *kind*, which is ``kind(*args)`` on first use."""
+        resource = self._resources.get(kind)
+        if resource is None:
+            resource = self._resources[kind] = kind(*args)
+        return cast("ResourceT", resource)
+
+    def routes(self) -> Mapping[str, int]:
+        """Return how many calls went which way."""
+        return {
+            route: count
+            for resource in self._resources.values()
+            for route, count in resource.routes().items()
+        }
+
+    def refused(self) -> tuple[str, ...]:
+        """Return what the run asked for and did not get."""
+        return tuple(
+            reason for resource in self._resources.values() for reason in resource.refused()
+        )
+
+    def close(self, *, drained: bool) -> None:
+        """Close all of it; see `RunResource.close`."""
+        for resource in self._resources.values():
+            resource.close(drained=drained)
+
+
+_without_ring: Final[RunVar[RunState]] = RunVar("trio_uring run state")
+
+
+def run_state_without_ring() -> RunState:
+    """Return the state of the current run, which has no ring."""
+    try:
+        return _without_ring.get()
+    except LookupError:
+        state = RunState()
+        _without_ring.set(state)
+        spawn_system_task(_close_when_run_ends, state)
+        return state
+
+
+async def _close_when_run_ends(state: RunState) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        state.close(drained=True)
