@@ -18,7 +18,7 @@ import trio_uring
 from trio_uring import RingConfig
 from trio_uring._streams import _fd_stream, _socket_stream
 from trio_uring._streams._socket import UringSocket
-from trio_uring._trio_private import FdStream, TrioSocket, set_socket_type, set_stream_methods
+from trio_uring._trio_private import FdStream, TrioSocket, patch_socket_type, set_stream_methods
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -121,7 +121,7 @@ def run_in(way: str, scenario: Callable[[Log], Awaitable[None]]) -> list[Entry]:
 
 @contextmanager
 def _without_us() -> Iterator[None]:
-    set_socket_type(TrioSocket)
+    patch_socket_type(TrioSocket)
     set_stream_methods(FdStream, _fd_stream._trio_receive_some, _fd_stream._trio_send_all)
     set_stream_methods(
         trio.SocketStream, _socket_stream._trio_receive_some, _socket_stream._trio_send_all
@@ -129,7 +129,7 @@ def _without_us() -> Iterator[None]:
     try:
         yield
     finally:
-        set_socket_type(UringSocket)
+        patch_socket_type(UringSocket)
         set_stream_methods(FdStream, _fd_stream.receive_some, _fd_stream.send_all)
         set_stream_methods(trio.SocketStream, _socket_stream.receive_some, _socket_stream.send_all)
 

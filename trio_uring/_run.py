@@ -40,11 +40,11 @@ from ._trio_private import (
     FdStream,
     TrioIOManager,
     check_trio,
-    set_file_methods,
-    set_io_manager,
-    set_socket_type,
+    patch_file_methods,
+    patch_io_manager,
+    patch_socket_type,
+    patch_thread_hop,
     set_stream_methods,
-    set_thread_hop,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class _Asked(threading.local):
 
 _asked: Final = _Asked()
 _installed: RingConfig | None = None
-_seams_set: bool = False
+_patched: bool = False
 
 # What floors above want done at the start of each run that gets a ring.
 before_ring_runs: Final[list[Callable[[], None]]] = []
@@ -185,7 +185,7 @@ def install(ring: RingConfig | None = None) -> None:
     """
     global _installed
     config = _checked(ring)
-    if _seams_are_set(config):
+    if _is_patched(config):
         _installed = config
 
 
@@ -204,7 +204,7 @@ def is_installed() -> bool:
 def asking(ring: RingConfig | None) -> Generator[None, None, None]:
     """Give the Trio run that this thread starts next, inside the ``with`` block, a ring."""
     config = _checked(ring)
-    _seams_are_set(config)
+    _is_patched(config)
     _asked.config = config
     try:
         yield
@@ -212,9 +212,9 @@ def asking(ring: RingConfig | None) -> Generator[None, None, None]:
         _asked.config = None
 
 
-def _seams_are_set(config: RingConfig) -> bool:
+def _is_patched(config: RingConfig) -> bool:
     try:
-        _set_seams()
+        _patch_trio()
     except RingUnavailableError as exc:
         if _required(config):
             raise
@@ -254,21 +254,21 @@ def _disabled_layers() -> frozenset[Layer]:
     return frozenset(layer for layer in LAYERS if layer in names)
 
 
-def _set_seams() -> None:
+def _patch_trio() -> None:
     """Put our classes where Trio looks for its own; once, and for good.
 
     Each asks the current run, so that a run without a ring sees Trio's own behaviour.
     """
-    global _seams_set
-    if not _seams_set:
+    global _patched
+    if not _patched:
         check_system()
-        set_io_manager(RunIOManager)
-        set_socket_type(UringSocket)
+        patch_io_manager(RunIOManager)
+        patch_socket_type(UringSocket)
         set_stream_methods(trio.SocketStream, _socket_stream.receive_some, _socket_stream.send_all)
         set_stream_methods(FdStream, _fd_stream.receive_some, _fd_stream.send_all)
-        set_thread_hop(_files.run_sync)
-        set_file_methods(_files.file_getattr, _files.file_aclose)
-        _seams_set = True
+        patch_thread_hop(_files.run_sync)
+        patch_file_methods(_files.file_getattr, _files.file_aclose)
+        _patched = True
 
 
 class RunIOManager(UringIOManager):

@@ -1,4 +1,4 @@
-"""The only file that names Trio's private side: the seams at which this package sets in.
+"""The only file that names Trio's private side: what this package replaces or calls there.
 
 Read against Trio 0.32 to 0.35. `check_trio` compares what is installed with what was read,
 so that a Trio that moved one of these is refused by name instead of failing mysteriously.
@@ -70,12 +70,12 @@ __all__ = [
     "current_reschedule",
     "current_run_is_guest",
     "is_cancelled",
+    "patch_file_methods",
+    "patch_io_manager",
+    "patch_socket_type",
+    "patch_thread_hop",
     "send_conflict_detector",
-    "set_file_methods",
-    "set_io_manager",
-    "set_socket_type",
     "set_stream_methods",
-    "set_thread_hop",
     "socket_errors_as_stream_errors",
     "trio_file_aclose",
     "trio_file_getattr",
@@ -117,7 +117,7 @@ def check_trio() -> None:
             f"Trio {version} is installed, and trio_uring was tested with Trio {known}: install "
             f"one of these, or set {OVERRIDE}=1 to try it all the same"
         )
-    missing = _missing_seams()
+    missing = _missing_names()
     if missing:
         raise IncompatibleTrioError(
             f"Trio {version} is installed, and trio_uring, written for Trio {known}, does not "
@@ -129,7 +129,7 @@ def _dotted(release: tuple[int, int]) -> str:
     return ".".join(map(str, release))
 
 
-def _missing_seams() -> list[str]:
+def _missing_names() -> list[str]:
     missing = [name for name in _IO_MANAGER_MEMBERS if not hasattr(TrioIOManager, name)]
     if "TheIOManager" not in _run.setup_runner.__code__.co_names:
         missing.append("TheIOManager in setup_runner")
@@ -205,12 +205,12 @@ def at_cancel_point(task: Task) -> bool:
     )
 
 
-def set_io_manager(io_manager: type) -> None:
+def patch_io_manager(io_manager: type) -> None:
     """Let every later run construct *io_manager*; a class, since Trio's tests patch it."""
     setattr(_run, "TheIOManager", io_manager)  # noqa: B010
 
 
-def set_socket_type(socket_type: type[TrioSocket]) -> None:
+def patch_socket_type(socket_type: type[TrioSocket]) -> None:
     """Let every way to make a socket give a *socket_type*."""
     setattr(_socket, "_SocketType", socket_type)  # noqa: B010
 
@@ -327,7 +327,7 @@ class _TrioForFiles:
         return getattr(trio, name)
 
 
-def set_thread_hop(run_sync: Callable[..., Awaitable[object]]) -> None:
+def patch_thread_hop(run_sync: Callable[..., Awaitable[object]]) -> None:
     """Have `trio.open_file`, Trio's file objects and `trio.Path` call *run_sync*.
 
     In place of `trio.to_thread.run_sync`, with its positional arguments.
@@ -336,7 +336,7 @@ def set_thread_hop(run_sync: Callable[..., Awaitable[object]]) -> None:
     setattr(_path, "run_sync", run_sync)  # noqa: B010
 
 
-def set_file_methods(
+def patch_file_methods(
     getattr_: Callable[[AsyncIOWrapper[object], str], object],
     aclose: Callable[[AsyncIOWrapper[Any]], Awaitable[None]],
 ) -> None:

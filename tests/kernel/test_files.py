@@ -25,7 +25,7 @@ from trio.testing import wait_all_tasks_blocked
 import trio_uring
 from trio_uring import _files
 from trio_uring._engine._io_manager import UringIOManager
-from trio_uring._files import _bridge, _devices, _raw, _routes, _seams
+from trio_uring._files import _bridge, _devices, _hooks, _raw, _routes
 from trio_uring._files._bridge import POOL_MAX, files_of
 from trio_uring._files._devices import is_local, is_memory
 from trio_uring._files._open import open_file
@@ -191,7 +191,7 @@ async def test_files_may_be_left_to_trio(tmp_path: Path, monkeypatch: pytest.Mon
 async def test_without_bridges_all_goes_to_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (_bridge, _routes, _seams):
+    for module in (_bridge, _routes, _hooks):
         monkeypatch.setattr(module, "BRIDGE_REFUSED", "files: for a test")
     async with await trio.open_file(tmp_path / "file", "wb") as file:
         assert type(file.raw) is io.FileIO

@@ -1,15 +1,15 @@
 """Files and paths on the ring: through Trio's own API, and beyond it."""
 
 from ._direct import DirectFile as DirectFile, open_direct as open_direct
+from ._hooks import (
+    file_aclose as file_aclose,
+    file_getattr as file_getattr,
+    run_sync as run_sync,
+)
 from ._positional import PositionalFile as PositionalFile, open_positional as open_positional
 from ._registered_buffers import (
     BufferLease as BufferLease,
     RegisteredBuffers as RegisteredBuffers,
 )
 from ._routes import count_thread as count_thread, route as route
-from ._seams import (
-    file_aclose as file_aclose,
-    file_getattr as file_getattr,
-    run_sync as run_sync,
-)
 from ._write_file import write_file as write_file

@@ -58,8 +58,8 @@ else:
 __all__ = [
     "BRIDGE_REFUSED",
     "INLINE_MAX",
-    "Bridge",
     "FilesRun",
+    "GreenletBridge",
     "current_bridge",
     "files_of",
     "getcurrent",
@@ -107,7 +107,7 @@ def _why_no_bridge() -> str:
 BRIDGE_REFUSED: Final = _why_no_bridge()
 
 
-class Bridge(greenlet):
+class GreenletBridge(greenlet):
     """A pooled greenlet: runs one call after another. Its methods are for inside the call.
 
     Args:
@@ -165,10 +165,10 @@ class Bridge(greenlet):
         self.adopted.append(ref(raw))  # it may be collected before the call ends
 
 
-def current_bridge() -> Bridge | None:
+def current_bridge() -> GreenletBridge | None:
     """Return the bridge that this code runs on, if it does."""
     bridge = getcurrent()
-    return bridge if isinstance(bridge, Bridge) else None
+    return bridge if isinstance(bridge, GreenletBridge) else None
 
 
 async def _in_thread_midway(function: Callable[[], T]) -> T:
@@ -187,7 +187,7 @@ class FilesRun(RunResource):
 
     def __init__(self, manager: UringIOManager) -> None:
         self.manager = manager
-        self.idle: list[Bridge] = []
+        self.idle: list[GreenletBridge] = []
         self.on_ring = 0
         self.inline = 0
         self.in_thread = 0
@@ -215,7 +215,7 @@ class FilesRun(RunResource):
         """
         if at_cancel_point(current_task()) and not shielded:
             await checkpoint_if_cancelled()
-        bridge = self.idle.pop() if self.idle else Bridge(self)
+        bridge = self.idle.pop() if self.idle else GreenletBridge(self)
         if raw is not None:
             if raw.busy:
                 await self._wait_for_turn(bridge, raw, shielded=shielded)
@@ -254,7 +254,9 @@ class FilesRun(RunResource):
             # What would otherwise be a cycle: the traceback refers to this frame.
             del failure
 
-    async def _wait_for_turn(self, bridge: Bridge, raw: RingFileIO, *, shielded: bool) -> None:
+    async def _wait_for_turn(
+        self, bridge: GreenletBridge, raw: RingFileIO, *, shielded: bool
+    ) -> None:
         try:
             with trio.CancelScope(shield=shielded):
                 await raw.acquire()
@@ -262,7 +264,7 @@ class FilesRun(RunResource):
             self.idle.append(bridge)
             raise
 
-    def _put_back(self, bridge: Bridge, waited: bool) -> None:  # noqa: FBT001 (as above)
+    def _put_back(self, bridge: GreenletBridge, waited: bool) -> None:  # noqa: FBT001 (as above)
         bridge.value = bridge.failure = None
         if not waited:
             self.inline += 1
@@ -344,7 +346,7 @@ class FilesRun(RunResource):
         self.idle = []
 
 
-def _end(bridge: Bridge) -> None:
+def _end(bridge: GreenletBridge) -> None:
     bridge.parent = getcurrent()
     bridge.throw()  # GreenletExit, by default
 

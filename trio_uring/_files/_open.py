@@ -44,7 +44,7 @@ from ._bridge import current_bridge
 from ._raw import RingFileIO
 
 if TYPE_CHECKING:
-    from ._bridge import Bridge, FilesRun
+    from ._bridge import FilesRun, GreenletBridge
 
 _Path = str | bytes
 
@@ -223,7 +223,7 @@ def open_on_ring(path: _Path, flags: int) -> int:
     return _wait_if_fifo(bridge, path, flags, fd)
 
 
-def _create(bridge: Bridge, path: _Path, flags: int) -> int:
+def _create(bridge: GreenletBridge, path: _Path, flags: int) -> int:
     if flags & os.O_ACCMODE == os.O_WRONLY:
         fd = open_cached(os.fsencode(path), _O_PATH)
         if fd is not None:
@@ -235,7 +235,7 @@ def _create(bridge: Bridge, path: _Path, flags: int) -> int:
     return bridge.perform_cancellable(operations.openat(path, flags, _MODE))
 
 
-def _open_slowly(bridge: Bridge, path: _Path, flags: int) -> int:
+def _open_slowly(bridge: GreenletBridge, path: _Path, flags: int) -> int:
     try:
         fd = bridge.perform(operations.openat(path, flags, _MODE))
     except OSError as exc:
@@ -245,7 +245,7 @@ def _open_slowly(bridge: Bridge, path: _Path, flags: int) -> int:
     return _wait_if_fifo(bridge, path, flags, fd)
 
 
-def _wait_if_fifo(bridge: Bridge, path: _Path, flags: int, fd: int) -> int:
+def _wait_if_fifo(bridge: GreenletBridge, path: _Path, flags: int, fd: int) -> int:
     try:
         # Says whether it can be a FIFO, in a fraction of the time of an fstat.
         os.lseek(fd, 0, os.SEEK_CUR)

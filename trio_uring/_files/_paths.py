@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from trio_uring._operations import Operation
 
-    from ._bridge import Bridge
+    from ._bridge import GreenletBridge
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ _Path = str | bytes | os.PathLike[str]
 _NO_DIR_FD: Final = -1  # as audit events say it
 
 
-def _bridge() -> Bridge:
+def _bridge() -> GreenletBridge:
     bridge = current_bridge()
     assert bridge is not None
     return bridge

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from trio_uring._operations import Operation
 
-    from ._bridge import Bridge
+    from ._bridge import GreenletBridge
 
 # Above this a kernel worker copies, and the loop goes on meanwhile: 256 KiB take 25
 # microseconds, handing them to a worker about as long. At double, a loop full of such reads
@@ -67,7 +67,7 @@ _file_io: Final = io.FileIO
 class RingFileIO(io.FileIO):
     """`io.FileIO`, on the ring while its `bridge` runs a call on it."""
 
-    bridge: Bridge | None = None
+    bridge: GreenletBridge | None = None
 
     # One call at a time is inside a file, first come first served, whichever way they go: the C
     # layers raise on re-entry from one thread, where a second thread would wait.
@@ -178,7 +178,7 @@ class RingFileIO(io.FileIO):
         finally:
             bridge.cancellable = cancellable
 
-    def _read_on(self, bridge: Bridge, data: bytes) -> bytes:
+    def _read_on(self, bridge: GreenletBridge, data: bytes) -> bytes:
         """Read what follows *data*, until a read returns nothing: files can be longer than said."""
         size = self._size_left()
         if size:
@@ -204,7 +204,7 @@ class RingFileIO(io.FileIO):
         except OSError:  # not seekable
             return 0
 
-    def _read_bytes(self, bridge: Bridge, size: int) -> bytes | None:
+    def _read_bytes(self, bridge: GreenletBridge, size: int) -> bytes | None:
         """Read once, at most *size* bytes."""
         if size <= IN_WORKER_MIN:
             buffer = bytearray(size)
@@ -218,14 +218,14 @@ class RingFileIO(io.FileIO):
         result.truncate(count)
         return result.getvalue()
 
-    def _read(self, bridge: Bridge, view: memoryview) -> int | None:
+    def _read(self, bridge: GreenletBridge, view: memoryview) -> int | None:
         """Read as read(2) does; None if the fd is non-blocking and nothing is there."""
         done = self._read_at_once(bridge, view)
         if done == view.nbytes or self._ended or (done and self.is_stream):
             return done
         return self._read_on_ring(bridge, view[done:] if done else view, done)
 
-    def _read_at_once(self, bridge: Bridge, view: memoryview) -> int:
+    def _read_at_once(self, bridge: GreenletBridge, view: memoryview) -> int:
         """Read what is in the page cache, or in the pipe; notes whether that was the end."""
         self._ended = False
         size = view.nbytes
@@ -263,7 +263,7 @@ class RingFileIO(io.FileIO):
             return True
         return False
 
-    def _read_on_ring(self, bridge: Bridge, view: memoryview, done: int) -> int | None:
+    def _read_on_ring(self, bridge: GreenletBridge, view: memoryview, done: int) -> int | None:
         try:
             while True:
                 if not self.is_stream:
@@ -282,14 +282,14 @@ class RingFileIO(io.FileIO):
                 return done
             raise
 
-    def _read_at_position(self, bridge: Bridge, view: memoryview) -> int:
+    def _read_at_position(self, bridge: GreenletBridge, view: memoryview) -> int:
         in_worker = view.nbytes > IN_WORKER_MIN
         position = self.tell()
         count = bridge.perform(operations.read(self.fileno(), view, position, in_worker=in_worker))
         _file_io.seek(self, position + count)
         return count
 
-    def _wait(self, bridge: Bridge, operation: Operation[int]) -> int:
+    def _wait(self, bridge: GreenletBridge, operation: Operation[int]) -> int:
         """Perform a transfer that may wait for ever."""
         if self.closing:
             raise ValueError("I/O operation on closed file")
@@ -320,7 +320,7 @@ class RingFileIO(io.FileIO):
         self._written += written or 0
         return written
 
-    def _write(self, bridge: Bridge, view: memoryview) -> int | None:
+    def _write(self, bridge: GreenletBridge, view: memoryview) -> int | None:
         """Write as write(2) does; None if the fd is non-blocking and nothing fits."""
         size = view.nbytes
         done = 0
@@ -353,7 +353,7 @@ class RingFileIO(io.FileIO):
                 break
         return done
 
-    def _write_on_ring(self, bridge: Bridge, view: memoryview) -> int:
+    def _write_on_ring(self, bridge: GreenletBridge, view: memoryview) -> int:
         fd = self.fileno()
         if self.is_stream:
             return self._wait(bridge, operations.write(fd, view, _HERE, cancellable=True))

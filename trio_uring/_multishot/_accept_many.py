@@ -29,7 +29,7 @@ from trio_uring._engine._io_manager import current_ring
 from trio_uring._kernel import sockets as abi
 from trio_uring._trio_private import TrioSocket
 
-from ._multishot import Shots
+from ._multishot import MultishotOperation
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -79,9 +79,9 @@ class MultishotListener(trio.abc.Listener[trio.SocketStream]):
     def __init__(self, listener: trio.SocketListener, max_waiting: int) -> None:
         self._listener = listener
         manager = current_ring("sockets")
-        self._shots: _AcceptShots | None = None
+        self._operation: _AcceptOperation | None = None
         if manager is not None and isinstance(listener.socket, TrioSocket):
-            self._shots = _AcceptShots(manager, listener.socket, max_waiting)
+            self._operation = _AcceptOperation(manager, listener.socket, max_waiting)
 
     @property
     def socket(self) -> trio.socket.SocketType:
@@ -91,7 +91,7 @@ class MultishotListener(trio.abc.Listener[trio.SocketStream]):
     @property
     def waiting(self) -> int:
         """How many connections were accepted, and not taken yet."""
-        return len(self._shots.fds) if self._shots is not None else 0
+        return len(self._operation.fds) if self._operation is not None else 0
 
     @enable_ki_protection
     async def accept(self) -> trio.SocketStream:
@@ -105,33 +105,33 @@ class MultishotListener(trio.abc.Listener[trio.SocketStream]):
         A checkpoint, always. If cancelled, no connection is lost: what comes waits for the next
         call.
         """
-        shots = self._shots
-        if shots is None:
+        operation = self._operation
+        if operation is None:
             return await self._listener.accept()
         await checkpoint_if_cancelled()
-        if shots.fds:
+        if operation.fds:
             await cancel_shielded_checkpoint()
-        while not shots.fds:
+        while not operation.fds:
             if self.socket.fileno() == -1:
                 raise trio.ClosedResourceError("this listener was closed")
-            if shots.error is not None:
-                error, shots.error = shots.error, None
-                return await self._accept_after(error, shots)
-            if not shots.armed:
-                shots.begin()
-            await shots.wait()
-        return shots.take()
+            if operation.error is not None:
+                error, operation.error = operation.error, None
+                return await self._accept_after(error, operation)
+            if not operation.armed:
+                operation.begin()
+            await operation.wait()
+        return operation.take()
 
     async def _accept_after(
-        self, error: OSError | trio.ClosedResourceError, shots: _AcceptShots
+        self, error: OSError | trio.ClosedResourceError, operation: _AcceptOperation
     ) -> trio.SocketStream:
         """Accept one as Trio does: it knows what to make of what goes wrong."""
         if isinstance(error, trio.ClosedResourceError):
             raise error
         stream = await self._listener.accept()
         if error.errno == errno.EINVAL:  # and the listener is in order
-            shots.unknown(error)
-            self._shots = None
+            operation.unknown(error)
+            self._operation = None
         return stream
 
     @enable_ki_protection
@@ -147,12 +147,12 @@ class MultishotListener(trio.abc.Listener[trio.SocketStream]):
         A checkpoint, always. If cancelled before it begins, nothing happened; it cannot be later.
         """
         await checkpoint()
-        if self._shots is None:
+        if self._operation is None:
             return []
-        if self._shots.busy:
+        if self._operation.busy:
             raise trio.BusyResourceError("another task is accepting")
-        await self._shots.stopped()
-        return [self._shots.take() for _ in range(self.waiting)]
+        await self._operation.stop_and_wait()
+        return [self._operation.take() for _ in range(self.waiting)]
 
     @enable_ki_protection
     async def aclose(self) -> None:
@@ -161,14 +161,14 @@ class MultishotListener(trio.abc.Listener[trio.SocketStream]):
         To those it is as if they had still been in the listener's backlog. With `stop` before,
         none is lost.
         """
-        shots = self._shots
-        if shots is not None:
-            shots.discard()
+        operation = self._operation
+        if operation is not None:
+            operation.discard()
         self._listener.socket.close()
-        if shots is not None:
-            shots.wake()
-            await shots.stopped()
-            shots.discard()
+        if operation is not None:
+            operation.wake()
+            await operation.stop_and_wait()
+            operation.discard()
         await self._listener.aclose()
 
     def __aiter__(self) -> Self:
@@ -178,7 +178,7 @@ class MultishotListener(trio.abc.Listener[trio.SocketStream]):
         return await self.accept()
 
 
-class _AcceptShots(Shots):
+class _AcceptOperation(MultishotOperation):
     def __init__(self, manager: UringIOManager, sock: TrioSocket, max_waiting: int) -> None:
         super().__init__(manager)
         self._sock = sock

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trio_uring._operations import Operation
 
 
-class Shots(ABC):
+class MultishotOperation(ABC):
     """A multishot operation, if one is in flight, and the task that waits for what it brings."""
 
     def __init__(self, manager: UringIOManager) -> None:
@@ -59,7 +59,7 @@ class Shots(ABC):
         if self._entry is not None:
             self._manager.request_cancel(self._entry)
 
-    async def stopped(self) -> None:
+    async def stop_and_wait(self) -> None:
         """Stop, and wait until the kernel has ended it; does not let itself be cancelled."""
         self.stop()
         while self.armed and self._manager.ring.usable:
@@ -124,10 +124,10 @@ class Shots(ABC):
         """As in `InFlight`."""
 
 
-# Refers to the shots weakly: what a program forgot is closed when the last reference to it goes,
-# without the garbage collector.
-def _abort(shots: ref[Shots], _raise_cancel: RaiseCancelT) -> Abort:
-    waited_for = shots()
+# It refers to the operation weakly, so that a forgotten listener is closed when its last
+# reference goes, without the garbage collector.
+def _abort(operation: ref[MultishotOperation], _raise_cancel: RaiseCancelT) -> Abort:
+    waited_for = operation()
     if waited_for is not None:
         waited_for.leave()
     return Abort.SUCCEEDED

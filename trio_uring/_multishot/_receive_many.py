@@ -33,7 +33,7 @@ from trio_uring._engine._io_manager import current_ring
 from trio_uring._streams._endpoints import source_of
 from trio_uring._trio_private import TrioSocket, at_cancel_point
 
-from ._multishot import Shots
+from ._multishot import MultishotOperation
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -162,9 +162,9 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
         self._given_back = ParkingLot()
         self._receiving: trio.CancelScope | None = None
         manager = current_ring("sockets")
-        self._shots: _ReceiveShots | None = None
+        self._operation: _ReceiveOperation | None = None
         if manager is not None and isinstance(source.sock, TrioSocket):
-            self._shots = _ReceiveShots(manager, source.sock, max_buffers, buffer_size)
+            self._operation = _ReceiveOperation(manager, source.sock, max_buffers, buffer_size)
 
     @property
     def leased(self) -> int:
@@ -193,14 +193,14 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
         """
         if at_cancel_point(current_task()):
             await checkpoint_if_cancelled()
-        if self._shots is not None and self._shots.queue:
+        if self._operation is not None and self._operation.queue:
             await cancel_shielded_checkpoint()
-        while (shots := self._shots) is not None:
-            lease = self._next(shots)
+        while (operation := self._operation) is not None:
+            lease = self._next(operation)
             if lease is not None:
                 return lease
-            if self._shots is shots:
-                await shots.wait()
+            if self._operation is operation:
+                await operation.wait()
         return await self._receive_plainly()
 
     @enable_ki_protection
@@ -211,7 +211,7 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
           trio.WouldBlock: nothing has come that was not taken.
           trio.EndOfChannel: and the others, as `receive`.
         """
-        lease = self._next(self._shots) if self._shots is not None else None
+        lease = self._next(self._operation) if self._operation is not None else None
         if lease is None:
             self._check_open()
             raise trio.WouldBlock
@@ -221,23 +221,23 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
         if self._closed:
             raise trio.ClosedResourceError("this receive_many block was left")
 
-    def _next(self, shots: _ReceiveShots) -> ReceivedLease | None:
+    def _next(self, operation: _ReceiveOperation) -> ReceivedLease | None:
         """Return what is next in the queue; see to it that more comes."""
         self._check_open()
-        if not shots.armed:
+        if not operation.armed:
             with self._source.errors():
-                if not shots.begin(self._leased):
-                    self._shots = None
+                if not operation.begin(self._leased):
+                    self._operation = None
                     return None
-        if shots.queue:
-            res, flags = shots.queue.popleft()
+        if operation.queue:
+            res, flags = operation.queue.popleft()
             self._leased += 1
-            return ReceivedLease(self, shots.view(res, flags), flags)
-        if shots.error is not None:
+            return ReceivedLease(self, operation.view(res, flags), flags)
+        if operation.error is not None:
             self._error_told = True
             with self._source.errors():
-                raise shots.error
-        if shots.ended:
+                raise operation.error
+        if operation.ended:
             raise trio.EndOfChannel
         return None
 
@@ -263,8 +263,8 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
     def take_back(self, flags: int) -> None:
         """Take a buffer back; for `ReceivedLease`."""
         self._leased -= 1
-        if self._shots is not None:
-            self._shots.give_back(flags)
+        if self._operation is not None:
+            self._operation.give_back(flags)
         elif self._given_back:
             self._given_back.unpark()
 
@@ -278,10 +278,10 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
             self._closed = True
             if self._receiving is not None:
                 self._receiving.cancel()
-            if self._shots is not None:
-                self._shots.wake()
-                await self._shots.stopped()
-                self._unread = self._shots.finish()
+            if self._operation is not None:
+                self._operation.wake()
+                await self._operation.stop_and_wait()
+                self._unread = self._operation.finish()
             self._stack.close()
         await checkpoint()
 
@@ -298,13 +298,13 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
             so; or what else it would have raised. The stream itself would not say it again.
         """
         await self.aclose()
-        error = self._shots.error if self._shots is not None else None
+        error = self._operation.error if self._operation is not None else None
         if exc is None and isinstance(error, OSError) and not self._error_told:
             with self._source.errors():
                 raise error
 
 
-class _ReceiveShots(Shots):
+class _ReceiveOperation(MultishotOperation):
     def __init__(
         self, manager: UringIOManager, sock: TrioSocket, max_buffers: int, buffer_size: int
     ) -> None:

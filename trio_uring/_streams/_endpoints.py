@@ -22,7 +22,7 @@ from trio_uring._trio_private import (
     socket_errors_as_stream_errors,
 )
 
-from . import _anyio_streams as anyio_ends
+from . import _anyio_streams as anyio_streams
 
 # Of sockets that know splices.
 _FAMILIES: Final = (trio.socket.AF_INET, trio.socket.AF_INET6, trio.socket.AF_UNIX)
@@ -59,7 +59,7 @@ class HasFileNo(Protocol):
         ...
 
 
-def opened(file: int | HasFileNo, stack: ExitStack) -> int:
+def dup_file(file: int | HasFileNo, stack: ExitStack) -> int:
     """Return a duplicate of *file*'s fd, which *stack* closes.
 
     What it was duplicated from may be closed, and its number be another file's, while the
@@ -117,11 +117,11 @@ def sink_of(
         return _socket_sink(_checked(stream))
     if isinstance(stream, trio.abc.SendStream):
         return _stream_sink(stream.send_all)
-    if anyio_ends.is_socket_stream(stream):
-        stack.enter_context(anyio_ends.send_guard(stream))
-        return _socket_sink(anyio_ends.socket_of(stream), anyio_ends.errors_of(stream))
-    if anyio_ends.is_send_stream(stream):
-        return _stream_sink(anyio_ends.send_all(stream))
+    if anyio_streams.is_socket_stream(stream):
+        stack.enter_context(anyio_streams.send_guard(stream))
+        return _socket_sink(anyio_streams.socket_of(stream), anyio_streams.errors_of(stream))
+    if anyio_streams.is_send_stream(stream):
+        return _stream_sink(anyio_streams.send_all(stream))
     raise TypeError(f"expected a stream or a trio socket, not {type(stream).__name__}")
 
 
@@ -182,11 +182,11 @@ def source_of(
         return _socket_source(_checked(stream))
     if isinstance(stream, trio.abc.ReceiveStream):
         return Source(stream.receive_some)
-    if anyio_ends.is_socket_stream(stream):
-        stack.enter_context(anyio_ends.receive_guard(stream))
-        return _socket_source(anyio_ends.socket_of(stream), anyio_ends.errors_of(stream))
-    if anyio_ends.is_receive_stream(stream):
-        return Source(anyio_ends.receive_some(stream))
+    if anyio_streams.is_socket_stream(stream):
+        stack.enter_context(anyio_streams.receive_guard(stream))
+        return _socket_source(anyio_streams.socket_of(stream), anyio_streams.errors_of(stream))
+    if anyio_streams.is_receive_stream(stream):
+        return Source(anyio_streams.receive_some(stream))
     raise TypeError(f"expected a stream or a trio socket, not {type(stream).__name__}")
 
 

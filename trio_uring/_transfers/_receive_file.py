@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import attrs
 from trio.lowlevel import checkpoint, enable_ki_protection
 
-from trio_uring._streams._endpoints import opened, ring_for_splices, source_of
+from trio_uring._streams._endpoints import dup_file, ring_for_splices, source_of
 
 from ._splice_pipes import current_pipes
 from ._transfer import BLOCK_SIZE, Transfer, check_range, fill_from, write_some
@@ -88,7 +88,7 @@ async def receive_file(
     """
     check_range(offset, count)
     with ExitStack() as stack:
-        target = _Target(opened(file, stack), offset, count, progress or ReceiveProgress())
+        target = _Target(dup_file(file, stack), offset, count, progress or ReceiveProgress())
         source = source_of(stream, stack)
         await checkpoint()
         if source.splices and not target.flags & os.O_APPEND:  # EINVAL, says splice(2)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 from trio.lowlevel import checkpoint, checkpoint_if_cancelled, enable_ki_protection
 
-from trio_uring._streams._endpoints import opened, ring_for_splices, sink_of
+from trio_uring._streams._endpoints import dup_file, ring_for_splices, sink_of
 
 from ._splice_pipes import current_pipes
 from ._transfer import BLOCK_SIZE, Transfer, check_range, empty_into, read_block, send_block
@@ -91,7 +91,7 @@ async def send_file(
     check_range(offset, count)
     transfer = Transfer(count, sent_counter(progress or SendProgress()))
     with ExitStack() as stack:
-        fd = opened(file, stack)
+        fd = dup_file(file, stack)
         sink = sink_of(stream, stack)
         await checkpoint()
         manager = ring_for_splices(files=True)
