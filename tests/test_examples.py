@@ -50,7 +50,7 @@ def run(*command: str | Path, cwd: Path) -> str:
     return result.stdout
 
 
-def test_there_are_some() -> None:
+def test_examples_are_found() -> None:
     assert EXAMPLES
     assert BLOCKS
 

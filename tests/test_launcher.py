@@ -225,7 +225,7 @@ def test_wrong_arguments(tmp_path: Path, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
-def test_help(tmp_path: Path, option: str) -> None:
+def test_help_is_shown(tmp_path: Path, option: str) -> None:
     result = launch(option, cwd=tmp_path)
     assert result.stdout.startswith("usage: python -m trio_uring program.py")
     assert result.stderr == ""
@@ -248,7 +248,9 @@ def test_help(tmp_path: Path, option: str) -> None:
     ],
 )
 @pytest.mark.usefixtures("ring")
-def test_backend(tmp_path: Path, arguments: list[str], setting: str | None, backend: str) -> None:
+def test_the_backend_can_be_chosen(
+    tmp_path: Path, arguments: list[str], setting: str | None, backend: str
+) -> None:
     write(tmp_path / "program.py", BACKEND)
     variables = {} if setting is None else {"TRIO_URING": setting}
     result = launch(*arguments, cwd=tmp_path, **variables)
@@ -314,7 +316,7 @@ runpy.run_module("trio_uring", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.usefixtures("ring")
-def test_unknown_trio(tmp_path: Path) -> None:
+def test_an_unknown_trio_is_told(tmp_path: Path) -> None:
     write(tmp_path / "program.py", BACKEND)
     unknown = write(tmp_path / "unknown.py", UNKNOWN_TRIO)
     result = run(sys.executable, unknown, "1", "program.py", cwd=tmp_path)

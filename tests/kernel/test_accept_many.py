@@ -69,7 +69,7 @@ def accepts() -> int:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_storm(run: str) -> None:
+def test_all_of_a_storm_of_connections_are_accepted(run: str) -> None:
     """Each connection is taken once. On the ring, one operation accepted them all."""
 
     async def main() -> None:
@@ -108,7 +108,7 @@ def test_unix_sockets(run: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_serving(run: str) -> None:
+def test_it_serves_connections(run: str) -> None:
     """It is a listener as any other."""
 
     async def main() -> None:
@@ -129,7 +129,7 @@ def test_serving(run: str) -> None:
     RUNS[run](main)
 
 
-async def test_checkpoints() -> None:
+async def test_every_step_is_a_checkpoint() -> None:
     with listening() as (plain, address), connecting(address, 3):
         async with accept_many(plain) as listener:
             for _ in range(3):
@@ -144,7 +144,7 @@ async def test_checkpoints() -> None:
                 await listener.aclose()
 
 
-async def test_perform() -> None:
+async def test_the_operation_can_be_performed_by_itself() -> None:
     """The operation by itself."""
     fds = []
     with listening() as (plain, address):
@@ -162,7 +162,7 @@ async def test_perform() -> None:
 
 
 @pytest.mark.ring(entries=8, completion_entries=8)
-async def test_small_queues() -> None:
+async def test_small_queues_lose_no_connection() -> None:
     """The CQ overflows, which ends the operation: it is begun again."""
     with listening() as (plain, address), connecting(address, 200):
         async with accept_many(plain, max_waiting=1000) as listener:
@@ -174,7 +174,7 @@ async def test_small_queues() -> None:
 # --- It does not accept without bound -------------------------------------------------------
 
 
-async def test_backpressure() -> None:
+async def test_connections_wait_in_the_backlog_while_nobody_takes_them() -> None:
     with listening() as (plain, address), ExitStack() as stack:
         async with accept_many(plain, max_waiting=4) as listener:
             stack.enter_context(connecting(address, 1))
@@ -318,7 +318,7 @@ def few_fds(count: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_no_more_fds(run: str) -> None:
+def test_running_out_of_fds_is_an_error_that_passes(run: str) -> None:
     """It says so, as any listener does, and goes on when there are some."""
 
     async def main() -> None:
@@ -337,7 +337,9 @@ def test_no_more_fds(run: str) -> None:
     RUNS[run](main)
 
 
-async def test_a_kernel_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_kernel_without_multishot_accept_accepts_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def unknown(fd: int, _on_more: object, _flags: int) -> Operation[int]:
         return Operation(operations.accept(fd).opcode, lambda _res, _flags: 0, fd, ioprio=1 << 15)
 
@@ -352,7 +354,9 @@ async def test_a_kernel_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ACCEPT_MULTISHOT: EINVAL" in current_manager().statistics().refused
 
 
-async def test_no_socket_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_is_closed_if_no_socket_can_be_made_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def no_memory(*_: object, **__: object) -> None:
         raise MemoryError
 
@@ -366,7 +370,7 @@ async def test_no_socket_for_a_connection(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_two_that_accept(run: str) -> None:
+def test_two_tasks_cannot_accept_from_one_listener(run: str) -> None:
     async def main() -> None:
         with listening() as (plain, _):
             async with accept_many(plain) as listener, trio.open_nursery() as nursery:
@@ -384,7 +388,7 @@ def test_two_that_accept(run: str) -> None:
     RUNS[run](main)
 
 
-async def test_another_task_accepts_already() -> None:
+async def test_it_is_refused_while_another_task_accepts() -> None:
     with listening() as (plain, _):
         async with accept_many(plain) as listener, trio.open_nursery() as nursery:
             nursery.start_soon(plain.accept)
@@ -396,7 +400,7 @@ async def test_another_task_accepts_already() -> None:
 
 @pytest.mark.parametrize("whose", ["its own", "the plain one"])
 @pytest.mark.parametrize("run", RUNS)
-def test_closed_meanwhile(run: str, whose: str) -> None:
+def test_closing_the_listener_ends_it(run: str, whose: str) -> None:
     async def main() -> None:
         with listening() as (plain, _):
             async with accept_many(plain) as listener, trio.open_nursery() as nursery:
@@ -413,7 +417,7 @@ def test_closed_meanwhile(run: str, whose: str) -> None:
     RUNS[run](main)
 
 
-async def test_closed_by_notification_only() -> None:
+async def test_notify_closing_alone_ends_it() -> None:
     with listening() as (plain, address):
         async with accept_many(plain) as listener, trio.open_nursery() as nursery:
 
@@ -429,7 +433,7 @@ async def test_closed_by_notification_only() -> None:
                 assert await number_of(await listener.accept()) == 0
 
 
-async def test_wrong_arguments() -> None:
+async def test_wrong_arguments_are_refused() -> None:
     with listening() as (plain, _):
         with pytest.raises(TypeError, match="SocketListener"):
             accept_many(plain.socket)  # type: ignore[arg-type]
@@ -437,14 +441,14 @@ async def test_wrong_arguments() -> None:
             accept_many(plain, max_waiting=0)
 
 
-def test_outside_a_run() -> None:
+def test_outside_a_run_it_is_refused() -> None:
     with stdlib_socket.create_server(("127.0.0.1", 0)) as sock:
         plain = trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
         with plain.socket, pytest.raises(RuntimeError, match="async context"):
             accept_many(plain)
 
 
-def test_never_closed() -> None:
+def test_a_listener_that_is_never_closed_is_reported() -> None:
     """What the program forgot is closed when nothing refers to it any more, as sockets are."""
 
     async def main() -> None:

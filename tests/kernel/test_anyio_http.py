@@ -100,7 +100,7 @@ def hypercorn(directory: Path, *options: str) -> Iterator[str]:
 # With no worker it serves in the process that was launched, else in one that that starts.
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/2"])
-def test_files_over_http(tmp_path: Path, version: str, workers: int) -> None:
+def test_an_anyio_server_sends_files_over_http(tmp_path: Path, version: str, workers: int) -> None:
     with (
         hypercorn(tmp_path, "--workers", str(workers)) as address,
         httpx.Client(

@@ -118,7 +118,7 @@ async def test_outcomes_can_be_unwrapped_once(file: int) -> None:
     assert results[1].unwrap() is None
 
 
-async def test_it_is_one_step(file: int) -> None:
+async def test_a_batch_is_one_step_of_the_loop(file: int) -> None:
     buffers = [bytearray(PAGE) for _ in range(PAGES)]
     steps = 0
 
@@ -143,7 +143,7 @@ async def test_it_is_one_step(file: int) -> None:
     assert statistics().enters - enters <= 2
 
 
-async def test_described_all_at_once(file: int) -> None:
+async def test_operations_can_be_described_all_at_once(file: int) -> None:
     buffer = bytearray(PAGES * PAGE)
     with completing(READ=PAGES):
         results = await perform_many(
@@ -163,7 +163,9 @@ async def test_described_all_at_once(file: int) -> None:
 
 @pytest.mark.parametrize("entries", [8, 256])
 @pytest.mark.parametrize("completion_entries", [8, 4096])
-async def test_more_than_fit(file: int, entries: int, completion_entries: int) -> None:
+async def test_a_batch_may_be_larger_than_the_submission_queue(
+    file: int, entries: int, completion_entries: int
+) -> None:
     """Whatever the SQ and the CQ hold, in a run of its own."""
 
     async def main() -> None:
@@ -186,7 +188,7 @@ async def test_more_than_fit(file: int, entries: int, completion_entries: int) -
     await trio.to_thread.run_sync(lambda: trio_uring.run(main, ring=ring))
 
 
-async def test_nothing_to_do() -> None:
+async def test_an_empty_batch_is_a_checkpoint() -> None:
     with trio.CancelScope() as scope:
         scope.cancel()
         await perform_many([])
@@ -196,7 +198,7 @@ async def test_nothing_to_do() -> None:
 
 
 @pytest.mark.parametrize("chained", [False, True])
-async def test_the_same_operation_twice(*, chained: bool) -> None:
+async def test_the_same_operation_twice_is_refused(*, chained: bool) -> None:
     operation = operations.nop()
     with pytest.raises(ValueError, match="occurs twice"):
         await perform_many([linked([operation]) if chained else operation, operation])
@@ -205,7 +207,7 @@ async def test_the_same_operation_twice(*, chained: bool) -> None:
 
 
 @pytest.mark.parametrize("wrong", [3, None, [operations.nop()], operations.nop])
-async def test_what_is_no_operation(wrong: Any) -> None:
+async def test_what_is_no_operation_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="operations"):
         await perform_many([wrong])
     with pytest.raises(TypeError, match="operations"):
@@ -215,14 +217,14 @@ async def test_what_is_no_operation(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("waits", [False, True])
-async def test_an_opcode_that_the_kernel_does_not_know(*, waits: bool) -> None:
+async def test_an_opcode_that_the_kernel_does_not_know_is_refused(*, waits: bool) -> None:
     unknown = Operation(251, lambda res, _: res, cancellable=waits)
     before, it, after = await perform_many([operations.nop(), unknown, operations.nop()])
     assert isinstance(error(it), UnsupportedOpcodeError)
     assert before.unwrap() is after.unwrap() is None
 
 
-def test_without_a_ring() -> None:
+def test_without_a_ring_it_is_refused() -> None:
     async def main() -> None:
         with pytest.raises(RuntimeError, match="not on io_uring"):
             await perform_many([operations.nop()])
@@ -234,7 +236,7 @@ def test_without_a_ring() -> None:
 
 
 @pytest.mark.ring(max_file_operations=4)
-async def test_the_limit_of_file_operations(file: int) -> None:
+async def test_a_batch_keeps_the_limit_of_file_operations(file: int) -> None:
     """Batches and single operations take their turns; no more than four are in flight."""
     most = 0
 
@@ -299,7 +301,7 @@ async def test_who_waits_for_ever_takes_no_place(file: int) -> None:
 
 
 @pytest.mark.ring(max_file_operations=2)
-async def test_cancelled_in_line(file: int) -> None:
+async def test_cancelled_while_it_waits_for_tokens_it_does_nothing(file: int) -> None:
     """Nothing was begun, so nothing is lost, and no place is kept."""
     limit = current_manager().file_limiter
     await limit.acquire_many(2)
@@ -317,7 +319,7 @@ async def test_cancelled_in_line(file: int) -> None:
 
 
 @pytest.mark.ring(entries=8, max_file_operations=4)
-async def test_chains_that_are_too_long(file: int) -> None:
+async def test_chains_that_are_too_long_are_refused(file: int) -> None:
     with pytest.raises(ValueError, match="longer than the ring's 8"):
         await perform_many(linked([operations.nop() for _ in range(9)]))
     with pytest.raises(ValueError, match="max_file_operations, 4"):
@@ -334,7 +336,7 @@ async def test_chains_that_are_too_long(file: int) -> None:
 # --- Cancelling -----------------------------------------------------------------------------
 
 
-async def test_cancelling_a_batch(rounds: Rounds) -> None:
+async def test_cancelling_a_batch_cancels_all_its_operations(rounds: Rounds) -> None:
     """Whatever the order of events, each byte is in an outcome, or still in its socket."""
     with pairs(3) as made:
         ledgers = [ByteLedger() for _ in made]
@@ -373,7 +375,7 @@ async def test_cancelling_a_batch(rounds: Rounds) -> None:
                 assert not ledger.missing
 
 
-async def test_cancelling_accepts(rounds: Rounds) -> None:
+async def test_cancelling_accepts_loses_no_connection(rounds: Rounds) -> None:
     """No connection is lost; the fd ledger sees to their fds."""
     with ExitStack() as stack:
         listeners = [stack.enter_context(stdlib_socket.create_server(("", 0))) for _ in range(2)]
@@ -430,7 +432,7 @@ async def test_what_ends_by_itself_is_waited_for(file: int) -> None:
 
 @pytest.mark.ring(max_file_operations=2)
 @pytest.mark.parametrize("waits", [False, True])
-async def test_cancelled_between_parts(file: int, *, waits: bool) -> None:
+async def test_cancelled_between_two_parts_it_submits_no_more(file: int, *, waits: bool) -> None:
     """What was done is told; what had not begun does not begin."""
     limit = current_manager().file_limiter
     with pairs(1) as [(ours, _)]:
@@ -477,7 +479,7 @@ async def test_errors_alone_are_not_a_cancellation() -> None:
 # --- Who waits for what ---------------------------------------------------------------------
 
 
-async def test_two_that_wait_for_the_same() -> None:
+async def test_two_operations_of_a_batch_cannot_wait_for_the_same() -> None:
     with pairs(2) as [(ours, theirs), (other, others)]:
         results: list[outcome.Outcome[int]] = []
 
@@ -511,7 +513,7 @@ async def test_two_that_wait_for_the_same() -> None:
         results = await perform_many([operations.recv(-7, bytearray(1))])
 
 
-async def test_only_refused_ones() -> None:
+async def test_operations_that_are_all_refused_give_their_errors() -> None:
     with pairs(1) as [(ours, theirs)]:
         sock = trio.socket.from_stdlib_socket(ours)
         async with trio.open_nursery() as nursery:
@@ -524,7 +526,7 @@ async def test_only_refused_ones() -> None:
             theirs.send(b"x")
 
 
-async def test_closing() -> None:
+async def test_closing_an_fd_ends_the_operations_on_it() -> None:
     with pairs(2) as [(ours, _), (other, others)]:
         results: list[outcome.Outcome[int]] = []
 
@@ -563,7 +565,7 @@ async def test_a_chain_runs_in_order(file: int) -> None:
 
 
 @pytest.mark.parametrize("waits", [False, True])
-async def test_a_broken_chain(file: int, *, waits: bool) -> None:
+async def test_a_failure_cancels_the_rest_of_its_chain(file: int, *, waits: bool) -> None:
     with pairs(1) as [(ours, theirs)]:
         theirs.send(b"x")
         first = operations.recv(ours.fileno(), bytearray(1)) if waits else operations.nop()
@@ -590,7 +592,7 @@ async def test_a_broken_chain(file: int, *, waits: bool) -> None:
 
 
 @pytest.mark.parametrize("first_has_come", [False, True])
-async def test_cancelling_a_chain(*, first_has_come: bool) -> None:
+async def test_cancelling_a_chain_cancels_what_has_begun(*, first_has_come: bool) -> None:
     with pairs(2) as [(ours, theirs), (other, _)]:
         results: list[outcome.Outcome[int]] = []
         with trio.CancelScope() as scope:
@@ -617,7 +619,7 @@ async def test_cancelling_a_chain(*, first_has_come: bool) -> None:
 
 
 @pytest.mark.parametrize("answered", [False, True])
-async def test_cancelling_what_has_not_begun(*, answered: bool) -> None:
+async def test_cancelling_a_chain_cancels_what_has_not_begun(*, answered: bool) -> None:
     """The kernel does not know it yet, so it is asked again once it has begun."""
     with pairs(2) as [(ours, theirs), (other, others)]:
         head = operations.recv(ours.fileno(), bytearray(9))
@@ -650,7 +652,7 @@ async def test_cancelling_what_has_not_begun(*, answered: bool) -> None:
 
 
 @pytest.mark.parametrize("submitted", [False, True])
-async def test_a_ring_that_closes(*, submitted: bool) -> None:
+async def test_a_ring_that_closes_ends_its_batches(*, submitted: bool) -> None:
     """It waits for groups, and closes the fds among their results."""
     config = RingConfig()
     manager = UringIOManager(Ring(config), config)

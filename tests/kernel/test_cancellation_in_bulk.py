@@ -69,7 +69,7 @@ def pairs(count: int) -> Iterator[list[Pair]]:
         pytest.param(256, id="few buffers", marks=pytest.mark.ring(receive_buffers=4)),
     ],
 )
-async def test_a_crowd(rounds: Rounds, entries: int) -> None:
+async def test_cancelling_a_crowd_of_receives_loses_no_byte(rounds: Rounds, entries: int) -> None:
     """A third has its data, a third gets it together with the cancel, a third gets none."""
     assert current_manager().ring.entries == entries
 
@@ -103,7 +103,9 @@ async def test_a_crowd(rounds: Rounds, entries: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.ring(entries=8, completion_entries=16, receive_buffers=4)
-async def test_a_disorderly_crowd(rounds: Rounds, seed: int) -> None:
+async def test_random_orders_of_sends_receives_and_cancels_lose_no_byte(
+    rounds: Rounds, seed: int
+) -> None:
     """Whatever the order of sends, receives, cancels, and looks at the ring: no byte is lost."""
     choose = random.Random(seed)
     receiving: dict[Pair, trio.CancelScope] = {}
@@ -138,7 +140,7 @@ async def test_a_disorderly_crowd(rounds: Rounds, seed: int) -> None:
                 await pair.receive()
 
 
-async def test_cancelled_twice(rounds: Rounds) -> None:
+async def test_a_receive_that_is_cancelled_twice_loses_no_byte(rounds: Rounds) -> None:
     """Two scopes, and a third party that asks the kernel to cancel everything."""
     with pairs(1) as [pair]:
         for number in range(ROUNDS):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("program", CRASHED_RUNS, ids=lambda program: program.__name__)
-def test_crashed_runs(program: Callable[[], None]) -> None:
+def test_a_crashed_run_frees_what_the_kernel_held(program: Callable[[], None]) -> None:
     """Where Trio crashes. It complains of its tasks itself; we must not, nor crash as well."""
     result = run_python(
         f"import crashed_runs; crashed_runs.{program.__name__}()", options=("-X", "dev")
@@ -55,7 +55,7 @@ def test_runs_leave_nothing_behind(config: RingConfig) -> None:
     assert open_fds() == before
 
 
-def test_a_run_that_does_nothing() -> None:
+def test_a_run_that_does_nothing_leaves_no_fd() -> None:
     async def main() -> None:
         pass
 

@@ -75,7 +75,7 @@ async def test_registered_buffers(path: Path) -> None:
     assert statistics().refused == ()
 
 
-async def test_other_memory(path: Path) -> None:
+async def test_memory_that_is_not_registered_will_do(path: Path) -> None:
     async def test() -> None:
         async with await open_direct(path, "r+") as file:
             with mmap.mmap(-1, 2 * SIZE) as memory:
@@ -123,7 +123,7 @@ async def test_leases_where_nothing_is_registered(path: Path) -> None:
         await trio.to_thread.run_sync(run)
 
 
-async def test_the_end_of_the_file(path: Path) -> None:
+async def test_the_end_of_the_file_gives_a_short_read(path: Path) -> None:
     path.write_bytes(CONTENT[: SIZE + 100])
     async with await open_direct(path, "r+") as file:
         with RegisteredBuffers(1, 2 * SIZE) as buffers, await buffers.lease() as lease:
@@ -135,7 +135,7 @@ async def test_the_end_of_the_file(path: Path) -> None:
     assert path.stat().st_size == SIZE + 1
 
 
-async def test_many_tasks_few_buffers(path: Path) -> None:
+async def test_many_tasks_share_few_buffers(path: Path) -> None:
     async def read(number: int) -> None:
         with await buffers.lease() as lease:
             assert await file.read_into_at(lease, number * SIZE) == SIZE
@@ -166,7 +166,7 @@ async def test_cancelled_reads_end_before_their_buffer_is_given_back(path: Path)
                 assert lease.users == buffers.leased == 0
 
 
-async def test_cancelled_before_it_begins(path: Path) -> None:
+async def test_cancelled_before_it_begins_it_reads_nothing(path: Path) -> None:
     buffers = RegisteredBuffers(1, SIZE)
     async with await open_direct(path) as file:
         with trio.CancelScope() as scope:
@@ -185,7 +185,7 @@ async def test_cancelled_before_it_begins(path: Path) -> None:
 # --- What is wrong, in words ----------------------------------------------------------------
 
 
-async def test_alignment(path: Path) -> None:
+async def test_what_is_not_aligned_is_refused(path: Path) -> None:
     async def test() -> None:
         async with await open_direct(path, "r+", block_size=512) as file:
             assert (file.block_size, file.memory_alignment) == (512, 512)
@@ -223,13 +223,13 @@ async def test_what_the_kernel_takes_is_what_is_allowed(path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["", "a", "rw", "rt", "bb", "U"])
-async def test_wrong_modes(mode: str, path: Path) -> None:
+async def test_wrong_modes_are_refused(mode: str, path: Path) -> None:
     with pytest.raises(ValueError, match="mode must be one of"):
         await open_direct(path, mode)
 
 
 @pytest.mark.parametrize("block_size", [0, -512, 1000])
-async def test_wrong_block_sizes(block_size: int, path: Path) -> None:
+async def test_wrong_block_sizes_are_refused(block_size: int, path: Path) -> None:
     with pytest.raises(ValueError, match="power of two"):
         await open_direct(path, block_size=block_size)
 
@@ -252,7 +252,7 @@ async def test_modes(path: Path) -> None:
     assert raised.value.filename == str(path.with_name("none"))
 
 
-async def test_files_without_direct_io() -> None:
+async def test_files_without_direct_io_are_refused() -> None:
     async def test() -> None:
         for name in ("/proc/self/status", "/dev/null"):
             with pytest.raises(OSError, match=r"no direct I/O .*has no O_DIRECT") as raised:
@@ -263,7 +263,7 @@ async def test_files_without_direct_io() -> None:
     await in_both_ways(test)
 
 
-async def test_a_file_system_in_memory() -> None:
+async def test_a_file_system_in_memory_is_refused() -> None:
     fd = os.memfd_create("file")
     try:
 
@@ -301,7 +301,7 @@ async def test_statx_and_the_device_agree(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "size"), [(0, 1), (1, 0), (-1, 1), (1, -1), (2, 1 << 30)])
-async def test_wrong_sizes(count: int, size: int) -> None:
+async def test_wrong_sizes_are_refused(count: int, size: int) -> None:
     with pytest.raises(ValueError, match=r"1 or more|1 GiB"):
         RegisteredBuffers(count, size)
 
@@ -344,7 +344,7 @@ async def test_the_first_in_line_is_the_first_to_get_one() -> None:
     assert got == [0, 1, 2, 3, 4]
 
 
-async def test_cancelled_in_line() -> None:
+async def test_cancelled_in_line_a_task_takes_no_buffer() -> None:
     with RegisteredBuffers(1, 1) as buffers:
         lease = buffers.lease_nowait()
         with trio.move_on_after(0) as scope:
@@ -391,7 +391,7 @@ async def test_places_are_used_again() -> None:
             assert pool.registered
 
 
-async def test_closed_after_its_run() -> None:
+async def test_it_can_be_closed_after_its_run() -> None:
     pools: list[RegisteredBuffers] = []
 
     async def leave_open() -> None:
@@ -404,7 +404,7 @@ async def test_closed_after_its_run() -> None:
     pools[0].close()
 
 
-def test_outside_a_run() -> None:
+def test_outside_a_run_it_is_refused() -> None:
     with pytest.raises(RuntimeError):
         RegisteredBuffers(1, 1)
 

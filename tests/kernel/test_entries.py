@@ -51,7 +51,7 @@ async def test_a_cancelled_operation_is_no_cyclic_garbage() -> None:
         assert scope.cancelled_caught
 
 
-async def test_one_entry_after_the_other() -> None:
+async def test_what_happened_to_one_operation_says_nothing_about_the_next() -> None:
     """What happened to one operation says nothing about the next."""
     a, b = trio.socket.socketpair()
     with a, b:

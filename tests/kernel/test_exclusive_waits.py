@@ -53,7 +53,7 @@ def fill(sock: SocketType) -> None:
 
 @pytest.mark.parametrize("second", READS)
 @pytest.mark.parametrize("first", READS)
-async def test_two_readers(first: str, second: str) -> None:
+async def test_two_tasks_cannot_read_from_one_fd(first: str, second: str) -> None:
     left, right = trio.socket.socketpair()
     with left, right:
         async with trio.open_nursery() as nursery:
@@ -92,7 +92,7 @@ async def test_taking_over_from_a_reader_that_was_cancelled(first: str, second: 
 
 @pytest.mark.parametrize("second", WRITES)
 @pytest.mark.parametrize("first", WRITES)
-async def test_two_writers(first: str, second: str) -> None:
+async def test_two_tasks_cannot_write_to_one_fd(first: str, second: str) -> None:
     left, right = trio.socket.socketpair()
     with left, right:
         fill(left)
@@ -106,7 +106,7 @@ async def test_two_writers(first: str, second: str) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_two_accepts() -> None:
+async def test_two_tasks_cannot_accept_from_one_listener() -> None:
     with trio.socket.socket() as listener:
         await listener.bind(ANY_PORT)
         listener.listen()
@@ -125,7 +125,7 @@ async def test_two_accepts() -> None:
                 pass
 
 
-async def test_two_connects() -> None:
+async def test_two_tasks_cannot_connect_one_socket() -> None:
     with stdlib_socket.create_server(ANY_PORT, backlog=0) as full:
         address = full.getsockname()
         with stdlib_socket.create_connection(address), trio.socket.socket() as sock:
@@ -138,7 +138,7 @@ async def test_two_connects() -> None:
                 nursery.cancel_scope.cancel()
 
 
-async def test_streams() -> None:
+async def test_two_tasks_cannot_use_one_side_of_a_stream() -> None:
     left, right = trio.socket.socketpair()
     async with (
         trio.SocketStream(left) as stream,
@@ -158,7 +158,7 @@ async def test_streams() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_pipes() -> None:
+async def test_two_tasks_cannot_use_one_end_of_a_pipe() -> None:
     read_end, write_end = os.pipe()
     async with FdStream(read_end) as reader, FdStream(write_end) as writer:
         async with trio.open_nursery() as nursery:

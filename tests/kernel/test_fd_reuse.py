@@ -97,7 +97,7 @@ SENDS: Final[list[Callable[[trio.socket.SocketType], Awaitable[object]]]] = [
 ]
 
 
-async def test_closed_while_it_waits() -> None:
+async def test_an_operation_on_a_closed_fd_does_not_act_on_its_successor() -> None:
     for number in range(ROUNDS):
         receive = RECEIVES[number % len(RECEIVES)]
         sock, theirs = connected()
@@ -136,7 +136,7 @@ async def test_the_successor_is_not_busy() -> None:
 
 
 @pytest.mark.parametrize("operate", [*SUBMITTED_RECEIVES, *SENDS])
-async def test_closed_before_it_was_submitted(
+async def test_an_operation_on_an_fd_closed_before_it_was_submitted_spares_its_successor(
     operate: Callable[[trio.socket.SocketType], Awaitable[object]],
 ) -> None:
     """The SQE is in the SQ, the kernel has not seen it, and the fd is closed and reused."""
@@ -163,7 +163,7 @@ async def test_other_operations_on_a_closed_fd_before_they_are_submitted() -> No
 @pytest.mark.parametrize(
     "operate", [RECEIVES[0], lambda sock: trio.SocketStream(sock).receive_some()]
 )
-async def test_closed_between_two_attempts_to_receive(
+async def test_an_fd_closed_between_two_attempts_to_receive_is_left_alone(
     operate: Callable[[trio.socket.SocketType], Awaitable[object]],
 ) -> None:
     """No buffer was left (ENOBUFS): the socket is tried again, but it is another one now."""
@@ -189,7 +189,7 @@ async def test_closed_between_two_attempts_to_receive(
 
 
 @pytest.mark.ring(receive_buffers=1)
-async def test_pipe_closed_between_two_attempts_to_receive() -> None:
+async def test_a_pipe_closed_between_two_attempts_to_receive_is_left_alone() -> None:
     for _ in range(ROUNDS // 5):
         read_end, write_end = os.pipe()
         stream = FdStream(read_end)
@@ -211,7 +211,7 @@ async def test_pipe_closed_between_two_attempts_to_receive() -> None:
         replaced.check()
 
 
-async def test_pipe_closed_between_two_writes() -> None:
+async def test_a_pipe_closed_between_two_writes_is_left_alone() -> None:
     """A part of the data is written; the rest must not go to another file."""
     for _ in range(ROUNDS):
         read_end, write_end = os.pipe()

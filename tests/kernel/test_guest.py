@@ -97,7 +97,7 @@ def test_asyncio_and_its_guest_at_once() -> None:
     assert asyncio.run(host()) == 200
 
 
-def test_deadlines() -> None:
+def test_deadlines_wake_a_guest() -> None:
     async def main() -> None:
         for seconds in (0, 0.001, 0.01):
             with trio.move_on_after(seconds) as scope:
@@ -354,7 +354,7 @@ def test_a_forked_child_takes_no_wake_up_from_its_parent() -> None:
 # --- Many, one after the other --------------------------------------------------------------
 
 
-def test_many_guest_runs() -> None:
+def test_a_hundred_guest_runs_leave_nothing_open() -> None:
     async def main() -> None:
         a, b = trio.socket.socketpair()
         with a, b:
@@ -386,7 +386,7 @@ def test_several_guest_runs_one_after_the_other_in_one_asyncio() -> None:
     asyncio.run(host())
 
 
-def test_strictly() -> None:
+def test_all_scenarios_as_a_guest_in_development_mode() -> None:
     """All of this file, in development mode and with every warning an error."""
     code = """
         from scenarios import as_guest, everything
@@ -400,7 +400,7 @@ def test_strictly() -> None:
 
 
 @pytest.mark.parametrize("program", ABANDONED_GUESTS, ids=lambda program: program.__name__)
-def test_abandoned_guests(program: Callable[[], None]) -> None:
+def test_an_abandoned_guest_frees_what_the_kernel_held(program: Callable[[], None]) -> None:
     """Where Trio warns that weird stuff may happen. It complains itself; we must not, nor crash."""
     result = run_python(
         f"import abandoned_guests; abandoned_guests.{program.__name__}()", options=("-X", "dev")

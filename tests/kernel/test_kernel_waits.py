@@ -113,7 +113,7 @@ async def test_to_look_is_not_to_reap(rounds: Rounds) -> None:
         assert child.reap()
 
 
-async def test_a_process_of_trios() -> None:
+async def test_a_process_of_trios_can_be_waited_for() -> None:
     """WNOWAIT leaves it to Trio, or to subprocess, to know how it ended."""
     process = await trio.lowlevel.open_process(["/bin/sleep", "3600"], stdin=subprocess.DEVNULL)
     async with trio.open_nursery() as nursery:
@@ -123,7 +123,7 @@ async def test_a_process_of_trios() -> None:
     assert await process.wait() == -signal.SIGKILL
 
 
-async def test_bad_waits() -> None:
+async def test_bad_waits_are_refused() -> None:
     for id_type, number, options, error in (
         (os.P_PID, os.getpid(), EXITED, ChildProcessError),
         (os.P_PIDFD, 10**6, EXITED, OSError),
@@ -179,7 +179,7 @@ def wake_one(futex: memoryview) -> operations.Operation[int]:
     return operations.futex_wake(futex)
 
 
-async def test_between_processes(shared: memoryview) -> None:
+async def test_a_futex_wakes_another_process(shared: memoryview) -> None:
     """A forked child wakes us through memory that is shared."""
     with shared[:4] as futex:
         async with trio.open_nursery() as nursery:
@@ -196,7 +196,7 @@ async def test_between_processes(shared: memoryview) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-async def test_a_value_that_has_changed(shared: memoryview) -> None:
+async def test_a_value_that_has_changed_ends_the_wait_at_once(shared: memoryview) -> None:
     """What was changed before the wait is seen by the wait."""
     with shared[:4] as futex:
         futex[0] = 1

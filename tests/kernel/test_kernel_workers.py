@@ -112,7 +112,7 @@ SENDS: Final[dict[str, Callable[[SocketType], Awaitable[object]]]] = {
 
 @pytest.mark.parametrize("send", SENDS)
 @pytest.mark.parametrize("kind", ["UNIX", "TCP"])
-def test_sending_to_peers_that_shut_down_their_side(send: str, kind: str) -> None:
+def test_sending_to_peers_that_shut_down_their_side_takes_no_worker(send: str, kind: str) -> None:
     in_its_own_thread(_send_to_peers_that_shut_down_their_side, send, kind)
 
 
@@ -181,7 +181,7 @@ async def wait_in_every_way(stack: AsyncExitStack, nursery: trio.Nursery) -> Non
     nursery.start_soon(writer.send_all, A_LOT)
 
 
-def test_everything_else_that_waits() -> None:
+def test_everything_else_that_waits_takes_no_worker() -> None:
     in_its_own_thread(_wait_for_everything_else)
 
 
@@ -399,7 +399,9 @@ THOUSANDS: Final = 4000
 
 
 @pytest.mark.parametrize("limits", [(8, 32, 64), (1, 2, 3)])
-def test_thousands_that_block(limits: tuple[int, int, int], tmp_path: Path) -> None:
+def test_thousands_of_operations_that_block_leave_workers_for_others(
+    limits: tuple[int, int, int], tmp_path: Path
+) -> None:
     """They wait in line, and the kernel starts no more threads than it may."""
     bounded, unbounded, operations_max = limits
     fifo = tmp_path / "fifo"
@@ -454,7 +456,7 @@ def test_thousands_that_block(limits: tuple[int, int, int], tmp_path: Path) -> N
     )
 
 
-def test_thousands_that_are_cancelled(tmp_path: Path) -> None:
+def test_thousands_of_operations_that_block_can_be_cancelled(tmp_path: Path) -> None:
     """All of them in the kernel: it queues what exceeds its workers, and lets go of all of it."""
     in_its_own_thread(_cancel_thousands, tmp_path / "fifo", max_file_operations=4096)
 
@@ -474,7 +476,7 @@ async def _cancel_thousands(fifo: Path) -> None:
     await perform(operations.statx("/"))
 
 
-def test_thousands_of_reads_that_wait() -> None:
+def test_thousands_of_reads_that_wait_take_no_worker() -> None:
     """Reads of pipes take no worker at all, and no limit holds them up."""
     in_its_own_thread(_wait_for_thousands_of_reads)
 

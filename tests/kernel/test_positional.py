@@ -59,7 +59,7 @@ async def use(path: Path) -> None:
 
 
 @pytest.mark.parametrize("nowait", [True, False])
-async def test_all_on_the_ring(
+async def test_all_calls_are_on_the_ring(
     tmp_path: Path, nowait: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not nowait:
@@ -76,7 +76,7 @@ async def test_all_on_the_ring(
     assert bool(routes["inline"]) == nowait
 
 
-def test_all_without_a_ring(tmp_path: Path) -> None:
+def test_all_calls_work_without_a_ring(tmp_path: Path) -> None:
     trio.run(use, tmp_path / "file")
 
 
@@ -102,7 +102,7 @@ async def test_large_transfers_go_to_workers(tmp_path: Path) -> None:
     assert routes["inline"] == 0
 
 
-async def test_appending(tmp_path: Path) -> None:
+async def test_a_file_opened_for_appending_is_appended_to(tmp_path: Path) -> None:
     flags = CREATE | os.O_APPEND
     async with await open_positional(tmp_path / "file", flags) as file:
         for _ in range(3):
@@ -148,7 +148,7 @@ async def test_a_cancelled_task_does_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "file").stat().st_size == 0
 
 
-async def test_wrong_arguments(tmp_path: Path) -> None:
+async def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     async with await open_positional(tmp_path / "file", CREATE) as file:
         with pytest.raises(ValueError, match="offset"):
             await file.read_at(1, -1)
@@ -165,7 +165,7 @@ async def test_wrong_arguments(tmp_path: Path) -> None:
             await file.truncate(-1)
 
 
-async def test_errors_carry_the_name(tmp_path: Path) -> None:
+async def test_errors_carry_the_name_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         await open_positional(tmp_path / "missing")
     assert caught.value.filename == str(tmp_path / "missing")
@@ -195,7 +195,7 @@ async def test_an_old_kernel_truncates_in_a_thread(
     assert files_of(current_manager()).routes()["thread"] == 1
 
 
-async def test_it_fits_the_bound_on_operations(tmp_path: Path) -> None:
+async def test_more_calls_than_the_bound_on_operations_all_end(tmp_path: Path) -> None:
     count = current_manager().config.max_file_operations + 20
     async with (
         await open_positional(tmp_path / "file", CREATE) as file,

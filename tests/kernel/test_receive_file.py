@@ -51,7 +51,7 @@ def content(fd: int) -> bytes:
 @pytest.mark.usefixtures("fd_ledger")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", RUNS)
-def test_it_arrives(run: str, kind: str, file: int) -> None:
+def test_the_file_holds_all_that_was_sent(run: str, kind: str, file: int) -> None:
     async def one(data: bytes, offset: int) -> None:
         progress = ReceiveProgress()
         with connected(kind) as (client, source):
@@ -75,7 +75,7 @@ def test_it_arrives(run: str, kind: str, file: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_only_what_was_asked_for(run: str, file: int) -> None:
+def test_it_receives_only_as_much_as_was_asked_for(run: str, file: int) -> None:
     async def main() -> None:
         os.pwrite(file, b"0123456789", 0)
         with connected("TCP") as (client, source):
@@ -105,7 +105,7 @@ async def test_what_counts_as_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_other_streams(run: str, file: int) -> None:
+def test_streams_that_are_no_sockets_are_received_from_too(run: str, file: int) -> None:
     async def main() -> None:
         for ours, theirs in (memory_stream_pair(), await tls_pair()):
             async with trio.open_nursery() as nursery:
@@ -121,7 +121,7 @@ def test_other_streams(run: str, file: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_urgent_data(run: str, file: int) -> None:
+def test_urgent_data_is_left_out(run: str, file: int) -> None:
     """It is left out, as by recv(2); splice(2) does not get beyond it (Linux 6.18)."""
 
     async def main() -> None:
@@ -136,7 +136,7 @@ def test_urgent_data(run: str, file: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_appending(run: str, tmp_path: Path) -> None:
+def test_a_file_opened_for_appending_is_appended_to(run: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"what was there, ")
 
@@ -149,7 +149,7 @@ def test_appending(run: str, tmp_path: Path) -> None:
     assert path.read_bytes() == b"what was there, and more"
 
 
-async def test_a_file_that_knows_no_splice() -> None:
+async def test_a_file_that_knows_no_splice_is_written_to() -> None:
     path = Path("/proc/self/comm")
     name = path.read_bytes()
     before = completed("WRITE")
@@ -162,7 +162,7 @@ async def test_a_file_that_knows_no_splice() -> None:
 
 
 @pytest.mark.usefixtures("fd_ledger")
-async def test_no_fds_for_a_pipe(file: int) -> None:
+async def test_without_fds_for_a_pipe_it_copies(file: int) -> None:
     before = completed("SPLICE")
     with connected("UNIX") as (client, source), no_fds_but(1):
         async with trio.open_nursery() as nursery:
@@ -189,7 +189,7 @@ async def test_waiting_holds_neither_pipe_nor_worker(file: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", RUNS)
-def test_cancelled_midway(run: str, kind: str, file: int) -> None:
+def test_cancelled_midway_it_loses_no_byte(run: str, kind: str, file: int) -> None:
     """What came out of the stream is in the file, the rest still in the stream."""
     came_so_far = set()
 
@@ -224,7 +224,7 @@ def test_cancelled_midway(run: str, kind: str, file: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_file_for_reading_only(run: str) -> None:
+def test_a_file_opened_for_reading_is_refused(run: str) -> None:
     """As write(2) says it, and not a byte is taken."""
 
     async def main() -> None:
@@ -239,7 +239,7 @@ def test_a_file_for_reading_only(run: str) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_no_pipe_and_no_socket(run: str) -> None:
+def test_pipes_and_sockets_are_refused_as_the_file(run: str) -> None:
     """A write to one could wait for ever, and cannot be cancelled."""
 
     async def main() -> None:
@@ -299,7 +299,7 @@ def test_a_file_that_gets_too_large(run: str, file: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_two_that_receive(run: str, file: int) -> None:
+def test_two_tasks_cannot_receive_from_one_stream(run: str, file: int) -> None:
     async def main() -> None:
         with connected("UNIX") as (client, source):
             async with trio.open_nursery() as nursery:
@@ -314,7 +314,7 @@ def test_two_that_receive(run: str, file: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_closed_meanwhile(run: str, file: int) -> None:
+def test_closing_the_stream_ends_it(run: str, file: int) -> None:
     async def main() -> None:
         with connected("UNIX") as (_, source):
             async with trio.open_nursery() as nursery:
@@ -333,7 +333,7 @@ def test_closed_meanwhile(run: str, file: int) -> None:
     RUNS[run](main)
 
 
-async def test_bad_arguments(file: int) -> None:
+async def test_bad_arguments_are_refused(file: int) -> None:
     with connected("TCP") as (_, source):
         for options in ({"offset": -1}, {"count": -1}):
             with pytest.raises(ValueError, match="0 or more"):

@@ -66,7 +66,7 @@ async def all_of(leases: ReceivedLeases) -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", RUNS)
-def test_all_arrives(run: str, kind: str) -> None:
+def test_every_byte_arrives_in_order(run: str, kind: str) -> None:
     async def main() -> None:
         with connected(kind) as (stream, peer):
             sender = trio.SocketStream(trio.socket.from_stdlib_socket(peer.dup()))
@@ -98,7 +98,7 @@ async def test_one_operation_for_many_messages() -> None:
         assert receives() == 1
 
 
-async def test_without_waiting() -> None:
+async def test_what_is_there_is_received_without_waiting() -> None:
     with connected() as (stream, peer):
         async with receive_many(stream) as leases:
             with pytest.raises(trio.WouldBlock):
@@ -114,7 +114,7 @@ async def test_without_waiting() -> None:
             leases.receive_nowait()
 
 
-async def test_checkpoints() -> None:
+async def test_every_step_is_a_checkpoint() -> None:
     with connected() as (stream, peer):
         leases = receive_many(stream)
         for _ in range(3):
@@ -131,7 +131,7 @@ async def test_checkpoints() -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_any_stream(run: str) -> None:
+def test_any_receive_stream_will_do(run: str) -> None:
     async def main() -> None:
         ours, theirs = memory_stream_pair()
         async with receive_many(ours, buffer_size=1000) as leases:
@@ -143,7 +143,7 @@ def test_any_stream(run: str) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_socket(run: str) -> None:
+def test_a_socket_will_do(run: str) -> None:
     async def main() -> None:
         with connected("TCP") as (stream, peer):
             async with receive_many(stream.socket) as leases:
@@ -156,7 +156,7 @@ def test_a_socket(run: str) -> None:
     RUNS[run](main)
 
 
-async def test_perform() -> None:
+async def test_the_operation_can_be_performed_by_itself() -> None:
     """The operation by itself."""
     buffers = current_manager().buffers
     assert buffers is not None
@@ -181,7 +181,7 @@ async def test_perform() -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_lease(run: str) -> None:
+def test_a_lease_is_a_buffer_until_it_is_given_back(run: str) -> None:
     async def main() -> None:
         with connected() as (stream, peer):
             async with receive_many(stream) as leases:
@@ -233,7 +233,7 @@ async def test_memory_that_is_in_use_is_not_given_back() -> None:
             assert taken(lease) == b"more"
 
 
-def test_leases_outlive_everything() -> None:
+def test_leases_outlive_their_stream_and_their_run() -> None:
     kept = []
 
     async def main() -> None:
@@ -251,7 +251,7 @@ def test_leases_outlive_everything() -> None:
     assert [taken(lease) for lease in kept] == [b"data", b"moremore"]
 
 
-async def test_a_lease_that_is_forgotten() -> None:
+async def test_a_lease_that_is_forgotten_is_reported() -> None:
     with connected() as (stream, peer):
         async with receive_many(stream) as leases:
             peer.send(b"data")
@@ -263,7 +263,7 @@ async def test_a_lease_that_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("max_buffers", [1, 3, 4])
-async def test_the_bound(max_buffers: int) -> None:
+async def test_no_more_buffers_are_lent_than_max_buffers(max_buffers: int) -> None:
     """What does not fit in the buffers stays in the socket."""
     with connected() as (stream, peer):
         peer.setblocking(False)
@@ -280,7 +280,7 @@ async def test_the_bound(max_buffers: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_who_holds_all_waits_for_one(run: str) -> None:
+def test_a_consumer_that_holds_all_buffers_waits_until_it_gives_one_back(run: str) -> None:
     async def main() -> None:
         with connected() as (stream, peer):
             async with receive_many(stream, max_buffers=2, buffer_size=1) as leases:
@@ -339,7 +339,7 @@ async def test_a_slow_consumer_loses_nothing() -> None:
 CONNECTIONS: Final = 512
 
 
-async def test_fairness() -> None:
+async def test_a_stream_with_much_data_lets_others_run() -> None:
     """One peer sends without end; what the others send is there within a few turns of the loop."""
     turns = greedy = 0
     latencies = []
@@ -393,7 +393,7 @@ async def test_fairness() -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_leaving_early(run: str) -> None:
+def test_what_is_left_unread_is_returned(run: str) -> None:
     async def main() -> None:
         with connected() as (stream, peer):
             peer.send(b"abcdefgh")
@@ -470,7 +470,7 @@ def test_a_sender_in_another_thread(guest: bool, sqpoll: SQPoll | None) -> None:
 
 
 @pytest.mark.ring(entries=8, completion_entries=8)
-async def test_small_queues() -> None:
+async def test_small_queues_lose_no_byte() -> None:
     """The CQ overflows, which ends multishot operations: they are begun again."""
     got: list[int] = []
     with ExitStack() as stack:
@@ -531,7 +531,7 @@ async def test_leaving_at_any_moment(order: Order) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_two_that_receive(run: str) -> None:
+def test_two_tasks_cannot_receive_from_one_stream(run: str) -> None:
     async def main() -> None:
         with connected() as (stream, peer):
             async with receive_many(stream) as leases, trio.open_nursery() as nursery:
@@ -547,7 +547,7 @@ def test_two_that_receive(run: str) -> None:
     RUNS[run](main)
 
 
-async def test_nobody_receives_in_between() -> None:
+async def test_nobody_else_receives_between_two_steps() -> None:
     """Also while no operation is in flight: the bytes would change places."""
     with connected() as (stream, peer):
         async with receive_many(stream, max_buffers=1, buffer_size=1) as leases:
@@ -563,7 +563,7 @@ async def test_nobody_receives_in_between() -> None:
         assert leases.unread + await stream.receive_some() == b"c"
 
 
-async def test_another_task_receives_already() -> None:
+async def test_it_is_refused_while_another_task_receives() -> None:
     with connected() as (stream, _):
         async with receive_many(stream) as leases, trio.open_nursery() as nursery:
             nursery.start_soon(stream.receive_some)
@@ -576,7 +576,7 @@ async def test_another_task_receives_already() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", RUNS)
-def test_closed_meanwhile(run: str, kind: str) -> None:
+def test_closing_the_stream_ends_it(run: str, kind: str) -> None:
     async def main() -> None:
         with connected(kind) as (stream, peer):
             async with receive_many(stream) as leases, trio.open_nursery() as nursery:
@@ -595,7 +595,7 @@ def test_closed_meanwhile(run: str, kind: str) -> None:
     RUNS[run](main)
 
 
-async def test_closed_while_all_buffers_are_lent() -> None:
+async def test_closing_the_stream_ends_it_while_all_buffers_are_lent() -> None:
     with connected() as (stream, peer):
         async with receive_many(stream, max_buffers=1) as leases, trio.open_nursery() as nursery:
             peer.send(b"x")
@@ -612,7 +612,7 @@ async def test_closed_while_all_buffers_are_lent() -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_left_meanwhile(run: str) -> None:
+def test_leaving_the_block_ends_a_receive_in_another_task(run: str) -> None:
     """The channel is closed while another task receives, or waits for a lease to come back."""
 
     async def main() -> None:
@@ -644,7 +644,7 @@ def reset(peer: stdlib_socket.socket) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_broken_connection(run: str) -> None:
+def test_a_broken_connection_is_an_error_after_its_data(run: str) -> None:
     async def main() -> None:
         with connected("TCP") as (stream, peer):
             async with receive_many(stream) as leases:
@@ -676,7 +676,9 @@ async def test_leaving_before_it_is_known_to_be_broken() -> None:
 
 
 @pytest.mark.parametrize("what", ["RECV_MULTISHOT", "PBUF_RING"])
-async def test_a_kernel_without_it(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+async def test_a_kernel_without_multishot_receive_receives_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     def unknown(fd: int, buffers: Any, *_: object, **_options: object) -> Operation[bytes]:
         model = operations.recv_select(fd, buffers, 0)
         return Operation(model.opcode, model.decode, fd, ioprio=1 << 15, buffers=buffers)
@@ -707,7 +709,7 @@ async def test_groups_are_used_again() -> None:
     assert not current_manager().pools._open
 
 
-async def test_no_cyclic_garbage() -> None:
+async def test_it_leaves_no_cyclic_garbage() -> None:
     """What the program forgot to close is closed when the last reference to it goes."""
     gc.disable()
     try:
@@ -725,7 +727,7 @@ async def test_no_cyclic_garbage() -> None:
         gc.enable()
 
 
-async def test_wrong_arguments() -> None:
+async def test_wrong_arguments_are_refused() -> None:
     with connected() as (stream, peer):
         with pytest.raises(TypeError, match="stream"):
             receive_many(peer)  # type: ignore[arg-type]
@@ -740,7 +742,7 @@ async def test_wrong_arguments() -> None:
                 receive_many(stream, buffer_size=number)
 
 
-async def test_on_a_closed_stream() -> None:
+async def test_a_closed_stream_is_refused() -> None:
     with connected() as (stream, _):
         await stream.aclose()
         async with receive_many(stream) as leases:
@@ -748,7 +750,7 @@ async def test_on_a_closed_stream() -> None:
                 await leases.receive()
 
 
-def test_outside_a_run() -> None:
+def test_outside_a_run_it_is_refused() -> None:
     ours, _ = memory_stream_pair()
     with pytest.raises(RuntimeError, match="async context"):
         receive_many(ours)

@@ -45,7 +45,7 @@ async def relayed(source: Any, destination: Any, **options: Any) -> int:
 @pytest.mark.parametrize("to", KINDS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", RUNS)
-def test_it_arrives(run: str, kind: str, to: str) -> None:
+def test_all_bytes_are_relayed(run: str, kind: str, to: str) -> None:
     async def one(data: bytes) -> None:
         progress = RelayProgress()
         with connected(kind) as (client, source), connected(to) as (destination, server):
@@ -78,7 +78,7 @@ async def test_the_bytes_stay_in_the_kernel(kind: str) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_no_more_than_was_asked_for(run: str) -> None:
+def test_it_relays_no_more_than_was_asked_for(run: str) -> None:
     async def main() -> None:
         with connected("TCP") as (client, source), connected("UNIX") as (destination, server):
             await client.send_all(b"head and body")
@@ -91,7 +91,7 @@ def test_no_more_than_was_asked_for(run: str) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_other_streams(run: str) -> None:
+def test_streams_that_are_no_sockets_are_relayed_too(run: str) -> None:
     async def main() -> None:
         for through in (memory_stream_pair, None):
             with connected("TCP") as (client, source), connected("TCP") as (destination, server):
@@ -129,7 +129,7 @@ async def test_waiting_for_the_source_holds_no_pipe() -> None:
 
 
 @pytest.mark.usefixtures("fd_ledger")
-async def test_more_relays_than_pipes() -> None:
+async def test_more_relays_than_pipes_all_end() -> None:
     """The others receive and send, and do not wait."""
     count = _splice_pipes.PIPES_MAX + 4
     pairs = [(connected("TCP"), connected("UNIX")) for _ in range(count)]
@@ -149,7 +149,7 @@ async def test_more_relays_than_pipes() -> None:
 
 
 @pytest.mark.usefixtures("fd_ledger")
-async def test_no_fds_for_a_pipe() -> None:
+async def test_without_fds_for_a_pipe_it_copies() -> None:
     with (
         connected("UNIX") as (client, source),
         connected("TCP") as (destination, server),
@@ -175,7 +175,7 @@ class Thief(trio.abc.Instrument):
                 self.stolen += self.sock.recv(100)
 
 
-async def test_readable_and_yet_empty() -> None:
+async def test_a_source_that_is_readable_and_yet_empty_is_waited_for() -> None:
     """Somebody else was faster: it waits again, and keeps no pipe."""
     with connected("TCP") as (client, source), connected("UNIX") as (destination, server):
         thief = Thief(source.socket._sock, "the relay")  # type: ignore[attr-defined]
@@ -196,7 +196,7 @@ async def test_readable_and_yet_empty() -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_urgent_data(run: str) -> None:
+def test_urgent_data_is_left_out(run: str) -> None:
     """It is left out, as by recv(2); splice(2) does not get beyond it (Linux 6.18)."""
 
     async def main() -> None:
@@ -215,7 +215,7 @@ def test_urgent_data(run: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", RUNS)
-def test_cancelled_midway(run: str, kind: str) -> None:
+def test_cancelled_midway_it_loses_no_byte(run: str, kind: str) -> None:
     """What is gone, what is handed back and what is in the source make the whole."""
     seen: set[tuple[bool, bool]] = set()
 
@@ -251,7 +251,7 @@ def test_cancelled_midway(run: str, kind: str) -> None:
     assert (True, True) in seen
 
 
-async def test_cancelled_before() -> None:
+async def test_cancelled_before_it_begins_it_does_nothing() -> None:
     with connected("UNIX") as (client, source), connected("UNIX") as (destination, _):
         await client.send_all(b"abc")
         with trio.CancelScope() as scope:
@@ -265,7 +265,7 @@ async def test_cancelled_before() -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_two_at_a_time(run: str) -> None:
+def test_two_tasks_cannot_relay_from_or_to_one_stream(run: str) -> None:
     async def main() -> None:
         with connected("UNIX") as (client, source), connected("TCP") as (destination, server):
             async with trio.open_nursery() as nursery:
@@ -285,7 +285,7 @@ def test_two_at_a_time(run: str) -> None:
 
 @pytest.mark.parametrize("as_stream", [True, False])
 @pytest.mark.parametrize("run", RUNS)
-def test_the_destination_breaks(run: str, *, as_stream: bool) -> None:
+def test_a_destination_that_breaks_is_an_error(run: str, *, as_stream: bool) -> None:
     async def main() -> None:
         progress = RelayProgress()
         with connected("UNIX") as (client, source), connected("UNIX") as (destination, server):
@@ -301,7 +301,7 @@ def test_the_destination_breaks(run: str, *, as_stream: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_signal_for_a_broken_destination(kind: str) -> None:
+def test_a_broken_destination_raises_no_signal(kind: str) -> None:
     """Not even where SIGPIPE would end the process: there it does not splice."""
     code = """
         import signal, sys, trio, trio_uring
@@ -325,7 +325,7 @@ def test_no_signal_for_a_broken_destination(kind: str) -> None:
 
 @pytest.mark.parametrize("as_stream", [True, False])
 @pytest.mark.parametrize("run", RUNS)
-def test_the_source_breaks(run: str, *, as_stream: bool) -> None:
+def test_a_source_that_breaks_is_an_error(run: str, *, as_stream: bool) -> None:
     async def main() -> None:
         with connected("TCP") as (client, source), connected("UNIX") as (destination, _):
             reset = struct.pack("ii", 1, 0)
@@ -338,7 +338,7 @@ def test_the_source_breaks(run: str, *, as_stream: bool) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_closed_meanwhile(run: str) -> None:
+def test_closing_an_end_ends_it(run: str) -> None:
     async def relay_closed(source: Any, destination: Any, progress: RelayProgress) -> None:
         with pytest.raises(trio.ClosedResourceError):
             await relay(source, destination, progress=progress)
@@ -371,7 +371,7 @@ def test_closed_meanwhile(run: str) -> None:
     RUNS[run](main)
 
 
-async def test_bad_arguments() -> None:
+async def test_bad_arguments_are_refused() -> None:
     with connected("TCP") as (source, destination):
         with pytest.raises(ValueError, match="0 or more"):
             await relay(source, destination, count=-1)

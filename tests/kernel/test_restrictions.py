@@ -62,7 +62,7 @@ async def try_what_is_not() -> None:
 
 
 @pytest.mark.ring(allowed_operations=SOCKETS)
-async def test_restricted() -> None:
+async def test_a_restricted_run_refuses_what_is_not_allowed() -> None:
     await use_what_is_allowed()
     await try_what_is_not()
     assert statistics().refused == ()
@@ -71,13 +71,13 @@ async def test_restricted() -> None:
 
 
 @pytest.mark.ring(allowed_operations=SOCKETS, sqpoll=SQPoll(idle=0.001))
-async def test_restricted_with_a_polling_thread() -> None:
+async def test_a_restricted_run_may_have_a_polling_thread() -> None:
     await use_what_is_allowed()
     await try_what_is_not()
 
 
 @pytest.mark.ring(allowed_operations=NOTHING)
-async def test_nothing_is_allowed() -> None:
+async def test_a_run_that_allows_nothing_works() -> None:
     """But what every run needs: wake-ups, other threads, registrations of memory."""
     await try_what_is_not()
     assert await trio.to_thread.run_sync(int) == 0
@@ -108,13 +108,13 @@ async def test_by_default_all_is_allowed(tmp_path: Path) -> None:
         (frozenset({1, "a", None}), ValueError),
     ],
 )
-def test_wrong_settings(allowed: object, error: type[Exception]) -> None:
+def test_wrong_settings_are_refused(allowed: object, error: type[Exception]) -> None:
     with pytest.raises(error, match="allowed_operations"):
         RingConfig(allowed_operations=allowed)  # type: ignore[arg-type]
 
 
 @pytest.mark.ring(allowed_operations=NOTHING)
-async def test_in_a_batch() -> None:
+async def test_a_batch_is_restricted_too() -> None:
     """What is forbidden fails, and of its chain nothing is done; the rest is."""
     nop = operations.nop
     outcomes = await perform_many(
@@ -145,6 +145,6 @@ async def test_a_forbidden_operation_of_a_file_or_transfer_says_so(tmp_path: Pat
         await trio_uring.send_file(sock, opened)
 
 
-def test_as_a_plain_run() -> None:
+def test_a_restricted_run_works_as_a_plain_one() -> None:
     config = RingConfig(require=True, allowed_operations=SOCKETS)
     trio_uring.run(try_what_is_not, ring=config)

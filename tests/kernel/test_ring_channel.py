@@ -143,7 +143,7 @@ def test_objects_arrive_in_order(sender: str, receiver: str, size: float) -> Non
         assert sum(wakes.values()) >= OBJECTS  # for each, one of the two had to wait
 
 
-async def test_the_other_loop_is_a_guest() -> None:
+async def test_objects_arrive_if_the_other_loop_is_a_guest() -> None:
     send_channel, receive_channel = open_ring_channel[int](0)
     reply, replies = open_ring_channel[int](0)
 
@@ -168,7 +168,7 @@ async def test_the_other_loop_is_a_guest() -> None:
     assert wake_messages() + sent >= 2 * OBJECTS  # for each, one of the two had to wait
 
 
-async def test_to_a_thread_that_waits_for_us_in_vain() -> None:
+async def test_a_thread_that_waits_for_this_one_is_woken() -> None:
     """What is sent goes at once: the sender may not come to its next turn before it is there."""
     send_channel, receive_channel = open_ring_channel[int](1)
     arrived = threading.Event()
@@ -194,7 +194,7 @@ async def test_to_a_thread_that_waits_for_us_in_vain() -> None:
     assert wake_messages() == 2
 
 
-async def test_without_a_run() -> None:
+async def test_what_is_not_async_works_outside_a_run() -> None:
     """What is not async works in any thread."""
     send_channel, receive_channel = open_ring_channel[int](1)
     received: list[int] = []
@@ -220,7 +220,7 @@ async def test_without_a_run() -> None:
 
 
 @pytest.mark.parametrize("run", ["ring", "restricted", "no ring"])
-def test_many_loops_that_cancel(run: str) -> None:
+def test_many_loops_that_cancel_lose_no_object(run: str) -> None:
     """Four loops send and receive, and cancel both; every object arrives once."""
     send_channel, receive_channel = open_ring_channel[int](2)
     numbers = iter(range(10**9))
@@ -498,7 +498,7 @@ async def test_another_loop_takes_what_this_one_has_not_seen() -> None:
     assert (busy.ours, busy.theirs) == ([2], [1])
 
 
-async def test_but_not_from_a_task_that_was_cancelled() -> None:
+async def test_an_object_is_not_taken_from_a_task_that_was_cancelled() -> None:
     """It would wait for ever, since it has left the line too late for Trio."""
     busy = Busy()
     busy.before = busy.scope.cancel
@@ -506,14 +506,14 @@ async def test_but_not_from_a_task_that_was_cancelled() -> None:
     assert (busy.ours, busy.theirs) == ([1], [])
 
 
-async def test_but_not_if_its_end_is_closed() -> None:
+async def test_an_object_is_not_taken_if_its_end_is_closed() -> None:
     busy = Busy()
     busy.before = busy.receive_channel.close
     await busy.run()
     assert (busy.ours, busy.theirs) == ([1], [])
 
 
-async def test_it_was_the_last() -> None:
+async def test_a_task_whose_object_was_taken_is_told_of_the_end() -> None:
     busy = Busy()
     busy.before = busy.send_channel.close
     await busy.run()
@@ -556,7 +556,7 @@ class Peer:
         await trio.to_thread.run_sync(self.thread.join)
 
 
-async def test_a_message_that_reaches_no_ring() -> None:
+async def test_a_message_that_reaches_no_ring_loses_no_object() -> None:
     """The other loop hears of it all the same, and no fd is lost."""
     async with Peer() as peer:
         await peer.send(1)
@@ -569,7 +569,7 @@ async def test_a_message_that_reaches_no_ring() -> None:
     assert wake_messages() >= 3
 
 
-async def test_no_room_in_our_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_ring_loses_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Peer() as peer:
         with monkeypatch.context() as patch:
             patch.setattr(current_manager().ring, "push", lambda *_: False)
@@ -582,7 +582,7 @@ async def test_no_room_in_our_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peer.received == [1, 2]
 
 
-async def test_too_many_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_open_files_lose_no_object(monkeypatch: pytest.MonkeyPatch) -> None:
     def dup_fd(_ring: Ring) -> int:
         raise OSError("on purpose")
 
@@ -595,7 +595,7 @@ async def test_too_many_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wake_messages() == 0
 
 
-async def test_a_message_to_a_ring_that_is_closed() -> None:
+async def test_a_message_to_a_closed_ring_loses_no_object() -> None:
     """It is held open for it, so that its fd is no other file's, and then no longer."""
     async with Peer() as peer:
         assert peer.mailbox is not None
@@ -610,7 +610,7 @@ async def test_a_message_to_a_ring_that_is_closed() -> None:
     assert fd not in open_fds()
 
 
-async def test_our_ring_closes_with_messages_in_flight() -> None:
+async def test_a_ring_that_closes_with_messages_in_flight_loses_no_object() -> None:
     """They are sent first."""
     async with Peer() as peer:
 
@@ -632,7 +632,7 @@ def opened(request: pytest.FixtureRequest) -> Callable[[float], Any]:
     return OPEN[request.param]
 
 
-async def test_nowait(opened: Callable[[float], Any]) -> None:
+async def test_nowait_raises_where_it_would_wait(opened: Callable[[float], Any]) -> None:
     send_channel, receive_channel = opened(2)
     with pytest.raises(trio.WouldBlock):
         receive_channel.receive_nowait()
@@ -665,7 +665,7 @@ async def test_nowait(opened: Callable[[float], Any]) -> None:
     receive_channel.close()
 
 
-async def test_first_come_first_served(opened: Callable[[float], Any]) -> None:
+async def test_tasks_are_served_in_the_order_they_came(opened: Callable[[float], Any]) -> None:
     send_channel, receive_channel = opened(1)
     done: list[object] = []
 
@@ -698,7 +698,7 @@ async def test_first_come_first_served(opened: Callable[[float], Any]) -> None:
     receive_channel.close()
 
 
-async def test_closing_wakes(opened: Callable[[float], Any]) -> None:
+async def test_closing_wakes_the_tasks_that_wait(opened: Callable[[float], Any]) -> None:
     async def expect(error: type[Exception], what: Callable[..., Awaitable[object]]) -> None:
         with pytest.raises(error):
             await what()
@@ -744,7 +744,9 @@ async def test_closing_wakes(opened: Callable[[float], Any]) -> None:
 @pytest.mark.parametrize(
     ("size", "error"), [(-1, ValueError), (1.5, TypeError), ("1", TypeError), (-inf, TypeError)]
 )
-def test_wrong_sizes(opened: Callable[[Any], Any], size: object, error: type[Exception]) -> None:
+def test_wrong_sizes_are_refused(
+    opened: Callable[[Any], Any], size: object, error: type[Exception]
+) -> None:
     with pytest.raises(error):
         opened(size)
 

@@ -60,7 +60,7 @@ async def transferred(
 @pytest.mark.usefixtures("fd_ledger")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", RUNS)
-def test_it_arrives(run: str, kind: str, file: int) -> None:
+def test_all_of_the_file_arrives(run: str, kind: str, file: int) -> None:
     async def main() -> None:
         before = completed("SPLICE") if run == "ring" else 0
         position = os.lseek(file, 0, os.SEEK_CUR)
@@ -99,7 +99,7 @@ async def test_what_counts_as_a_file(tmp_path: Path) -> None:
                 assert await transferred(ours, theirs, each) == b"some bytes"
 
 
-async def test_other_streams(file: int) -> None:
+async def test_streams_that_are_no_sockets_are_sent_to_too(file: int) -> None:
     ours, theirs = memory_stream_pair()
     before = completed("SPLICE")
     assert await transferred(ours, theirs, file, offset=5) == DATA[5:]
@@ -107,7 +107,7 @@ async def test_other_streams(file: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_file_that_knows_no_splice(kind: str) -> None:
+async def test_a_file_that_knows_no_splice_is_read(kind: str) -> None:
     with Path("/proc/self/status").open("rb") as opened:
         with connected(kind) as (ours, theirs):
             got = await transferred(ours, theirs, opened)
@@ -131,7 +131,7 @@ async def test_a_slow_receiver_keeps_no_worker(kind: str, file: int) -> None:
 
 
 @pytest.mark.usefixtures("fd_ledger")
-async def test_more_transfers_than_pipes(file: int) -> None:
+async def test_more_transfers_than_pipes_all_end(file: int) -> None:
     """The others read and send, and do not wait."""
     count = _splice_pipes.PIPES_MAX + 4
     pairs = [connected("UNIX") for _ in range(count)]
@@ -150,7 +150,7 @@ async def test_more_transfers_than_pipes(file: int) -> None:
 
 
 @pytest.mark.usefixtures("fd_ledger")
-async def test_no_fds_for_a_pipe(file: int) -> None:
+async def test_without_fds_for_a_pipe_it_copies(file: int) -> None:
     """One is needed for the file; the bytes then go through the program."""
     before = completed("SPLICE")
     with connected("UNIX") as (ours, theirs), no_fds_but(2):
@@ -160,7 +160,7 @@ async def test_no_fds_for_a_pipe(file: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_signal_for_a_broken_connection(kind: str) -> None:
+def test_a_broken_connection_raises_no_signal(kind: str) -> None:
     """Not even where SIGPIPE would end the process: there it does not splice."""
     code = """
         import signal, sys, tempfile, trio, trio_uring
@@ -185,7 +185,7 @@ def test_no_signal_for_a_broken_connection(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", RUNS)
-def test_cancelled_midway(run: str, kind: str, file: int) -> None:
+def test_cancelled_midway_it_has_sent_what_progress_says(run: str, kind: str, file: int) -> None:
     """The receiver gets what *progress* says, and not one byte more."""
 
     async def one_round(steps: int) -> None:
@@ -217,7 +217,7 @@ def test_cancelled_midway(run: str, kind: str, file: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_two_that_send(run: str, file: int) -> None:
+def test_two_tasks_cannot_send_on_one_stream(run: str, file: int) -> None:
     async def main() -> None:
         with connected("UNIX") as (ours, theirs):
             async with trio.open_nursery() as nursery:
@@ -236,7 +236,7 @@ def test_two_that_send(run: str, file: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_closed_and_broken(run: str, file: int) -> None:
+def test_closed_and_broken_streams_raise_trios_errors(run: str, file: int) -> None:
     async def main() -> None:
         with connected("UNIX") as (ours, theirs):
             async with trio.open_nursery() as nursery:
@@ -268,7 +268,7 @@ def test_closed_and_broken(run: str, file: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_no_pipe_and_no_socket(run: str) -> None:
+def test_pipes_and_sockets_are_refused_as_the_file(run: str) -> None:
     """A read of one could wait for ever, and cannot be cancelled."""
 
     async def main() -> None:
@@ -286,7 +286,7 @@ def test_no_pipe_and_no_socket(run: str) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_bad_arguments(run: str, file: int, tmp_path: Path) -> None:
+def test_bad_arguments_are_refused(run: str, file: int, tmp_path: Path) -> None:
     async def main() -> None:
         with connected("TCP") as (ours, _):
             for options in ({"offset": -1}, {"count": -1}):

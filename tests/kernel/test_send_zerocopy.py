@@ -22,7 +22,7 @@ DATA: Final = os.urandom(SIZE)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", RUNS)
-def test_it_arrives(run: str, kind: str) -> None:
+def test_all_of_the_data_arrives(run: str, kind: str) -> None:
     async def main() -> None:
         progress = ZeroCopyProgress()
         with connected(kind) as (ours, theirs):
@@ -45,7 +45,7 @@ def test_it_arrives(run: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", RUNS)
-def test_several_buffers(run: str, kind: str) -> None:
+def test_several_buffers_are_sent_in_order(run: str, kind: str) -> None:
     blocks = [b"", DATA[:3], bytearray(DATA[3:2000]), memoryview(DATA)[2000:], b""]
 
     async def main() -> None:
@@ -61,7 +61,7 @@ def test_several_buffers(run: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_other_streams(run: str) -> None:
+def test_streams_that_are_no_sockets_are_sent_to_too(run: str) -> None:
     async def main() -> None:
         for ours, theirs in (memory_stream_pair(), await tls_pair()):
             async with trio.open_nursery() as nursery:
@@ -71,7 +71,7 @@ def test_other_streams(run: str) -> None:
     RUNS[run](main)
 
 
-async def test_a_socket_that_is_full() -> None:
+async def test_a_full_socket_is_waited_for() -> None:
     with connected("TCP") as (ours, theirs):
         before = 0
         with suppress(BlockingIOError):
@@ -85,7 +85,7 @@ async def test_a_socket_that_is_full() -> None:
 
 
 @pytest.mark.ring(allowed_operations=frozenset({"RECV", "SEND"}))
-async def test_a_ring_that_does_not_allow_it() -> None:
+async def test_a_ring_that_does_not_allow_zero_copy_sends_copies() -> None:
     with connected("TCP") as (ours, theirs):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(closing, ours, partial(send_zerocopy, ours, DATA))
@@ -132,7 +132,7 @@ async def test_only_a_reset_ends_the_wait_for_the_memory() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", RUNS)
-def test_cancelled_midway(run: str, kind: str) -> None:
+def test_cancelled_midway_it_has_sent_what_progress_says(run: str, kind: str) -> None:
     gone = set()
 
     async def one_round(steps: int) -> None:
@@ -166,7 +166,7 @@ def test_cancelled_midway(run: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_two_that_send(run: str) -> None:
+def test_two_tasks_cannot_send_on_one_stream(run: str) -> None:
     async def main() -> None:
         with connected("TCP") as (ours, theirs):
             async with trio.open_nursery() as nursery:
@@ -182,7 +182,7 @@ def test_two_that_send(run: str) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_closed_and_broken(run: str) -> None:
+def test_closed_and_broken_streams_raise_trios_errors(run: str) -> None:
     async def main() -> None:
         with connected("TCP") as (ours, _):
             await ours.send_eof()
@@ -199,7 +199,7 @@ def test_closed_and_broken(run: str) -> None:
     RUNS[run](main)
 
 
-async def test_bad_arguments() -> None:
+async def test_bad_arguments_are_refused() -> None:
     with connected("TCP") as (ours, theirs):
         with pytest.raises(TypeError):
             await send_zerocopy(ours, "text")  # type: ignore[arg-type]
@@ -218,7 +218,7 @@ async def test_bad_arguments() -> None:
         await send_zerocopy(datagrams, b"x")
 
 
-async def test_whether_the_kernel_copied() -> None:
+async def test_it_tells_whether_the_kernel_copied() -> None:
     copied: list[int] = []
     with connected("TCP") as (ours, theirs):
         fd = ours.socket.fileno()

@@ -210,7 +210,7 @@ class Accepts(trio.abc.Listener[trio.abc.Stream]):
         self.closed = True
 
 
-async def test_accepting_fails(
+async def test_an_error_of_accept_ends_it_all_unless_fds_ran_out(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     ours, theirs = memory_stream_pair()
@@ -235,12 +235,14 @@ def _append_to(handled: list[object]) -> Callable[[trio.abc.Stream], Awaitable[N
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1025])
-async def test_wrong_numbers(threads: int) -> None:
+async def test_wrong_numbers_of_threads_are_refused(threads: int) -> None:
     with pytest.raises(ValueError, match="between 1 and 1024"):
         await serve_threads(_append_to([]), [], threads=threads)
 
 
-async def test_no_rings_for_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_threads_that_get_no_ring_fail_if_one_is_required(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """They fall back, or fail, as any run does."""
     impossible = {"sqpoll": trio_uring.SQPoll(cpu=65535)}
     with pytest.raises(BaseExceptionGroup) as caught:
@@ -250,7 +252,7 @@ async def test_no_rings_for_the_threads(monkeypatch: pytest.MonkeyPatch) -> None
     assert caught.group_contains(RingUnavailableError)
 
 
-async def test_cancelled_before_it_begins() -> None:
+async def test_cancelled_before_it_begins_it_starts_no_thread() -> None:
     listener = Accepts()
     with trio.CancelScope() as scope:
         scope.cancel()

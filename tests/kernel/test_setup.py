@@ -180,7 +180,7 @@ def registrations(*opcodes: RegisterOpcode, code: int = errno.EINVAL) -> str:
     return ",".join(f"{int(opcode)}:{code}" for opcode in opcodes)
 
 
-def test_no_provided_buffers(refuse: Refuse) -> None:
+def test_without_provided_buffers_runs_work(refuse: Refuse) -> None:
     refused = registrations(RegisterOpcode.PBUF_RING)
     statistics = all_scenarios(refuse(register=refused))
     assert statistics["backend"] == "io_uring"
@@ -189,14 +189,14 @@ def test_no_provided_buffers(refuse: Refuse) -> None:
     assert ["RECV" in run["completed"] for run in statistics.runs] == [False, False]
 
 
-def test_no_limit_of_workers_and_no_registered_fd(refuse: Refuse) -> None:
+def test_without_limit_of_workers_and_registered_fd_runs_work(refuse: Refuse) -> None:
     refused = registrations(RegisterOpcode.IOWQ_MAX_WORKERS, RegisterOpcode.RING_FDS)
     alone, guest = all_scenarios(refuse(register=refused)).runs
     assert alone["refused"] == ["IOWQ_MAX_WORKERS: EINVAL", "REGISTER_RING_FDS: EINVAL"]
     assert guest["refused"] == ["IOWQ_MAX_WORKERS: EINVAL"]  # a guest registers no fd
 
 
-def test_no_probe(refuse: Refuse) -> None:
+def test_without_a_probe_there_is_no_ring(refuse: Refuse) -> None:
     reason = no_ring(refuse(register=registrations(RegisterOpcode.PROBE)))
     assert "IORING_REGISTER_PROBE" in reason
 
@@ -206,7 +206,7 @@ def test_no_probe(refuse: Refuse) -> None:
 
 @pytest.mark.parametrize("code", [errno.EAGAIN, errno.EBUSY, errno.EINTR])
 @pytest.mark.parametrize("every", [2, 3])
-def test_enters_that_fail(every: int, code: int, refuse: Refuse) -> None:
+def test_enters_that_fail_are_repeated(every: int, code: int, refuse: Refuse) -> None:
     statistics = all_scenarios(refuse(enters=f"{every}:{code}"))
     assert (statistics["backend"], statistics["in_flight"]) == ("io_uring", 0)
 
@@ -265,13 +265,15 @@ def no_ring(environment: dict[str, str], prepare: str = "") -> str:
         (errno.EFAULT, ["see io_uring_setup(2)"]),
     ],
 )
-def test_no_ring(code: int, says: Sequence[str], refuse: Refuse) -> None:
+def test_where_there_is_no_ring_the_reason_is_told(
+    code: int, says: Sequence[str], refuse: Refuse
+) -> None:
     reason = no_ring(refuse(setup=code))
     assert reason.startswith(f"io_uring_setup failed with {errno.errorcode[code]} (")
     assert [text for text in says if text not in reason] == []
 
 
-def test_a_ring_that_cannot_be_entered(refuse: Refuse) -> None:
+def test_a_ring_that_cannot_be_entered_is_none(refuse: Refuse) -> None:
     reason = no_ring(refuse(enter=errno.EPERM))
     assert reason.startswith("io_uring_enter failed with EPERM")
     assert "seccomp" in reason
@@ -296,7 +298,7 @@ FORBID = "import seccomp; seccomp.forbid({}, error={})\n"
         ("seccomp.ENTER, seccomp.REGISTER", "asking the kernel for its opcodes"),
     ],
 )
-def test_seccomp(calls: str, first: str, code: int) -> None:
+def test_a_seccomp_filter_is_named_as_the_reason(calls: str, first: str, code: int) -> None:
     reason = no_ring({}, FORBID.format(calls, code))
     assert reason.startswith(first)
     assert f"failed with {errno.errorcode[code]}" in reason
@@ -320,7 +322,7 @@ NOBODY = """
 
 
 @pytest.mark.parametrize("kib", [64, 16])
-def test_little_memory(kib: int) -> None:
+def test_with_little_memory_the_ring_is_smaller(kib: int) -> None:
     code = """
         async def main():
             await scenarios.echo()
@@ -338,11 +340,11 @@ def test_little_memory(kib: int) -> None:
     assert int(entries.pop()) in (8, 16, 32, 64, 128)
 
 
-def test_no_memory() -> None:
+def test_without_memory_there_is_no_ring() -> None:
     assert "ENOMEM" in no_ring({}, dedent(NOBODY) + "limit(0)\n")
 
 
-def test_no_memory_for_buffers() -> None:
+def test_without_memory_for_buffers_runs_work() -> None:
     # The ring has its memory, and the pool, which comes later, has not.
     code = """
         limit(4096)
@@ -358,7 +360,7 @@ def test_no_memory_for_buffers() -> None:
     assert refused == "('PBUF_RING: [Errno 12] Cannot allocate memory',)"
 
 
-def test_few_fds() -> None:
+def test_with_few_fds_a_run_does_as_trio_does_or_says_why_not() -> None:
     """With so many fds left: what Trio itself does, or it says why not; no other failure."""
     code = """
         import errno, gc, os, resource, warnings
@@ -507,7 +509,7 @@ ELSEWHERE = """
     [("darwin", LINUX_ONLY), ("win32", LINUX_ONLY + WINDOWS_HAS_NOT)],
     ids=["darwin", "win32"],
 )
-def test_another_operating_system(platform: str, missing: str) -> None:
+def test_on_another_operating_system_there_is_no_ring(platform: str, missing: str) -> None:
     code = dedent(missing) + dedent(ELSEWHERE)
     lines = output_of(run_python(code, platform))
     reason = f"io_uring is a Linux interface, and this is {platform}"

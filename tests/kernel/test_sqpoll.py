@@ -318,7 +318,7 @@ class Host:
 
 
 @pytest.mark.parametrize("poll", [SLEEPY, AWAKE])
-def test_as_a_guest(poll: SQPoll) -> None:
+def test_a_guest_run_can_have_a_polling_thread(poll: SQPoll) -> None:
     host = Host()
 
     async def main() -> RingStatistics:
@@ -349,7 +349,7 @@ async def test_statistics() -> None:
     assert found.submitted >= 1
 
 
-def test_a_cpu_that_is_not_there() -> None:
+def test_a_cpu_that_is_not_there_is_an_error() -> None:
     with pytest.raises(RingUnavailableError, match=r"EINVAL .*sqpoll's cpu must exist"):
         Ring(RingConfig(sqpoll=SQPoll(cpu=65535)))
 

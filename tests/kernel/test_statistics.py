@@ -46,7 +46,7 @@ def difference(before: RingStatistics, after: RingStatistics) -> dict[str, int]:
     }
 
 
-async def test_what_the_ring_is() -> None:
+async def test_they_tell_what_the_ring_is() -> None:
     ring = probe(RingConfig())
     found = statistics()
     assert found.backend == "io_uring"
@@ -59,7 +59,7 @@ async def test_what_the_ring_is() -> None:
 
 
 @pytest.mark.ring(entries=9, completion_entries=9)
-async def test_entries() -> None:
+async def test_they_tell_the_entries_of_the_ring() -> None:
     assert statistics().entries == 16
 
 
@@ -82,7 +82,7 @@ async def test_what_was_submitted_and_completed() -> None:
     assert after.in_flight == 0
 
 
-async def test_many_in_one_turn() -> None:
+async def test_many_operations_in_one_turn_need_one_system_call() -> None:
     async def nop() -> None:
         await perform(operations.nop())
 
@@ -146,7 +146,7 @@ async def test_a_cancelled_scope_that_never_began() -> None:
     assert (after.cancelled, after.submitted) == (0, before.submitted)
 
 
-async def test_tasks_that_wait() -> None:
+async def test_they_count_the_tasks_that_wait() -> None:
     before = await settled()
     first, second = trio.socket.socketpair()
     ready, other = socket.socketpair()
@@ -189,7 +189,7 @@ async def _await(task: Awaitable[object]) -> None:
 
 
 @pytest.mark.ring(max_file_operations=2)
-async def test_tasks_in_line() -> None:
+async def test_they_count_the_tasks_in_line() -> None:
     def limited() -> operations.Operation[None]:
         operation = operations.timeout(HOUR_NS)
         operation.limited = True
@@ -206,7 +206,7 @@ async def test_tasks_in_line() -> None:
     assert (found.in_flight, found.waiting_for_limit, found.cancelled) == (0, 0, 2)
 
 
-async def test_routes() -> None:
+async def test_they_count_the_calls_of_each_route() -> None:
     assert sum(statistics().routes.values()) == 0
     async with await trio.open_file(__file__, "rb") as file:
         await file.read()
@@ -220,7 +220,7 @@ async def test_fields_cannot_be_changed() -> None:
         statistics().in_flight = 7  # type: ignore[misc]
 
 
-def test_totals() -> None:
+def test_totals_of_a_run_are_added_up() -> None:
     async def main() -> None:
         for _ in range(5):
             await perform(operations.nop())

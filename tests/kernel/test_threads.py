@@ -201,7 +201,7 @@ def test_what_is_no_config(number: object) -> None:
             call(number)  # type: ignore[arg-type]
 
 
-def test_totals() -> None:
+def test_totals_count_only_runs_on_the_ring() -> None:
     before = (totals.ring_runs, totals.completed["RECV"])
     trio_uring.run(echo, ring=REQUIRED)
     trio.run(echo)
@@ -212,7 +212,7 @@ def test_totals() -> None:
 # --- Threads that a loop works with ---------------------------------------------------------
 
 
-async def test_hops() -> None:
+async def test_tasks_and_threads_call_each_other() -> None:
     async def on_the_ring(number: int) -> int:
         a, b = trio.socket.socketpair()
         with a, b:
@@ -281,7 +281,7 @@ async def test_a_thread_that_is_abandoned() -> None:
         (" OFF ", "epoll", "epoll"),
     ],
 )
-def test_the_environment(
+def test_the_environment_chooses_the_backend(
     setting: str, on_request: str, installed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRIO_URING", setting)

@@ -110,7 +110,7 @@ async def test_permissions_are_less_the_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "all").stat().st_mode) == 0o750
 
 
-async def test_many_at_once(tmp_path: Path) -> None:
+async def test_many_files_can_be_written_at_once(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         for number in range(4 * FIXED_FILES):
             nursery.start_soon(write_file, tmp_path / str(number), b"%d" % number)
@@ -284,16 +284,20 @@ def written_in_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return main
 
 
-def test_without_a_ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_ring_it_writes_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trio.run(written_in_thread(tmp_path, monkeypatch))
 
 
-def test_with_a_ring_too_small_for_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ring_too_small_for_a_chain_writes_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ring = RingConfig(max_file_operations=2, require=True)
     trio_uring.run(written_in_thread(tmp_path, monkeypatch), ring=ring)
 
 
-def test_where_the_kernel_has_no_such_table(
+def test_a_kernel_without_fixed_files_writes_in_a_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register = Ring.register

@@ -47,7 +47,7 @@ def test_an_array_says_what_its_operations_say() -> None:
     assert array.opcodes == {Opcode.READ: 1, Opcode.OPENAT: 1, Opcode.SPLICE: 1, Opcode.NOP: 1}
 
 
-def test_links() -> None:
+def test_a_link_sets_the_flag_of_its_operation_alone() -> None:
     array = array_of([operations.nop() for _ in range(4)], {0, 2})
     assert [array.fields[i].sqe_flags for i in range(4)] == [SqeFlag.IO_LINK, 0] * 2
 
@@ -84,7 +84,9 @@ def test_reads_described_all_at_once() -> None:
         ([None], 1, TypeError),
     ],
 )
-def test_reads_that_cannot_be(offsets: Sequence[int], size: int, error: type[Exception]) -> None:
+def test_reads_that_cannot_be_are_refused(
+    offsets: Sequence[int], size: int, error: type[Exception]
+) -> None:
     buffer = bytearray(11)
     with pytest.raises(error):
         operations.read_many(3, buffer, offsets, size)
@@ -139,7 +141,7 @@ def test_a_task_that_takes_many_tokens_waits_in_line() -> None:
     trio.run(main)
 
 
-def test_who_gives_up_gathering() -> None:
+def test_a_task_that_gives_up_gathering_returns_its_tokens() -> None:
     async def main() -> None:
         limit = Limiter(3)
         await limit.acquire_many(2)

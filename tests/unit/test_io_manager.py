@@ -85,7 +85,9 @@ def test_sleeps_when_there_is_nothing_to_do(manager: UringIOManager, ring: Scrip
     assert ring.timeouts == [LONG]
 
 
-def test_no_sleep_while_a_cancel_is_in_line(manager: UringIOManager, ring: ScriptedRing) -> None:
+def test_it_does_not_sleep_while_a_cancel_is_in_line(
+    manager: UringIOManager, ring: ScriptedRing
+) -> None:
     ring.refuse_to_push = 2
     manager.request_cancel(in_flight(manager))
     # There was no room twice. Nobody's time ran out: come again.
@@ -94,7 +96,9 @@ def test_no_sleep_while_a_cancel_is_in_line(manager: UringIOManager, ring: Scrip
     assert ring.timeouts == [0, LONG]
 
 
-def test_no_sleep_without_the_watch_on_epoll(manager: UringIOManager, ring: ScriptedRing) -> None:
+def test_it_does_not_sleep_without_the_watch_on_epoll(
+    manager: UringIOManager, ring: ScriptedRing
+) -> None:
     """Or calls from other threads, and signals, would not be noticed."""
     manager._watch_entry = None
     ring.refuse_to_push = 1
@@ -103,7 +107,7 @@ def test_no_sleep_without_the_watch_on_epoll(manager: UringIOManager, ring: Scri
     assert ring.timeouts == [0, LONG]
 
 
-def test_no_sleep_on_a_backlog(manager: UringIOManager, ring: ScriptedRing) -> None:
+def test_it_does_not_sleep_on_a_backlog(manager: UringIOManager, ring: ScriptedRing) -> None:
     manager._backlog.append((1, 0, 0))
     ring.completions.append((1, -2, 0))
     assert manager.get_events(LONG) == [(1, 0, 0), (1, -2, 0)]
@@ -137,6 +141,6 @@ def test_nothing_to_close_costs_nothing(manager: UringIOManager, ring: ScriptedR
     assert not ring.timeouts
 
 
-def test_outside_a_run() -> None:
+def test_notify_closing_outside_a_run_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="async context"):
         trio.lowlevel.notify_closing(1)

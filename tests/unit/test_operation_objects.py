@@ -107,7 +107,7 @@ def test_memory_cannot_be_unmapped_under_madvise() -> None:
     ],
     ids=["bytes", "read-only view", "not contiguous", "str", "int", "None"],
 )
-def test_no_buffer_to_receive_into(
+def test_what_is_no_writable_buffer_is_refused(
     make: Callable[[int, object], Operation[object]], buffer: object, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -135,7 +135,7 @@ def test_no_buffer_to_receive_into(
     ],
     ids=["not contiguous", "str", "int", "None"],
 )
-def test_no_buffer_to_send(
+def test_what_is_no_buffer_is_refused(
     make: Callable[[int, object], Operation[object]], buffer: object, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -185,7 +185,7 @@ def test_offsets_have_64_bits(make: Callable[[int], Operation[object]]) -> None:
             make(offset)
 
 
-def test_unknown_clock() -> None:
+def test_an_unknown_clock_is_refused() -> None:
     with pytest.raises(ValueError, match="no timeouts on clock"):
         operations.timeout(1, clock=time.CLOCK_PROCESS_CPUTIME_ID)
 
@@ -214,21 +214,23 @@ TAKING_PATHS: list[Callable[[str], Operation[object]]] = [
 
 
 @pytest.mark.parametrize("make", TAKING_PATHS)
-def test_path_with_a_null_byte(make: Callable[[object], Operation[object]]) -> None:
+def test_a_path_with_a_null_byte_is_refused(make: Callable[[object], Operation[object]]) -> None:
     for path in ("a\0b", b"a\0b", Path("a\0b")):
         with pytest.raises(ValueError, match=r"^embedded null byte$"):
             make(path)
 
 
 @pytest.mark.parametrize("make", TAKING_PATHS)
-def test_no_path(make: Callable[[object], Operation[object]]) -> None:
+def test_what_is_no_path_is_refused(make: Callable[[object], Operation[object]]) -> None:
     for path in (1.5, None, bytearray(b"a"), ["a"]):
         with pytest.raises(TypeError):
             make(path)
 
 
 @pytest.mark.parametrize("make", TAKING_PATHS)
-def test_path_that_is_no_unicode(make: Callable[[object], Operation[object]]) -> None:
+def test_a_path_that_is_no_unicode_is_encoded_as_os_fsencode_does(
+    make: Callable[[object], Operation[object]],
+) -> None:
     # As os.fsencode: such names come from os.listdir and must lead back to their files.
     operation = make("\udcff")
     assert operation.filename in ("\udcff", "b", None)
@@ -345,7 +347,7 @@ def test_opens_can_be_cancelled_within_the_bound() -> None:
         assert (operation.cancellable, operation.limited) == (True, True)
 
 
-def test_fds_that_are_none() -> None:
+def test_what_is_no_fd_is_not_taken_for_one() -> None:
     # Closing fd 2 must not end a wait for a futex, whose flags happen to be 2.
     assert not operations.futex_wait(bytearray(4), 0).acts_on_fd
     assert not operations.futex_waitv([(bytearray(4), 0)]).acts_on_fd

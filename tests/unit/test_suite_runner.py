@@ -27,25 +27,25 @@ def run(outcomes: dict[str, str], exit_code: int = 0) -> Run:
         {"m::new": "passed"},
     ],
 )
-def test_as_good(changed: dict[str, str]) -> None:
+def test_a_run_that_is_as_good_has_no_problems(changed: dict[str, str]) -> None:
     assert not differences(run(PLAIN), run({**PLAIN, **changed}))
 
 
 @pytest.mark.parametrize(
     "changed", [{"m::a": "failed"}, {"m::a": "skipped"}, {"m::new": "failed"}, {"m::c": "failed"}]
 )
-def test_worse(changed: dict[str, str]) -> None:
+def test_a_test_that_fails_only_here_is_a_problem(changed: dict[str, str]) -> None:
     assert differences(run(PLAIN), run({**PLAIN, **changed}))
 
 
-def test_a_test_that_did_not_run() -> None:
+def test_a_test_that_did_not_run_is_a_problem() -> None:
     fewer = run({test: outcome for test, outcome in PLAIN.items() if test != "m::b[1]"})
     assert differences(run(PLAIN), fewer)
     assert not differences(run(PLAIN), fewer, deselected=frozenset({"b"}))
     assert differences(run(PLAIN), fewer, deselected=frozenset({"a"}))
 
 
-def test_runs_that_did_not_end_well() -> None:
+def test_runs_that_did_not_end_well_are_a_problem() -> None:
     assert differences(run(PLAIN), run(PLAIN, exit_code=124))
     assert differences(run(PLAIN, exit_code=2), run(PLAIN))
     assert differences(run({}), run({}))
