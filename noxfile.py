@@ -120,7 +120,7 @@ MINUTES_FOR_TRIO_SUITE = 1.5  # on each of PYTHONS
 # starts other programs, what waits for the kernel's threads to fall asleep, and the fuzzing.
 SLOW_TESTS = [
     *("tests/test_examples.py", "tests/test_launcher.py", "tests/test_plugin.py"),
-    *("tests/kernel/test_setup.py", "tests/kernel/test_sqpoll.py"),
+    *("tests/kernel/test_ring_setup.py", "tests/kernel/test_sqpoll.py"),
     "tests/fuzz",
 ]
 
