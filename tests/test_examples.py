@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from children import CHILD_SECONDS
 
 from trio_uring import RingConfig, RingUnavailableError
 from trio_uring._run import probe
@@ -19,7 +20,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 LINES_MAX = 60
-CHILD_SECONDS = 60
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -19,6 +19,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from children import CHILD_SECONDS
 
 from trio_uring import RingConfig, RingUnavailableError
 from trio_uring._run import probe
@@ -26,9 +27,6 @@ from trio_uring._run import probe
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-# A child that hangs is killed; one that works needs a small part of this.
-CHILD_SECONDS = 60
 
 LAUNCHER = (sys.executable, "-m", "trio_uring")
 

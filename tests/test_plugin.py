@@ -10,6 +10,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING
 
 import pytest
+from children import CHILD_SECONDS
 
 from trio_uring import RingConfig, RingUnavailableError
 from trio_uring._run import probe
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     RunSuite = Callable[..., subprocess.CompletedProcess[str]]
-
-CHILD_SECONDS = 60
 
 BACKEND_IS = "assert trio.lowlevel.current_statistics().io_statistics.backend == {!r}"
 

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 import trustme
+from children import CHILD_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-# A child that hangs is killed; one that works needs a small part of this.
-CHILD_SECONDS = 60
 
 FILES = {"small.txt": b"small", "large.bin": bytes(range(256)) * 4096}
 

@@ -13,6 +13,7 @@ import anyio
 import pytest
 import sniffio
 import trio
+from children import CHILD_SECONDS
 from trio.testing import MockClock
 
 import trio_uring
@@ -254,6 +255,6 @@ def test_anyios_plugin(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=CHILD_SECONDS,
     )
     assert "6 passed" in ran.stdout, ran.stdout + ran.stderr
