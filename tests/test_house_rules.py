@@ -313,7 +313,7 @@ def python_declarations(body: list[ast.stmt], file: str) -> Iterator[Declaration
                 names = []
         for name in names:
             # pytest and Python find these by their names.
-            if not name.startswith(("pytest_", "__")):
+            if not name.startswith(("pytest", "__")):
                 assert node.end_lineno is not None
                 yield Declaration(name, file, node.lineno, node.end_lineno)
 

@@ -12,7 +12,7 @@ CODE = "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
 def test_tests_that_hang_fail_and_those_after_them_pass() -> None:
     result = run_python(
         CODE,
-        *("-v", "--timeout=1", "-pno:cacheprovider"),
+        *("-v", "-pno:cacheprovider"),
         *("-c", TESTS.parent / "pyproject.toml", TESTS / "programs" / "hanging_tests.py"),
         options=(),
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 import trio
 from children import in_child, in_thread
 
 import trio_uring
 from trio_uring import RingConfig
+
+pytestmark = pytest.mark.timeout(1, func_only=True)
 
 
 async def receive_nothing() -> None:
@@ -43,6 +46,7 @@ def test_child() -> None:
     in_child(threading.Event().wait)
 
 
+@pytest.mark.timeout(300)
 async def test_that_works() -> None:
     ours, theirs = trio.socket.socketpair()
     with ours, theirs:
