@@ -8,12 +8,13 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
-from setuptools.errors import PlatformError
+from setuptools.errors import CompileError, LinkError, PlatformError
 
 KERNEL = "trio_uring/_kernel"
+ENGINE = f"{KERNEL}/engine"
 
 # Debian's names. libc6-dev brings the kernel's headers; cffi itself comes as a wheel.
 DEBIAN_PACKAGES = "gcc libc6-dev python3-dev"
@@ -65,10 +66,24 @@ class BuildExt(build_ext):
             )
         super().build_extensions()
 
+    def build_extension(self, ext: Extension) -> None:
+        """Build one extension; without the native engine the package works, but is slower."""
+        try:
+            super().build_extension(ext)
+        except (CompileError, LinkError) as exc:
+            if not ext.optional:
+                raise
+            print(f"trio_uring's native engine is left out, because it cannot be built: {exc}")
+
     def get_source_files(self) -> list[str]:
-        """List the files that the extension is built from."""
-        files = [path for suffix in ("c", "h", "txt") for path in Path(KERNEL).glob(f"*.{suffix}")]
-        return [*super().get_source_files(), *sorted(map(str, files))]
+        """List the files that the extensions are built from."""
+        files = [
+            path
+            for directory in (KERNEL, ENGINE)
+            for suffix in ("c", "h", "txt")
+            for path in Path(directory).glob(f"*.{suffix}")
+        ]
+        return sorted({*super().get_source_files(), *map(str, files)})
 
     def _missing(self) -> str | None:
         compiler: list[str] = self.compiler.compiler_so
@@ -93,11 +108,23 @@ def arguments() -> dict[str, Any]:
     if sys.platform != "linux":
         return {}
     arguments: dict[str, Any] = {"cffi_modules": [f"{KERNEL}/build.py:ffibuilder"]}
-    # cffi uses the stable ABI, so one wheel serves CPython 3.10 and later, except in debug and
-    # free-threaded builds.
+    # It counts references itself, and reaches into CPython's slots.
     free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
-    if not free_threaded and not hasattr(sys, "gettotalrefcount"):
-        arguments["options"] = {"bdist_wheel": {"py_limited_api": "cp310"}}
+    if sys.implementation.name == "cpython" and not free_threaded:
+        arguments["ext_modules"] = [
+            Extension(
+                "trio_uring._kernel._native",
+                sorted(map(str, Path(ENGINE).glob("*.c"))),
+                include_dirs=[KERNEL],
+                depends=[f"{ENGINE}/engine.h", f"{KERNEL}/engine_api.h", f"{KERNEL}/uapi.h"],
+                extra_compile_args=[
+                    *("-std=gnu11", "-fvisibility=hidden"),  # libc has a `step`, too
+                    *("-Wall", "-Wextra", "-Wno-unused-parameter"),
+                    *("-Wno-cast-function-type", "-Wno-missing-field-initializers"),
+                ],
+                optional=True,
+            )
+        ]
     return arguments
 
 

@@ -170,7 +170,7 @@ BORDERS = [
         ("_engine", "_operations"),
     ),
     Border("-errno", negative_errno, ("_errors.py", "_engine")),
-    Border("Trio's private side", private_of_trio, ("_trio_private.py",)),
+    Border("Trio's private side", private_of_trio, ("_trio_private.py", "_trio_step.py")),
 ]
 
 

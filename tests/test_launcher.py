@@ -493,7 +493,7 @@ def check_schema(report: dict[str, Any]) -> None:
     assert list(report["versions"]) == ["kernel", "python", "trio_uring", "trio", "anyio"]
     assert list(report["limits"]) == ["RLIMIT_MEMLOCK", "RLIMIT_NOFILE", "io_uring_disabled"]
     assert list(report["settings"]) == [
-        *("TRIO_URING", "TRIO_URING_DISABLE", "TRIO_URING_ANY_TRIO")
+        *("TRIO_URING", "TRIO_URING_DISABLE", "TRIO_URING_ENGINE", "TRIO_URING_ANY_TRIO")
     ]
     for part in "versions", "limits", "settings", "in_use":
         assert all(type(value) is str for value in report[part].values())
@@ -510,9 +510,10 @@ def test_doctor_as_json(tmp_path: Path, setting: str) -> None:
     assert report["ok"]
     assert report["versions"]["trio_uring"] != "not installed"
     assert list(report["in_use"]) == [
-        *("entries", "set-up flags", "features", "opcodes", "kernel workers", "receive buffers")
+        *("entries", "set-up flags", "features", "opcodes", "kernel workers", "receive buffers"),
+        "engine",
     ]
-    assert list(report["settings"].values()) == [setting, "not set", "not set"]
+    assert list(report["settings"].values()) == [setting, "not set", "not set", "not set"]
     assert "a ring" not in report["missing"]
 
 

@@ -19,7 +19,7 @@ from ._errors import IncompatibleTrioError, RingUnavailableError
 from ._kernel import COMPILED
 from ._kernel.uapi import OPCODE_SINCE, Opcode
 from ._run import check_system, probe, run
-from ._statistics import flag_names
+from ._statistics import RingStatistics, flag_names
 from ._trio_private import OVERRIDE
 
 if sys.platform != "win32":
@@ -37,7 +37,7 @@ _WANTED_OPCODES: Final = {
     Opcode.WRITE: "files are written in threads",
     Opcode.SPLICE: "no transfers inside the kernel",
 }
-_SETTINGS: Final = ("TRIO_URING", "TRIO_URING_DISABLE", OVERRIDE)
+_SETTINGS: Final = ("TRIO_URING", "TRIO_URING_DISABLE", "TRIO_URING_ENGINE", OVERRIDE)
 _WORKS: Final = "works here"
 _NONE: Final = "not available, runs fall back to Trio's epoll"
 _SYSCTL: Final = Path("/proc/sys/kernel/io_uring_disabled")
@@ -100,7 +100,7 @@ def examine() -> Report:
         in_use, missing = _look_at(ring)
         if ring.refused:
             advice.append("a newer kernel would give what was refused above")
-        verdict, problem = _try_a_run()
+        verdict, problem, in_use["engine"] = _try_a_run()
         if problem:
             advice.append(problem)
     return Report(
@@ -121,22 +121,24 @@ def _ring() -> Ring:
     return probe(RingConfig())
 
 
-def _try_a_run() -> tuple[str, str]:
-    """Return the verdict, and why a run gets no ring though there is one."""
+def _try_a_run() -> tuple[str, str, str]:
+    """Return the verdict, why a run gets no ring though there is one, and its engine."""
     try:
-        backend = run(_backend, ring=RingConfig(require=True))
+        statistics = run(_statistics, ring=RingConfig(require=True))
     except IncompatibleTrioError as exc:
-        return f"{_WORKS}, but not with this Trio", exc.reason
+        return f"{_WORKS}, but not with this Trio", exc.reason, "none"
     except ValueError as exc:
-        return f"{_WORKS}, but a setting is wrong", str(exc)
-    if backend == "io_uring":
-        return _WORKS, ""
-    return f"{_WORKS}, but is switched off", "TRIO_URING switches io_uring off: unset it"
+        return f"{_WORKS}, but a setting is wrong", str(exc), "none"
+    if isinstance(statistics, RingStatistics):
+        why = f", because {statistics.engine_reason}" if statistics.engine_reason else ""
+        return _WORKS, "", f"{statistics.engine}{why}"
+    advice = "TRIO_URING switches io_uring off: unset it"
+    return f"{_WORKS}, but is switched off", advice, "none"
 
 
-async def _backend() -> str:
+async def _statistics() -> object:
     await trio.lowlevel.checkpoint()
-    return trio.lowlevel.current_statistics().io_statistics.backend
+    return trio.lowlevel.current_statistics().io_statistics
 
 
 def _versions() -> dict[str, str]:

@@ -35,6 +35,7 @@ from ._kernel.uapi import Opcode
 from ._operations import nop
 from ._statistics import totals
 from ._streams import _fd_stream, _socket_stream
+from ._streams._native import use_native_engine
 from ._streams._socket import UringSocket
 from ._trio_private import (
     FdStream,
@@ -254,6 +255,21 @@ def _disabled_layers() -> frozenset[Layer]:
     return frozenset(layer for layer in LAYERS if layer in names)
 
 
+ENGINES: Final = ("native", "python")
+
+
+def _why_python() -> str:
+    """Return why the next run does not use the native engine; nothing if it does."""
+    asked = os.environ.get("TRIO_URING_ENGINE", "").strip().lower()
+    if asked not in ("", *ENGINES):
+        raise ValueError(f"TRIO_URING_ENGINE is {asked!r}: it takes {' or '.join(ENGINES)}")
+    if asked == "python":
+        return "TRIO_URING_ENGINE is python"
+    if "sockets" in _disabled_layers():
+        return "TRIO_URING_DISABLE names sockets"
+    return use_native_engine()
+
+
 def _patch_trio() -> None:
     """Put our classes where Trio looks for its own; once, and for good.
 
@@ -294,7 +310,7 @@ class RunIOManager(UringIOManager):
 
     def __init__(self) -> None:
         try:
-            super().__init__(self.ring, self.config, _disabled_layers())
+            super().__init__(self.ring, self.config, _disabled_layers(), why_python=_why_python())
             for prepare in before_ring_runs:
                 prepare()
         except BaseException:

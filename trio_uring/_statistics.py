@@ -38,6 +38,8 @@ class RingStatistics:
         nothing to wait for; and ``thread``.
       limits: What bounds the run, as in `trio_uring.RingConfig`: ``max_file_operations``, and, if
         the kernel has taken them (Linux 5.15), ``bounded_workers`` and ``unbounded_workers``.
+      engine: What performs operations on sockets: ``native``, which is in C, or ``python``.
+      engine_reason: Why it is not ``native``; empty if it is.
     """
 
     tasks_waiting_read: int
@@ -54,6 +56,8 @@ class RingStatistics:
     waiting_for_limit: int
     routes: Mapping[str, int]
     limits: Mapping[str, int]
+    engine: str
+    engine_reason: str
     backend: str = "io_uring"
 
     @classmethod
@@ -70,6 +74,7 @@ class RingStatistics:
         cancelled: int,
         waiting_for_limit: int,
         routes: Mapping[str, int],
+        why_python: str,
     ) -> RingStatistics:
         """Make them of what a *ring* knows itself, and of what is counted elsewhere."""
         return cls(
@@ -87,6 +92,8 @@ class RingStatistics:
             waiting_for_limit=waiting_for_limit,
             routes=routes,
             limits={"max_file_operations": config.max_file_operations, **ring.worker_limits},
+            engine="python" if why_python else "native",
+            engine_reason=why_python,
         )
 
 

@@ -69,11 +69,13 @@ __all__ = [
     "current_io_manager",
     "current_reschedule",
     "current_run_is_guest",
+    "current_runner",
     "is_cancelled",
     "patch_file_methods",
     "patch_io_manager",
     "patch_socket_type",
     "patch_thread_hop",
+    "release_send_conflict_detector",
     "send_conflict_detector",
     "set_stream_methods",
     "socket_errors_as_stream_errors",
@@ -168,6 +170,11 @@ def current_io_manager() -> object:
         raise RuntimeError("must be called from async context") from None
 
 
+def current_runner() -> object:
+    """Return the run that this thread is inside, for the native engine."""
+    return GLOBAL_RUN_CONTEXT.runner
+
+
 def current_run_is_guest() -> bool:
     """Whether this thread's run is a guest of another event loop."""
     return GLOBAL_RUN_CONTEXT.runner.is_guest
@@ -228,6 +235,11 @@ def set_stream_methods(
 def send_conflict_detector(stream: trio.SocketStream) -> AbstractContextManager[None]:
     """Return what keeps two tasks from sending on *stream* at the same time."""
     return stream._send_conflict_detector
+
+
+def release_send_conflict_detector(stream: trio.SocketStream) -> None:
+    """Let another task send on *stream*, where the native engine has kept it from that."""
+    stream._send_conflict_detector.__exit__(None, None, None)
 
 
 class SteppedRun:

@@ -73,6 +73,12 @@ class BufferPool:
         for _ in range(count if first is None else min(first, count)):
             lib.buffer_ring_add(self._pool, self._unused.popleft())
 
+    def addresses(self) -> tuple[int, object, int]:
+        """Return where the C structure is, what keeps the buffers, and where they are."""
+        memory = ffi.from_buffer("char[]", self._memory)
+        structure, start = (int(ffi.cast("uintptr_t", it)) for it in (self._pool, memory))
+        return structure, (self._memory, memory), start
+
     def take(self, res: int, flags: int) -> bytes:
         """Copy out the *res* bytes of a completion with *flags*, and give its buffer back."""
         if not flags & _F_BUFFER:

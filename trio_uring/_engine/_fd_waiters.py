@@ -26,8 +26,9 @@ class FdWaiter:
     __slots__ = ()
 
     operation: Operation[object]
+    user_data: int = 0  # while it is in flight
 
-    def close(self) -> None:
+    def fd_closing(self) -> None:
         """End the wait, because one of the fds is about to be closed."""
         raise NotImplementedError
 
@@ -42,7 +43,7 @@ class FdReservation(FdWaiter):
     operation: Operation[object]
     on_close: Callable[[], None]
 
-    def close(self) -> None:
+    def fd_closing(self) -> None:
         """Tell the owner."""
         self.on_close()
 

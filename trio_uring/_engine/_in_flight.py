@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from trio.lowlevel import RaiseCancelT, Task
 
+    from trio_uring._kernel._native import Loop, Op
     from trio_uring._operations import Operation, OperationArray
 
     from ._completion_batches import CompletionBatch
@@ -60,7 +61,8 @@ IGNORED: Final = 0  # an entry that is not in flight has it, too
 CANCEL: Final = 1
 BATCH_DONE: Final = 2  # the C core makes these completions: batch.c
 WAKE: Final = 3  # sent by another ring
-_FIRST: Final = 4
+NATIVE_DONE: Final = 4  # the native engine has completions of its own: engine/loop.c
+_FIRST: Final = 5
 
 # How long draining waits for operations that do not end when cancelled, such as an fsync.
 _DRAIN_SECONDS: Final = 2.0
@@ -107,15 +109,15 @@ class InFlight(FdWaiter):
             self.table.request_cancel(self)
         return Abort.FAILED
 
-    def close(self) -> None:
+    def fd_closing(self) -> None:
         """Ask the kernel to stop the operation, because its fd is about to be closed."""
         self.closing = self.raise_cancel is None
         self.table.request_cancel(self)
 
     def finish_cancelled(self) -> None:
         """If the kernel was asked to stop the operation, see it end."""
-        if self.cancel_asked:
-            self.table.finish_cancelled(self)
+        if self.cancel_asked and self.table.finish_cancelled(self.user_data):
+            self.table.fd_waiters.unregister(self)
 
     def discard(self) -> None:
         """Drop a result that no task will see: close an fd that it carries."""
@@ -170,6 +172,7 @@ class InFlightTable:
         self._reserved[BATCH_DONE] = self._batch_done
         self._cancel_opcode: int = async_cancel(IGNORED).opcode
         self._completed: list[int] = [0] * 256  # by opcode, which is one byte
+        self.native: Loop | None = None  # the native engine's operations, where it is in use
         self._cancelled = 0
 
     # ---- Performing ------------------------------------------------------------------------
@@ -306,6 +309,8 @@ class InFlightTable:
 
     def dispatch(self, completions: Iterable[Completion]) -> None:
         """Wake the tasks whose operations completed."""
+        if self.native is not None:
+            self.native.dispatch()
         entries = self._entries
         reschedule = current_reschedule()
         self._undispatched = undispatched = iter(completions)
@@ -367,7 +372,7 @@ class InFlightTable:
             entry.trap = None
         return operation.decode(res, flags)
 
-    def failed(self, operation: Operation[T], entry: InFlight) -> T:
+    def failed(self, operation: Operation[T], entry: InFlight | Op) -> T:
         """Raise what a negative result means."""
         res = entry.res
         if operation.buffers is not None:
@@ -388,7 +393,7 @@ class InFlightTable:
 
     # ---- Cancelling ------------------------------------------------------------------------
 
-    def request_cancel(self, entry: InFlight) -> None:
+    def request_cancel(self, entry: InFlight | Op) -> None:
         """Ask the kernel to stop an operation. Never raises: Trio's abort must not."""
         if entry.cancel_asked or not entry.user_data or self.ring.closed:
             return
@@ -405,16 +410,18 @@ class InFlightTable:
             while self._cancels and self.ring.push(async_cancel(self._cancels[0]), CANCEL):
                 self._cancels.popleft()
 
-    def finish_cancelled(self, entry: InFlight) -> None:
+    def finish_cancelled(self, user_data: int) -> bool:
         """See a cancelled operation end, so that another one may begin.
 
-        Not if a worker has it. Its task is told in the next turn of the loop.
+        Its task is told in the next turn of the loop.
+
+        Returns:
+          Whether it has ended: not if a worker has it.
         """
-        pending = {entry.user_data}
+        pending = {user_data}
         self._submit_now()
         self._fetch_until_done(pending)
-        if not pending:
-            self.fd_waiters.unregister(entry)
+        return not pending
 
     def close_fd(self, fd: int) -> None:
         """Cancel what waits on *fd*, which is about to be closed.
@@ -425,12 +432,10 @@ class InFlightTable:
         """
         waiters = self.fd_waiters.pop(fd, ())
         for waiter in waiters:
-            waiter.close()
+            waiter.fd_closing()
         if waiters or self.ring.unsubmitted_for(fd):
             self._submit_now()
-            self._fetch_until_done(
-                {waiter.user_data for waiter in waiters if isinstance(waiter, InFlight)}
-            )
+            self._fetch_until_done({waiter.user_data for waiter in waiters} - {IGNORED})
 
     def _fetch_until_done(self, pending: set[int]) -> None:
         """Fetch completions until the cancelled operations *pending*, by user_data, are done.
@@ -440,6 +445,8 @@ class InFlightTable:
         completions = self._backlog
         while True:
             pending -= {user_data for user_data, _, flags in completions if not flags & _F_MORE}
+            if (native := self.native) is not None:
+                pending -= {user_data for user_data in pending if native.has_fetched(user_data)}
             if not pending:
                 break
             completions = self.ring.submit_and_wait(0) or []
@@ -468,9 +475,12 @@ class InFlightTable:
         """
         for entry in self._entries.values():
             self.request_cancel(entry)
+        if self.native is not None:
+            self.native.discard()
+            self.native.cancel_all()
         deadline = time.monotonic() + _DRAIN_SECONDS
         with suppress(OSError, RuntimeError):
-            while self._entries or self._batches:
+            while self._has_in_flight():
                 self._push_cancels()
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -479,7 +489,13 @@ class InFlightTable:
                 self._backlog = []
                 for completion in completions:
                     self.discard(*completion)
-        return not (self._entries or self._batches)
+                if self.native is not None:
+                    self.native.discard()
+        return not self._has_in_flight()
+
+    def _has_in_flight(self) -> bool:
+        native = self.native is not None and self.native.in_flight > 0
+        return native or bool(self._entries or self._batches)
 
     def discard(self, user_data: int, res: int, flags: int) -> None:
         """Take note of a completion that no task will see; close an fd that it carries."""
@@ -498,7 +514,7 @@ class InFlightTable:
 
     def leak(self) -> Sequence[object]:
         """Return what the kernel may still write to, to be kept for ever."""
-        return [*self._entries.values(), *self._batches.values()]
+        return [*self._entries.values(), *self._batches.values(), self.native]
 
 
 def _ignore(_res: int) -> None:

@@ -17,6 +17,7 @@ from ._buffer_pool import BufferPools
 from ._guest import GuestWakeup
 from ._in_flight import IGNORED, WAKE, InFlightTable
 from ._mailbox import ASLEEP, Mailbox
+from ._native_loop import count_native, open_native_loop, receive_natively
 from ._readiness import Readiness
 from ._run_state import RunState, run_state_without_ring
 
@@ -72,12 +73,18 @@ class UringIOManager(InFlightTable):
     begun: bool = False  # whether there was a first turn of the loop
 
     def __init__(
-        self, ring: Ring, config: RingConfig, disabled: frozenset[Layer] = frozenset()
+        self,
+        ring: Ring,
+        config: RingConfig,
+        disabled: frozenset[Layer] = frozenset(),
+        *,
+        why_python: str = "nobody asked for the native engine",
     ) -> None:
         self._readiness = Readiness()
         super().__init__(ring, self._readiness, config.max_file_operations)
         self.config = config
         self.disabled = disabled
+        self.why_python = why_python  # and not the native engine; nothing if that is in use
         self._guest: GuestWakeup | None = None
         self._watch_operation = self._readiness.watch()
         self._watch_entry: InFlight | None = None
@@ -94,8 +101,11 @@ class UringIOManager(InFlightTable):
             # The host may call cancel() while the worker thread sleeps.
             self._submit_cancels_at_once = True
             self.ring.register_eventfd(self._guest.eventfd)
+            self.why_python = self.why_python or "it is a guest run"
         else:
             self.ring.register_fd()
+        if not self.why_python:
+            self.native = open_native_loop(self, self.ring, self.fd_waiters, self._readiness.waits)
         self._watch()
 
     @property
@@ -106,7 +116,10 @@ class UringIOManager(InFlightTable):
     @property
     def stream_buffers(self) -> BufferPool | None:
         """The same, for `recv_once`; None where the kernel has no such thing."""
-        return self.pools.for_streams(self.perform_now)
+        pool = self.pools.for_streams(self.perform_now)
+        if pool is not None and self.native is not None:
+            receive_natively(self.native, pool)
+        return pool
 
     def open_mailbox(self) -> Mailbox:
         """Return the run's mailbox. A run that uses no channels has none."""
@@ -190,17 +203,23 @@ class UringIOManager(InFlightTable):
         """Return what the ring is, and what it has done so far."""
         readiness = self._readiness.statistics()
         watching = self._watch_entry is not None and self._watch_entry.in_flight
+        in_flight = len(self._entries) - watching + self._batches.operations()
+        completed = self._completed
+        if self.native is not None:
+            in_flight += self.native.in_flight
+            completed = count_native(self.native, completed)
         return RingStatistics.of(
             self.ring,
             self.config,
-            self._completed,
+            completed,
             (self.pools.refused, *self.run_state.refused()),
             tasks_waiting_read=readiness.tasks_waiting_read + self.fd_waiters.count("read"),
             tasks_waiting_write=readiness.tasks_waiting_write + self.fd_waiters.count("write"),
-            in_flight=len(self._entries) - watching + self._batches.operations(),
+            in_flight=in_flight,
             cancelled=self._cancelled,
             waiting_for_limit=self.file_limiter.waiters.statistics().tasks_waiting,
             routes=self.run_state.routes(),
+            why_python=self.why_python,
         )
 
     # ---- Closing ---------------------------------------------------------------------------
@@ -225,10 +244,13 @@ class UringIOManager(InFlightTable):
         for completion in self._undispatched:
             self.discard(*completion)
         drained = self.ring.usable and self.drain()
+        if self.native is not None:
+            self.native.close()
         if not drained:
             _leaked.append((self.leak(), self.pools))
         else:
             self.pools.close_all()
+        self.native = self.ring.native = None
         self.ring.close()
         self.run_state.close(drained=drained)
         if self._guest is not None:

@@ -27,7 +27,7 @@ from trio_uring._operations import Operation, poll_add
 from trio_uring._trio_private import EpollIOManager
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Mapping
 
     from trio_uring._operations import Exclusive
 
@@ -52,7 +52,7 @@ class Readiness(EpollIOManager):
         self.process_events(self.get_events(0))
 
     @property
-    def waits(self) -> Container[int]:
+    def waits(self) -> Mapping[int, object]:
         """The fds that tasks wait for."""
         return self._registered
 

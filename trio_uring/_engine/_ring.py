@@ -25,6 +25,7 @@ from ._ring_setup import SetupLog, note_close, open_ring
 if TYPE_CHECKING:
     from trio_uring._config import RingConfig
     from trio_uring._kernel import CData
+    from trio_uring._kernel._native import Loop
     from trio_uring._operations import Operation
 
 Completion = tuple[int, int, int]  # user_data, res, flags
@@ -83,6 +84,7 @@ class Ring:
         self.completion_entries: int = lib.ring_cq_entries(self._ring)
         self.closed: bool = False
         self.worker_limits: dict[str, int] = {}  # as the kernel has them
+        self.native: Loop | None = None  # fetches completions, if it is in use
         self._cqes = ffi.new("struct io_uring_cqe[]", REAP_MAX)
         self._cqe_bytes = memoryview(ffi.buffer(self._cqes))
         try:
@@ -171,6 +173,11 @@ class Ring:
         """Have the statistics say, once, that *what* is not in use."""
         if not any(step.startswith(f"{what}: ") for step in self._attempts.steps):
             self._attempts.refused(what, -(error.errno or 0))
+
+    @property
+    def address(self) -> int:
+        """Where the C structure is, for the native engine."""
+        return int(ffi.cast("uintptr_t", self._ring))
 
     @property
     def fd(self) -> int:
@@ -290,7 +297,13 @@ class Ring:
           At most `REAP_MAX` completions; an empty list only if the time ran out; None if a
           signal or the like ended the wait.
         """
-        count = lib.ring_turn(self._ring, timeout, self._cqes, REAP_MAX)
+        if self.native is not None:
+            found = self.native.turn(timeout)
+            if isinstance(found, list):
+                return found
+            count = found
+        else:
+            count = lib.ring_turn(self._ring, timeout, self._cqes, REAP_MAX)
         if count > 0:
             return list(_CQE.iter_unpack(self._cqe_bytes[: count * _CQE.size]))
         if count == 0:
@@ -330,6 +343,11 @@ class Ring:
             self.closed = True
             lib.ring_close(self._ring)
             note_close()
+
+
+def engine_api_address() -> int:
+    """Return where the core's functions for the native engine are; see engine_api.h."""
+    return int(ffi.cast("uintptr_t", lib.engine_api()))
 
 
 def open_cached(path: bytes, flags: int) -> int | None:

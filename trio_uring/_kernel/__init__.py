@@ -1,4 +1,4 @@
-"""The border to the kernel: the compiled C core, and who may use it.
+"""The border to the kernel: the compiled C core and native engine, and who may use them.
 
 ``lib`` is for `_ring` and `_buffer_pool`, ``ffi`` for those and `_operations`. On systems
 without io_uring nothing is compiled; the package still imports there, and every run falls
@@ -6,14 +6,17 @@ back to Trio's own I/O before one of these would be touched.
 """
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from . import _native as native
     from ._ring import CData, ffi, lib
 
     NULL = ffi.NULL
     COMPILED: Final = True
+    why_no_native: str = ""
 elif sys.platform == "linux":
     # In the root of a checkout, ``python -m trio_uring`` imports the source tree, which has no
     # compiled module, in the place of the installed package, which has: take it from there.
@@ -23,8 +26,15 @@ elif sys.platform == "linux":
     CData = ffi.CData
     NULL = ffi.NULL
     COMPILED: Final = True
+    try:
+        native = import_module("._native", __name__)
+    except ImportError as exc:
+        native, why_no_native = None, f"the native engine was not built for this Python: {exc}"
+    else:
+        why_no_native = ""
 else:
-    CData = NULL = ffi = lib = None
+    CData = NULL = ffi = lib = native = None
     COMPILED: Final = False
+    why_no_native = "there is no ring either"
 
-__all__ = ["COMPILED", "NULL", "CData", "ffi", "lib"]
+__all__ = ["COMPILED", "NULL", "CData", "ffi", "lib", "native", "why_no_native"]

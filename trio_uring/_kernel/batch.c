@@ -70,20 +70,6 @@ struct batch {
     struct batch_result results[];
 };
 
-/* What Python says of an operation: an SQE without what the ring adds. */
-struct sqe_fields {
-    uint8_t opcode, sqe_flags;
-    uint16_t ioprio;
-    int32_t fd;
-    uint64_t off;
-    void *addr;
-    uint32_t len, op_flags;
-    uint16_t buf_index;
-    int32_t splice_fd_in;
-    uint64_t addr3;
-};
-_Static_assert(sizeof(struct sqe_fields) == 48, "read_many in _operations/_arrays.py relies on it");
-
 static uint64_t batch_user_data(unsigned slot) { return BATCH_BIT | (uint64_t)slot << 32; }
 
 /* Returns the slot. */

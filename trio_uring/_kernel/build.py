@@ -15,6 +15,7 @@ _SOURCES = (  # one unit, in this order
     "batch.c",
     "buffer_ring.c",
     "cached.c",
+    "engine_api.c",
 )
 
 ffibuilder = cffi.FFI()
@@ -23,7 +24,7 @@ ffibuilder.set_source(
     "trio_uring._kernel._ring",
     "".join((_HERE / name).read_text() for name in _SOURCES),
     include_dirs=[str(_HERE)],
-    depends=[str(_HERE / name) for name in ("ring.cdef.txt", *_SOURCES, "uapi.h")],
+    depends=[str(_HERE / name) for name in ("ring.cdef.txt", *_SOURCES, "engine_api.h", "uapi.h")],
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter"],
 )
 

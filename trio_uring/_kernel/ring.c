@@ -32,7 +32,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "uapi.h"
+#include "engine_api.h"
 
 struct ring {
     int fd;

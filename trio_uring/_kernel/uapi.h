@@ -111,6 +111,10 @@ URING_ASSERT_OFFSET(io_uring_params, cq_off, 80);
 #define IORING_SQ_TASKRUN (1U << 2)
 
 #define IOSQE_IO_LINK (1U << 2)
+#define IOSQE_BUFFER_SELECT (1U << 5)
+
+/* In ioprio. */
+#define IORING_RECV_MULTISHOT (1U << 1)
 
 /*
  * The kernel has some twenty names for the word at byte 28 (rw_flags, msg_flags, open_flags,
@@ -186,8 +190,10 @@ URING_ASSERT_OFFSET(io_uring_sqe, __pad2, 56);
 
 /* ---- The completion queue ------------------------------------------------------------- */
 
+#define IORING_CQE_F_BUFFER (1U << 0)
 #define IORING_CQE_F_MORE (1U << 1)
 #define IORING_CQE_F_NOTIF (1U << 3)
+#define IORING_CQE_BUFFER_SHIFT 16
 
 /* The kernel's version ends in big_cqe[], 16 bytes more on a CQE32 ring; we make no such ring. */
 struct io_uring_cqe {

@@ -81,6 +81,8 @@ def _fits(size: object) -> bool:
 class UringSocket(TrioSocket):
     """A Trio socket whose operations complete on the ring, in a run that has one."""
 
+    is_stream: bool = False  # once known: see _native.py
+
     # ---- Receiving -------------------------------------------------------------------------
 
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
@@ -96,9 +98,15 @@ class UringSocket(TrioSocket):
         except OSError as exc:
             if exc.errno not in _NOT_RECEIVED:
                 raise
-        # More receives completed at once than there are buffers; the data is still in the socket.
-        # It has waited its turn, so it takes it: to begin anew would have it find no buffer again
-        # and again. By now the socket may be closed, so that is asked again, as Trio does.
+        return await self.recv_directly(buflen)
+
+    async def recv_directly(self, buflen: int) -> bytes:
+        """Receive after an attempt on the ring that brought nothing.
+
+        More receives completed at once than there are buffers; the data is still in the socket.
+        This one has waited its turn, so it takes it: to begin anew would have it find no buffer
+        again and again. By now the socket may be closed, so that is asked again, as Trio does.
+        """
         while True:
             try:
                 return self._sock.recv(buflen)

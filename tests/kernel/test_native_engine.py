@@ -1,0 +1,655 @@
+"""The native engine, where it could differ from the Python one, which all other tests compare."""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import inspect
+import os
+import socket
+import sys
+import types
+import weakref
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import outcome
+import pytest
+import trio
+from children import output_of, run_python
+from trio.testing import wait_all_tasks_blocked
+
+import trio_uring
+from trio_uring import RingConfig, _trio_step
+from trio_uring._engine._io_manager import UringIOManager
+from trio_uring._engine._ring import engine_api_address
+from trio_uring._kernel import native, why_no_native
+from trio_uring._streams import _native
+from trio_uring._streams._native import use_native_engine
+from trio_uring._trio_private import current_io_manager
+from trio_uring.lowlevel import RingStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+
+pytestmark = [
+    pytest.mark.skipif(bool(why_no_native), reason=why_no_native),
+    pytest.mark.skipif(
+        os.environ.get("TRIO_URING_ENGINE") == "python", reason="TRIO_URING_ENGINE is python"
+    ),
+]
+
+
+SEND_TWINS = (_native._send_twin, _native._send_when_writable, _native._failed)
+
+
+def statistics() -> RingStatistics:
+    found: object = trio.lowlevel.current_statistics().io_statistics
+    assert isinstance(found, RingStatistics)
+    return found
+
+
+def manager() -> UringIOManager:
+    found = current_io_manager()
+    assert isinstance(found, UringIOManager)
+    return found
+
+
+def in_flight() -> int:
+    """Return how many native operations are."""
+    loop = manager().native
+    assert loop is not None
+    return loop.in_flight
+
+
+@asynccontextmanager
+async def warm_streams() -> AsyncIterator[tuple[trio.SocketStream, trio.SocketStream]]:
+    """Give two connected streams that receive natively: a run's first receive never does."""
+    a, b = (trio.SocketStream(sock) for sock in trio.socket.socketpair())
+    try:
+        for one, other in ((a, b), (b, a)):
+            await one.send_all(b"first")
+            assert await other.receive_some() == b"first"
+            await one.socket.send(b"second")
+            assert await other.socket.recv(10) == b"second"
+        yield a, b
+    finally:
+        a.socket.close()
+        b.socket.close()
+
+
+# --- Which engine ---------------------------------------------------------------------------
+
+
+async def test_the_statistics_say_which() -> None:
+    assert (statistics().engine, statistics().engine_reason) == ("native", "")
+
+
+WHICH = """
+import trio, trio_uring
+
+async def main():
+    found = trio.lowlevel.current_statistics().io_statistics
+    print(found.engine, found.engine_reason, sep=": ")
+
+trio_uring.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({}, "native: "),
+        ({"TRIO_URING_ENGINE": " Native "}, "native: "),
+        ({"TRIO_URING_ENGINE": "python"}, "python: TRIO_URING_ENGINE is python"),
+        ({"TRIO_URING_DISABLE": "sockets"}, "python: TRIO_URING_DISABLE names sockets"),
+    ],
+)
+def test_the_environment_chooses(environment: dict[str, str], line: str) -> None:
+    environment = {"TRIO_URING_ENGINE": "", **environment}
+    assert output_of(run_python(WHICH, environment=environment)) == [line]
+
+
+def test_an_unknown_engine_is_an_error() -> None:
+    result = run_python(WHICH, environment={"TRIO_URING_ENGINE": "fast"})
+    assert "TRIO_URING_ENGINE is 'fast': it takes native or python" in result.stderr
+
+
+@pytest.fixture
+def trios_loop(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+    """Put Trio's own loop back, for a test."""
+    monkeypatch.setattr(trio._core._run, "unrolled_run", _trio_step._LOOP)
+    return _trio_step._LOOP
+
+
+def test_a_trio_that_was_not_read_keeps_its_loop(
+    monkeypatch: pytest.MonkeyPatch, trios_loop: Callable[..., object]
+) -> None:
+    monkeypatch.setattr(inspect, "getsource", lambda _: "def unrolled_run(): ...")
+    assert "is not one that was read" in _trio_step.set_step(native.step)
+
+    def no_source(_: object) -> str:
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr(inspect, "getsource", no_source)
+    assert "no source" in _trio_step.set_step(native.step)
+    assert trio._core._run.unrolled_run is trios_loop
+
+
+@pytest.mark.usefixtures("trios_loop")
+def test_a_loop_that_is_not_its_source_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_trio_step, "_are_alike", lambda *_: False)
+    assert _trio_step.set_step(native.step) == "Trio's loop is not what its source says"
+    monkeypatch.setattr(trio._core._run, "unrolled_run", lambda: None)
+    assert _trio_step.set_step(native.step) == "something else has replaced Trio's loop"
+
+
+def test_setup_looks_at_what_it_is_given() -> None:
+    assert use_native_engine() == ""
+    names = {**_trio_step.trio_names(), "manager_type": object, "socket_type": object}
+    api = engine_api_address()
+    for name in ("coro", "task_type", "held"):
+        with pytest.raises(TypeError, match=name):
+            native.setup(api, {**names, name: object()})
+    with pytest.raises(ValueError, match="there is no recvmsg"):
+        native.set_twin("recvmsg", len, len, len)
+
+
+# --- Traps of tasks -------------------------------------------------------------------------
+
+
+class Counts(trio.abc.Instrument):
+    def __init__(self) -> None:
+        self.calls = list[str]()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.calls.append("before")
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.calls.append("after")
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        self.calls.append("scheduled")
+
+
+async def test_an_instrument_that_comes_in_the_middle() -> None:
+    """What the engine began goes on in Trio's own lines, and back."""
+    async with warm_streams() as (a, b):
+        counts = Counts()
+        async with trio.open_nursery() as nursery:
+
+            async def echo() -> None:
+                async for data in b:
+                    await b.send_all(data)
+
+            nursery.start_soon(echo)
+            for number in range(30):
+                await a.send_all(b"%d" % number)
+                if number == 10:
+                    trio.lowlevel.add_instrument(counts)
+                    assert counts.calls == []
+                    await trio.lowlevel.checkpoint()
+                    # What Trio tells it of the step in which it was added.
+                    assert counts.calls[:2] == ["scheduled", "after"]
+                if number == 20:
+                    trio.lowlevel.remove_instrument(counts)
+                    calls = len(counts.calls)
+                assert await a.receive_some() == b"%d" % number
+            await a.send_eof()
+        assert len(counts.calls) == calls
+        # Trio begins with the "after" of one step, and ends with the "before" of another.
+        assert counts.calls.count("before") == counts.calls.count("after")
+        assert counts.calls.count("scheduled") > 20
+
+
+async def test_a_thread_that_comes_back_in_the_middle_of_a_step() -> None:
+    """Trio swaps the task's context for it."""
+    variable = contextvars.ContextVar[int]("variable", default=0)
+
+    def thread() -> int:
+        for number in range(100):
+            variable.set(number)
+            trio.from_thread.run(trio.lowlevel.checkpoint)
+        return variable.get()
+
+    for _ in range(3):
+        assert await trio.to_thread.run_sync(thread) == 99
+        gc.collect()
+    assert variable.get() == 0
+
+
+def test_a_context_that_cannot_be_entered_is_the_tasks_failure() -> None:
+    context = contextvars.copy_context()
+
+    async def main() -> None:
+        with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="cannot enter context")):
+            async with trio.open_nursery() as nursery:
+                event = trio.Event()
+                nursery.start_soon(event.wait)
+                await wait_all_tasks_blocked()
+                [child] = nursery.child_tasks
+                child.context = context
+                event.set()
+
+    context.run(trio_uring.run, main, ring=RingConfig(require=True))
+
+
+@types.coroutine
+def foreign() -> Generator[str, object, object]:
+    return (yield "not for Trio")
+
+
+async def test_what_is_yielded_by_another_library() -> None:
+    with pytest.raises(TypeError, match="unrecognized yield message 'not for Trio'"):
+        await foreign()
+    await trio.lowlevel.checkpoint()
+
+
+async def test_a_coroutine_that_is_detached() -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.lowlevel.permanently_detach_coroutine_object, outcome.Value(None))
+
+
+async def test_a_task_that_fails_shows_its_own_lines() -> None:
+    async def failing() -> None:
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    with pytest.RaisesGroup(ZeroDivisionError) as caught:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(failing)
+    [error] = caught.value.exceptions
+    assert error.__traceback__ is not None
+    assert error.__traceback__.tb_frame.f_code is failing.__code__
+
+
+# --- Traps of operations --------------------------------------------------------------------
+
+
+async def test_the_methods_stay_coroutine_functions() -> None:
+    async with warm_streams() as (a, b):
+        methods = (a.receive_some, a.send_all, a.socket.recv, a.socket.send)
+        for method in methods:
+            assert inspect.iscoroutinefunction(method)
+        assert [method.__name__ for method in methods] == [
+            "receive_some",
+            "send_all",
+            "recv",
+            "send",
+        ]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.receive_some)
+            await wait_all_tasks_blocked()
+            assert in_flight() == 1
+            await b.send_all(b"x")
+
+
+async def test_an_operation_that_nobody_awaits() -> None:
+    async with warm_streams() as (a, _):
+        with pytest.warns(RuntimeWarning, match="'recv' was never awaited"):
+            native.recv(a.socket, 1)
+
+
+async def test_an_operation_is_used_like_a_coroutine() -> None:
+    async with warm_streams() as (a, b):
+        await b.send_all(b"x")
+        operation = native.recv(a.socket, 1)
+        assert await operation == b"x"
+        with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
+            await operation
+        assert repr(operation) == "<recv, ended>"
+        operation = native.recv(a.socket, 1)
+        with pytest.raises(TypeError, match="can't send non-None value"):
+            operation.send(1)
+        operation.close()
+        with pytest.raises(RuntimeError, match="cannot reuse"):
+            operation.send(None)
+        for arguments, expected in [
+            ((ValueError("v"),), ValueError),
+            ((KeyError, "k"), KeyError),
+            ((KeyError, KeyError("k"), None), KeyError),
+            ((3,), TypeError),
+        ]:
+            operation = native.recv(a.socket, 1)
+            with pytest.raises(expected):
+                operation.throw(*arguments)
+            assert repr(operation) == "<recv, ended>"
+
+
+@pytest.mark.parametrize("result", [(), (1, 2), ValueError("a result"), None, 5])
+async def test_results_that_an_exception_would_take_apart(result: object) -> None:
+    async def twin(_sock: object, _data: object) -> object:
+        return result
+
+    native.set_twin("send", twin, twin, _native._failed)
+    try:
+        assert await native.send(object(), b"") is result
+    finally:
+        native.set_twin("send", *SEND_TWINS)
+
+
+@pytest.mark.parametrize("second", ["recv", "recv_into", "receive_some", "wait_readable"])
+@pytest.mark.parametrize("first", ["recv", "receive_some", "wait_readable"])
+async def test_two_tasks_that_read(first: str, second: str) -> None:
+    async with warm_streams() as (a, _):
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "recv": lambda: a.socket.recv(1),
+            "recv_into": lambda: a.socket.recv_into(bytearray(1)),
+            "receive_some": a.receive_some,
+            "wait_readable": lambda: trio.lowlevel.wait_readable(a.socket),
+        }
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(calls[first])
+            await wait_all_tasks_blocked()
+            assert in_flight() == (first != "wait_readable")
+            with pytest.raises(trio.BusyResourceError):
+                await calls[second]()
+            nursery.cancel_scope.cancel()
+
+
+async def test_reading_and_writing_at_once() -> None:
+    async with warm_streams() as (a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(a.receive_some)
+        await wait_all_tasks_blocked()
+        await a.send_all(b"x")
+        await trio.lowlevel.wait_writable(a.socket)
+        await b.send_all(b"y")
+
+
+async def test_two_tasks_that_send() -> None:
+    async with warm_streams() as (a, _):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.send_all, bytes(1 << 22))
+            await wait_all_tasks_blocked()
+            for call in (a.send_all, lambda _: a.wait_send_all_might_not_block()):
+                with pytest.raises(trio.BusyResourceError):
+                    await call(b"x")
+            nursery.cancel_scope.cancel()
+        with trio.move_on_after(0):
+            await a.send_all(b"x")  # no longer busy
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+async def test_sending_more_than_fits(kind: Callable[[bytes], bytes]) -> None:
+    async with warm_streams() as (a, b):
+        data = bytes(range(256)) * (1 << 14)
+        received = bytearray()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.send_all, kind(data))
+            while len(received) < len(data):
+                received += await b.receive_some()
+        assert received == data
+
+
+@pytest.mark.parametrize("of", ["stream", "socket"])
+async def test_closed_while_it_waits(of: str) -> None:
+    async with warm_streams() as (a, b):
+        call = a.receive_some if of == "stream" else lambda: a.socket.recv(1)
+
+        async def receive() -> None:
+            with pytest.raises(trio.ClosedResourceError, match="another task closed this fd"):
+                await call()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await wait_all_tasks_blocked()
+            assert in_flight() == 1
+            a.socket.close()
+            assert await b.receive_some() == b""
+        with pytest.raises(trio.ClosedResourceError):
+            await a.receive_some()
+        with pytest.raises(trio.ClosedResourceError):
+            await a.send_all(b"x")
+
+
+async def test_a_peer_that_is_gone() -> None:
+    async with warm_streams() as (a, b):
+        b.socket.close()
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await a.send_all(b"x")
+        assert isinstance(caught.value.__cause__, BrokenPipeError)
+        with pytest.raises(BrokenPipeError):
+            await a.socket.send(b"x")
+        assert not a._send_conflict_detector._held
+
+
+async def test_a_task_that_takes_over_from_a_cancelled_one() -> None:
+    async with warm_streams() as (a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(a.receive_some)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await b.socket.send(b"x")
+            assert await a.receive_some() == b"x"
+
+
+async def test_a_coroutine_closed_in_flight() -> None:
+    """Its operation stays the kernel's until it ends, and its result is for nobody."""
+    async with warm_streams() as (a, b):
+        seen = list[object]()
+
+        @types.coroutine
+        def driving() -> Generator[object, object, None]:
+            receive = a.receive_some()
+            seen.append(receive.send(None))
+            receive.close()
+            return
+            yield
+
+        before = statistics().completed["RECV"]
+        await driving()
+        assert in_flight() == 1
+        await b.send_all(b"lost")
+        while in_flight():
+            await trio.lowlevel.checkpoint()
+        assert statistics().completed["RECV"] == before + 1
+        [operation] = seen
+        assert repr(operation) == "<receive_some, ended>"
+        await b.send_all(b"kept")
+        assert await a.receive_some() == b"kept"
+
+
+async def test_an_operation_that_is_done_cannot_be_aborted() -> None:
+    async with warm_streams() as (a, b):
+        task = trio.lowlevel.current_task()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.receive_some)
+            await wait_all_tasks_blocked()
+            [receiver] = nursery.child_tasks
+            operation = receiver._abort_func
+            assert operation is not None
+            await b.send_all(b"x")
+        assert task._abort_func is None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.receive_some)
+            await wait_all_tasks_blocked()
+            operation(lambda: None)
+            operation.fd_closing()
+            operation.finish_cancelled()
+            await trio.lowlevel.checkpoint()
+            assert in_flight() == 1
+            await b.send_all(b"x")
+
+
+async def test_a_patched_method_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def patched(self: trio.SocketStream, max_bytes: int | None = None) -> bytes:
+        return b"patched"
+
+    async with warm_streams() as (a, _):
+        monkeypatch.setattr(trio.SocketStream, "receive_some", patched)
+        assert await anext(aiter(a)) == b"patched"
+
+
+async def test_the_frames_of_a_task_that_waits() -> None:
+    datagrams, end = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with datagrams, end:
+        async with warm_streams() as (a, _), trio.open_nursery() as nursery:
+            nursery.start_soon(a.receive_some)
+            nursery.start_soon(datagrams.recv, 1)  # which its twin does
+            await wait_all_tasks_blocked()
+            frames = {
+                tuple(frame.f_code.co_name for frame, _ in task.iter_await_frames())
+                for task in nursery.child_tasks
+            }
+            nursery.cancel_scope.cancel()
+    assert ("receive_some",) in frames
+    [other] = frames - {("receive_some",)}
+    assert other[:2] == ("recv", "_recv_twin")
+    assert len(other) > 3
+
+
+SIZES = [(0, ValueError), (-1, ValueError), ("1", TypeError), (2**63, OverflowError)]
+
+
+async def test_arguments_that_are_not_plain() -> None:
+    async with warm_streams() as (a, b):
+        await b.send_all(b"abcdef")
+        for size, error in [
+            (0, ValueError),
+            (-1, ValueError),
+            ("1", TypeError),
+            (2**63, OverflowError),
+        ]:
+            with pytest.raises(error):
+                await a.receive_some(size)  # type: ignore[arg-type]
+        assert await a.receive_some(2) == b"ab"
+        assert await a.receive_some(max_bytes=1) == b"c"
+        assert await a.socket.recv(1, socket.MSG_PEEK) == b"d"
+        assert await a.socket.recv(True) == b"d"
+        for data in ("text", 3, None):
+            with pytest.raises(TypeError):
+                await a.send_all(data)  # type: ignore[arg-type]
+            with pytest.raises(TypeError):
+                await a.socket.send(data)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            native.recv(a.socket)
+        view = memoryview(b"0123456789")[::2]
+        with pytest.raises(BufferError):
+            await a.socket.send(view)
+        await a.send_all(b"")
+        assert await b.socket.send(b"") == 0
+        with pytest.raises(AttributeError):
+            await native.receive_some(object(), 1)
+        with pytest.raises(AttributeError):
+            await native.send_all(object(), b"")
+
+
+async def test_memory_is_pinned_while_it_is_sent() -> None:
+    async with warm_streams() as (a, b):
+        data = bytearray(10)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.send_all, data)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            await wait_all_tasks_blocked()
+        data.append(1)
+        assert await b.receive_some() == bytes(10)
+
+
+@pytest.mark.ring(receive_buffers=1)
+async def test_one_buffer_for_many() -> None:
+
+    async def echo(stream: trio.SocketStream) -> None:
+        async for data in stream:
+            await stream.send_all(data)
+
+    async def client(stream: trio.SocketStream) -> None:
+        for number in range(50):
+            await stream.send_all(b"%d" % number)
+            assert await stream.receive_some() == b"%d" % number
+        await stream.send_eof()
+
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        for _ in range(20):
+            a, b = await stack.enter_async_context(warm_streams())
+            nursery.start_soon(echo, a)
+            nursery.start_soon(client, b)
+    assert in_flight() == 0
+
+
+async def test_completions_are_counted() -> None:
+    async with warm_streams() as (a, b):
+        before = statistics().completed
+        for _ in range(5):
+            await a.send_all(b"x")
+            await b.receive_some()
+        after = statistics().completed
+        assert (after["SEND"] - before["SEND"], after["RECV"] - before["RECV"]) == (5, 5)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(a.receive_some)
+            await wait_all_tasks_blocked()
+            assert (statistics().in_flight, in_flight()) == (1, 1)
+            waiting = statistics().tasks_waiting_read
+            nursery.cancel_scope.cancel()
+        assert statistics().tasks_waiting_read == waiting - 1
+        assert statistics().in_flight == 0
+
+
+# --- Traps of runs --------------------------------------------------------------------------
+
+
+def test_a_run_that_is_over_is_let_go() -> None:
+    runs = list[weakref.ref[object]]()
+
+    async def main() -> None:
+        async with warm_streams() as (a, _):
+            loop = manager().native
+            runs.append(weakref.ref(manager()))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(a.receive_some)
+                await wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+            assert loop is not None
+
+    for _ in range(30):
+        trio_uring.run(main, ring=RingConfig(require=True))
+    gc.collect()
+    assert [run() for run in runs] == [None] * 30
+
+
+def test_a_run_without_a_ring_after_one_with() -> None:
+    async def main() -> None:
+        async with warm_streams() as (a, _):
+            with trio.move_on_after(0):
+                await a.receive_some()
+
+    trio_uring.run(main, ring=RingConfig(require=True))
+    trio.run(main)
+
+
+async def test_threads_with_runs_of_their_own() -> None:
+    async def main() -> None:
+        async with warm_streams() as (a, b):
+            for _ in range(200):
+                await a.send_all(b"x")
+                assert await b.receive_some() == b"x"
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(trio.to_thread.run_sync, trio_uring.run, main)
+        await main()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="warns of the threads of the test run")
+async def test_a_forked_child_uses_no_ring() -> None:
+    async with warm_streams() as (a, b):
+        if (child := os.fork()) == 0:
+            try:
+                with pytest.raises(trio_uring.ForkedRingError):
+                    await b.receive_some()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        await a.send_all(b"x")
+        assert await b.receive_some() == b"x"
+
+
+async def test_an_asynchronous_generator_between() -> None:
+    async def generate(stream: trio.SocketStream) -> AsyncGenerator[bytes, None]:
+        while True:
+            yield await stream.receive_some()
+
+    async with warm_streams() as (a, b), aclosing(generate(a)) as received:
+        for number in range(3):
+            await b.send_all(b"%d" % number)
+            assert await anext(received) == b"%d" % number

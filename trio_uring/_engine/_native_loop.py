@@ -1,0 +1,56 @@
+"""A run's part of the native engine: `Loop`, and what Python tells it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trio_uring._kernel import native
+from trio_uring._kernel.sockets import MSG_DONTWAIT
+from trio_uring._operations import recv_once, send
+from trio_uring._trio_private import current_runner
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trio_uring._kernel._native import Loop
+
+    from ._buffer_pool import BufferPool
+    from ._fd_waiters import FdWaiters
+    from ._ring import Ring
+
+
+def open_native_loop(
+    table: object, ring: Ring, waiters: FdWaiters, registered: Mapping[int, object]
+) -> Loop:
+    """Return the native engine's part of the current run, which then fetches all completions.
+
+    Args:
+      table: The run's `InFlightTable`, for what the engine leaves to Python.
+      ring: The run's.
+      waiters: Where its operations are entered, as a plain dict.
+      registered: By fd, who waits in epoll; a plain dict, too.
+    """
+    loop = native.Loop(
+        ring=ring.address,
+        manager=table,
+        waiters=waiters,
+        registered=registered,
+        send_operation=send(-1, b"", MSG_DONTWAIT),
+    )
+    loop.begin(current_runner())
+    ring.native = loop
+    return loop
+
+
+def receive_natively(loop: Loop, pool: BufferPool) -> None:
+    """Let *loop* receive from streams into the buffers of *pool*, as `recv_once` does."""
+    loop.receive_into(*pool.addresses(), pool.size, pool.group, recv_once(-1, pool, pool.size))
+
+
+def count_native(loop: Loop, completed: list[int]) -> list[int]:
+    """Add to the counts of Python's completions, by opcode, those of *loop*."""
+    counts = completed.copy()
+    counts[loop.send_operation.opcode] += loop.sends
+    if loop.receive_operation is not None:
+        counts[loop.receive_operation.opcode] += loop.receives
+    return counts

@@ -1,0 +1,68 @@
+"""The native engine; what is in engine/, in the order of module.c."""
+
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+
+from trio_uring._engine._io_manager import UringIOManager
+from trio_uring._operations import Operation
+
+class Op:
+    """One operation that a task awaits; see `InFlight`, which it stands for."""
+
+    res: int
+    flags: int
+    user_data: int
+    cancel_asked: bool
+    closing: bool
+    raise_cancel: Callable[[], None] | None
+    owner: object
+    operation: Operation[object]
+    def fd_closing(self) -> None: ...
+    def finish_cancelled(self) -> None: ...
+
+class Loop:
+    """A run's part of the engine."""
+
+    in_flight: int
+    send_operation: Operation[object]
+    receive_operation: Operation[object] | None
+    sends: int
+    receives: int
+    def __init__(
+        self,
+        ring: int,
+        manager: object,
+        waiters: Mapping[int, Sequence[object]],
+        registered: Mapping[int, object],
+        send_operation: Operation[object],
+    ) -> None: ...
+    def begin(self, runner: object, /) -> None: ...
+    def receive_into(
+        self,
+        pool: int,
+        memory: object,
+        address: int,
+        size: int,
+        group: int,
+        operation: Operation[object],
+        /,
+    ) -> None: ...
+    def turn(self, timeout: float, /) -> list[tuple[int, int, int]] | int: ...
+    def dispatch(self) -> None: ...
+    def discard(self) -> None: ...
+    def has_fetched(self, user_data: int, /) -> bool: ...
+    def cancel_all(self) -> None: ...
+    def close(self) -> None: ...
+
+def setup(api: int, names: dict[str, object], /) -> None: ...
+def set_twin(
+    name: str,
+    twin: Callable[..., Coroutine[object, object, object]],
+    rest: Callable[..., Coroutine[object, object, object]],
+    failed: Callable[[UringIOManager, Op], object],
+    /,
+) -> None: ...
+def step(runner: object, batch: list[object], /) -> None: ...
+def recv(sock: object, buflen: object, /) -> Awaitable[bytes]: ...
+def send(sock: object, data: object, /) -> Awaitable[int]: ...
+def receive_some(stream: object, max_bytes: object, /) -> Awaitable[bytes]: ...
+def send_all(stream: object, data: object, /) -> Awaitable[None]: ...

@@ -1,0 +1,405 @@
+/*
+ * Loop: a run's part of the engine. It fetches completions for Python as well, and keeps those of
+ * its own operations until Trio's loop comes to process_events.
+ */
+#include "engine.h"
+
+#define REAP_MAX 1024 /* as in _ring.py: CQEs fetched in one turn */
+#define NATIVE_DONE 4 /* as in _in_flight.py: the user_data that tells of the engine's */
+
+/* ---- Slots ----------------------------------------------------------------------------- */
+
+static int grow_slots(Loop *loop)
+{
+    uint32_t count = loop->slot_count ? 2 * loop->slot_count : 64;
+    struct slot *slots = PyMem_Realloc(loop->slots, count * sizeof *slots);
+    if (slots == NULL)
+        return -1;
+    for (uint32_t i = loop->slot_count; i < count; i++)
+        slots[i] = (struct slot){.next_free = i + 1};
+    loop->first_free = loop->slot_count;
+    loop->slots = slots;
+    loop->slot_count = count;
+    return 0;
+}
+
+static struct slot *slot_of(Loop *loop, uint64_t user_data)
+{
+    uint32_t index = (uint32_t)user_data;
+    uint32_t generation = (uint32_t)(user_data >> 32) & (GENERATIONS - 1);
+    if (index >= loop->slot_count || loop->slots[index].op == NULL ||
+        loop->slots[index].generation != generation)
+        return NULL;
+    return &loop->slots[index];
+}
+
+/* ---- Who waits on an fd ---------------------------------------------------------------- */
+
+/* Note that op waits on its fd, if nobody else does in any way; 0 if somebody does, -1 raises.
+ * What is stored is what Python stores: a list of entries. */
+static int enter_waiter(Loop *loop, Op *op, PyObject *fd)
+{
+    if (PyDict_GetItemWithError(loop->waiters, fd) != NULL ||
+        PyDict_GetItemWithError(loop->registered, fd) != NULL)
+        return 0;
+    if (PyErr_Occurred())
+        return -1;
+    PyObject *entries = PyList_New(1);
+    if (entries == NULL)
+        return -1;
+    PyList_SET_ITEM(entries, 0, Py_NewRef((PyObject *)op));
+    int stored = PyDict_SetItem(loop->waiters, fd, entries);
+    Py_DECREF(entries);
+    if (stored < 0)
+        return -1;
+    op->fd = Py_NewRef(fd);
+    return 1;
+}
+
+/* Take it off again. The list may have gone with a close, or have more in it by now. */
+int loop_leave_waiters(Loop *loop, Op *op)
+{
+    PyObject *fd = op->fd;
+    int left = 0;
+    if (fd == NULL)
+        return 0;
+    op->fd = NULL;
+    PyObject *entries = PyDict_GetItemWithError(loop->waiters, fd);
+    if (entries != NULL && PyList_CheckExact(entries))
+        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(entries); i++)
+            if (PyList_GET_ITEM(entries, i) == (PyObject *)op) {
+                left = PyList_GET_SIZE(entries) == 1 ? PyDict_DelItem(loop->waiters, fd)
+                                                     : PyList_SetSlice(entries, i, i + 1, NULL);
+                break;
+            }
+    Py_DECREF(fd);
+    return left < 0 || PyErr_Occurred() ? -1 : 0;
+}
+
+/* ---- Into flight ----------------------------------------------------------------------- */
+
+/* Push op as sqe, for the task that runs; 0 if that must go another way, -1 raises. */
+int loop_push(Loop *loop, Op *op, struct sqe_fields *sqe, PyObject *fd)
+{
+    if (loop->first_free == loop->slot_count && grow_slots(loop) < 0)
+        return 0;
+    int entered = op->kind->reads ? enter_waiter(loop, op, fd) : 1;
+    if (entered <= 0)
+        return entered;
+    uint32_t index = loop->first_free;
+    struct slot *slot = &loop->slots[index];
+    sqe->opcode = op->kind->opcode;
+    op->user_data = NATIVE | (uint64_t)slot->generation << 32 | index;
+    if (api->push_many(loop->ring, sqe, 0, 1, op->user_data) != 1)
+        return loop_leave_waiters(loop, op); /* full, forked, closed: Python knows what to do */
+    loop->first_free = slot->next_free;
+    slot->op = (Op *)Py_NewRef((PyObject *)op);
+    loop->in_flight++;
+    op->loop = (Loop *)Py_NewRef((PyObject *)loop);
+    op->task = Py_NewRef(loop->task);
+    op->state = IN_FLIGHT;
+    return 1;
+}
+
+/* ---- Completions ----------------------------------------------------------------------- */
+
+/* Copy out what was received, so that the buffer is the kernel's again before its next chance to
+ * need one. */
+static void take_buffer(Loop *loop, Op *op)
+{
+    if (!(op->flags & IORING_CQE_F_BUFFER)) {
+        if (op->res == 0)
+            op->received = PyBytes_FromStringAndSize(NULL, 0); /* the end of a stream */
+        return;
+    }
+    unsigned id = op->flags >> IORING_CQE_BUFFER_SHIFT;
+    if (op->res >= 0 && op->task != NULL) {
+        char *data = loop->memory + (size_t)id * (size_t)loop->buffer_size;
+        op->received = PyBytes_FromStringAndSize(data, op->res);
+    }
+    op->flags &= ~IORING_CQE_F_BUFFER; /* given back: nobody else must */
+    api->buffer_ring_add(loop->pool, id);
+}
+
+/* Returns the task to wake, and None if there is none; NULL raises. */
+static PyObject *complete(Loop *loop, struct slot *slot, struct io_uring_cqe *cqe)
+{
+    Op *op = slot->op; /* and the kernel's reference with it */
+    slot->op = NULL;
+    slot->generation = (slot->generation + 1) & (GENERATIONS - 1);
+    slot->next_free = loop->first_free;
+    loop->first_free = (uint32_t)(slot - loop->slots);
+    loop->in_flight--;
+
+    op->res = cqe->res;
+    op->flags = cqe->flags;
+    op->state = COMPLETE;
+    loop->completed[op->kind->reads] += 1;
+    if (op->kind->reads)
+        take_buffer(loop, op);
+    PyErr_Clear(); /* no memory for what was received: the task is told when it goes on */
+    PyObject *task = op->task != NULL ? op->task : Py_NewRef(Py_None);
+    op->task = NULL;
+    if (task == Py_None) {
+        op->state = ENDED;
+        op_let_go(op);
+    }
+    if (loop_leave_waiters(loop, op) < 0)
+        Py_CLEAR(task);
+    Py_DECREF(op);
+    return task;
+}
+
+/* Wake the tasks of all completions that came since the last call; or, wake being false, discard
+ * them. */
+static int finish_completions(Loop *loop, int wake)
+{
+    while (loop->cqe_next < loop->cqe_count) {
+        struct io_uring_cqe cqe = loop->cqes[loop->cqe_next++];
+        struct slot *slot = slot_of(loop, cqe.user_data);
+        if (slot == NULL)
+            continue;
+        PyObject *task = complete(loop, slot, &cqe);
+        int woken = task == NULL ? -1 : 0;
+        if (woken == 0 && wake && task != Py_None)
+            woken = reschedule(loop, task, Py_None);
+        Py_XDECREF(task);
+        if (woken < 0)
+            return -1;
+    }
+    loop->cqe_next = loop->cqe_count = 0;
+    return 0;
+}
+
+static PyObject *loop_dispatch(Loop *loop, PyObject *unused)
+{
+    if (finish_completions(loop, 1) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *loop_discard(Loop *loop, PyObject *unused)
+{
+    if (finish_completions(loop, 0) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* has_fetched(user_data): whether its completion has come, and dispatch() has not seen it yet. */
+static PyObject *loop_has_fetched(Loop *loop, PyObject *number)
+{
+    unsigned long long user_data = PyLong_AsUnsignedLongLong(number);
+    if (PyErr_Occurred())
+        return NULL;
+    int found = 0;
+    for (uint32_t i = loop->cqe_next; i < loop->cqe_count; i++)
+        found |= loop->cqes[i].user_data == user_data;
+    return PyBool_FromLong(found);
+}
+
+static int make_room(Loop *loop)
+{
+    if (loop->cqe_room - loop->cqe_count >= REAP_MAX)
+        return 0;
+    uint32_t room = loop->cqe_count + 2 * REAP_MAX;
+    struct io_uring_cqe *cqes = PyMem_Realloc(loop->cqes, room * sizeof *cqes);
+    if (cqes == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    loop->cqes = cqes;
+    loop->cqe_room = room;
+    return 0;
+}
+
+static int append_completion(PyObject *list, uint64_t user_data, int32_t res, uint32_t flags)
+{
+    PyObject *completion =
+        Py_BuildValue("KiI", (unsigned long long)user_data, (int)res, (unsigned)flags);
+    int appended = completion != NULL ? PyList_Append(list, completion) : -1;
+    Py_XDECREF(completion);
+    return appended;
+}
+
+/* One turn of the ring. Returns Python's completions as a list of (user_data, res, flags), which
+ * has one more, NATIVE_DONE, if any of the engine's came; or a result below 0. */
+static PyObject *loop_turn(Loop *loop, PyObject *seconds)
+{
+    double timeout = PyFloat_AsDouble(seconds);
+    if ((timeout == -1 && PyErr_Occurred()) || make_room(loop) < 0)
+        return NULL;
+    struct io_uring_cqe *new = loop->cqes + loop->cqe_count;
+    int count;
+    Py_BEGIN_ALLOW_THREADS
+    count = api->turn(loop->ring, timeout, new, REAP_MAX);
+    Py_END_ALLOW_THREADS
+    if (count < 0)
+        return PyLong_FromLong(count);
+    PyObject *foreign = PyList_New(0);
+    uint32_t native = 0;
+    for (int i = 0; foreign != NULL && i < count; i++) {
+        if (new[i].user_data & NATIVE) {
+            new[native++] = new[i];
+            continue;
+        }
+        if (append_completion(foreign, new[i].user_data, new[i].res, new[i].flags) < 0)
+            Py_CLEAR(foreign);
+    }
+    loop->cqe_count += native;
+    if (foreign != NULL && native > 0 && append_completion(foreign, NATIVE_DONE, 0, 0) < 0)
+        Py_CLEAR(foreign);
+    return foreign;
+}
+
+/* ---- For Python ------------------------------------------------------------------------ */
+
+static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"ring",       "manager",        "waiters",
+                            "registered", "send_operation", NULL};
+    unsigned long long ring;
+    PyObject *manager, *waiters, *registered, *send_operation;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOO!O!O", names, &ring, &manager,
+                                     &PyDict_Type, &waiters, &PyDict_Type, &registered,
+                                     &send_operation))
+        return NULL;
+    Loop *loop = (Loop *)type->tp_alloc(type, 0);
+    if (loop == NULL)
+        return NULL;
+    loop->ring = (struct ring *)(uintptr_t)ring;
+    loop->manager = Py_NewRef(manager);
+    loop->waiters = Py_NewRef(waiters);
+    loop->registered = Py_NewRef(registered);
+    loop->send_operation = Py_NewRef(send_operation);
+    return (PyObject *)loop;
+}
+
+/* begin(runner): the run's first turn. */
+static PyObject *loop_begin(Loop *loop, PyObject *runner)
+{
+    if (Py_TYPE(runner) != trio.runner_type)
+        return PyErr_Format(PyExc_TypeError, "not a runner: %R", runner);
+    PyObject *hooks = PyObject_GetAttrString(SLOT(runner, trio.instruments), "data");
+    PyObject *wake = PyObject_GetAttrString(SLOT(runner, trio.runq), "append");
+    if (hooks != NULL && wake != NULL && !PyDict_CheckExact(hooks))
+        PyErr_SetString(PyExc_TypeError, "a runner's instruments are in no dict");
+    if (PyErr_Occurred()) {
+        Py_XDECREF(hooks);
+        Py_XDECREF(wake);
+        return NULL;
+    }
+    Py_XSETREF(loop->hooks, hooks);
+    Py_XSETREF(loop->wake, wake);
+    Py_XSETREF(loop->runner, Py_NewRef(runner));
+    Py_RETURN_NONE;
+}
+
+/* receive_into(pool, memory, address, size, group, operation): the buffers to receive into. */
+static PyObject *loop_receive_into(Loop *loop, PyObject *args)
+{
+    unsigned long long pool, address;
+    PyObject *memory, *operation;
+    Py_ssize_t size;
+    unsigned group;
+    if (!PyArg_ParseTuple(args, "KOKnIO", &pool, &memory, &address, &size, &group, &operation))
+        return NULL;
+    loop->pool = (struct buffer_ring *)(uintptr_t)pool;
+    loop->memory = (char *)(uintptr_t)address;
+    loop->buffer_size = size;
+    loop->group = group;
+    Py_XSETREF(loop->memory_owner, Py_NewRef(memory));
+    Py_XSETREF(loop->receive_operation, Py_NewRef(operation));
+    Py_RETURN_NONE;
+}
+
+static PyObject *loop_cancel_all(Loop *loop, PyObject *unused)
+{
+    for (uint32_t i = 0; i < loop->slot_count; i++)
+        if (loop->slots[i].op != NULL && op_ask_cancel(loop->slots[i].op) < 0)
+            return NULL;
+    Py_RETURN_NONE;
+}
+
+/* The run ends: let go of it. What is in flight still, the kernel may still write to: its
+ * references stay for ever. */
+static int loop_clear(Loop *loop)
+{
+    Py_CLEAR(loop->runner);
+    Py_CLEAR(loop->hooks);
+    Py_CLEAR(loop->wake);
+    Py_CLEAR(loop->context);
+    Py_CLEAR(loop->manager);
+    if (loop->in_flight == 0) {
+        loop->pool = NULL;
+        Py_CLEAR(loop->memory_owner);
+    }
+    return 0;
+}
+
+static PyObject *loop_close(Loop *loop, PyObject *unused)
+{
+    loop_clear(loop);
+    Py_RETURN_NONE;
+}
+
+static int loop_traverse(Loop *loop, visitproc visit, void *arg)
+{
+    Py_VISIT(loop->runner);
+    Py_VISIT(loop->hooks);
+    Py_VISIT(loop->wake);
+    Py_VISIT(loop->context);
+    Py_VISIT(loop->manager);
+    Py_VISIT(loop->waiters);
+    Py_VISIT(loop->registered);
+    Py_VISIT(loop->receive_operation);
+    for (uint32_t i = 0; i < loop->slot_count; i++)
+        Py_VISIT(loop->slots[i].op);
+    return 0;
+}
+
+static void loop_dealloc(Loop *loop)
+{
+    PyObject_GC_UnTrack(loop);
+    loop_clear(loop);
+    Py_CLEAR(loop->waiters);
+    Py_CLEAR(loop->registered);
+    Py_CLEAR(loop->receive_operation);
+    Py_CLEAR(loop->send_operation);
+    PyMem_Free(loop->slots);
+    PyMem_Free(loop->cqes);
+    Py_TYPE(loop)->tp_free(loop);
+}
+
+static PyMethodDef loop_methods[] = {
+    {"begin", (PyCFunction)loop_begin, METH_O, NULL},
+    {"receive_into", (PyCFunction)loop_receive_into, METH_VARARGS, NULL},
+    {"turn", (PyCFunction)loop_turn, METH_O, NULL},
+    {"dispatch", (PyCFunction)loop_dispatch, METH_NOARGS, NULL},
+    {"discard", (PyCFunction)loop_discard, METH_NOARGS, NULL},
+    {"has_fetched", (PyCFunction)loop_has_fetched, METH_O, NULL},
+    {"cancel_all", (PyCFunction)loop_cancel_all, METH_NOARGS, NULL},
+    {"close", (PyCFunction)loop_close, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef loop_members[] = {
+    {"in_flight", T_UINT, offsetof(Loop, in_flight), READONLY, NULL},
+    {"send_operation", T_OBJECT, offsetof(Loop, send_operation), READONLY, NULL},
+    {"receive_operation", T_OBJECT, offsetof(Loop, receive_operation), READONLY, NULL},
+    {"sends", T_ULONGLONG, offsetof(Loop, completed[0]), READONLY, NULL},
+    {"receives", T_ULONGLONG, offsetof(Loop, completed[1]), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+PyTypeObject LoopType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "trio_uring._kernel._native.Loop",
+    .tp_basicsize = sizeof(Loop),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = loop_new,
+    .tp_dealloc = (destructor)loop_dealloc,
+    .tp_traverse = (traverseproc)loop_traverse,
+    .tp_clear = (inquiry)loop_clear,
+    .tp_methods = loop_methods,
+    .tp_members = loop_members,
+};

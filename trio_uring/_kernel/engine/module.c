@@ -1,0 +1,142 @@
+/* trio_uring._kernel._native: what Python gives at the start, and the names that it imports. */
+#include "engine.h"
+
+struct trio trio;
+const struct engine_api *api;
+
+/* ---- What Python gives ------------------------------------------------------------------- */
+
+/* A slot's offset, from what stands in its class: a descriptor that says it. */
+static int slot_offset(PyObject *trio_names, const char *name, PyTypeObject *type,
+                       Py_ssize_t *offset)
+{
+    PyObject *slot = PyDict_GetItemString(trio_names, name);
+    if (slot == NULL || Py_TYPE(slot) != &PyMemberDescr_Type ||
+        ((PyMemberDescrObject *)slot)->d_member->type != T_OBJECT_EX ||
+        PyDescr_TYPE(slot) != type) {
+        PyErr_Format(PyExc_TypeError, "%s is no slot of %s", name, type->tp_name);
+        return -1;
+    }
+    *offset = ((PyMemberDescrObject *)slot)->d_member->offset;
+    return 0;
+}
+
+static int object_named(PyObject *names, const char *name, PyTypeObject *type, void *object)
+{
+    PyObject *found = PyDict_GetItemString(names, name);
+    if (found == NULL || (type != NULL && !PyObject_TypeCheck(found, type))) {
+        PyErr_Format(PyExc_TypeError, "%s is missing, or of the wrong type", name);
+        return -1;
+    }
+    if (PyUnicode_CheckExact(found)) { /* an attribute's name */
+        Py_INCREF(found);
+        PyUnicode_InternInPlace(&found);
+        *(PyObject **)object = found;
+        return 0;
+    }
+    *(PyObject **)object = Py_NewRef(found);
+    return 0;
+}
+
+/* setup(api, names): once a process. names has what struct trio has. */
+static PyObject *setup(PyObject *module, PyObject *args)
+{
+    unsigned long long address;
+    PyObject *names;
+    if (!PyArg_ParseTuple(args, "KO!", &address, &PyDict_Type, &names))
+        return NULL;
+    const struct engine_api *given = (const struct engine_api *)(uintptr_t)address;
+    if (given->layout != ENGINE_API_LAYOUT)
+        return PyErr_Format(PyExc_ImportError, "the ring's core has layout %u, and not %u",
+                            (unsigned)given->layout, ENGINE_API_LAYOUT);
+    struct trio t;
+#define TYPE(name) object_named(names, #name, &PyType_Type, &t.name) < 0
+#define OBJECT(name) object_named(names, #name, NULL, &t.name) < 0
+#define NAME(name) object_named(names, #name, &PyUnicode_Type, &t.name) < 0
+#define OFFSET(name, type) slot_offset(names, #name, t.type, &t.name) < 0
+    if (TYPE(task_type) || TYPE(runner_type) || TYPE(status_type) || TYPE(wait_type) ||
+        TYPE(detector_type) || TYPE(manager_type) || TYPE(socket_type) || OBJECT(checkpoint) ||
+        OBJECT(value) || OBJECT(error) || OBJECT(abort_failed) || OBJECT(context) ||
+        NAME(deliver_cancel) || NAME(deliver_ki) || NAME(socket) || NAME(stdlib_socket) ||
+        NAME(fileno) || NAME(is_stream) || NAME(send_conflict_detector) || NAME(held) || NAME(did_shutdown) ||
+        OFFSET(next_send_fn, task_type) || OFFSET(next_send, task_type) ||
+        OFFSET(abort_func, task_type) || OFFSET(custom_sleep_data, task_type) ||
+        OFFSET(cancel_status, task_type) || OFFSET(coro, task_type) ||
+        OFFSET(task_context, task_type) || OFFSET(schedule_points, task_type) ||
+        OFFSET(cancel_points, task_type) || OFFSET(effectively_cancelled, status_type) ||
+        OFFSET(ki_pending, runner_type) || OFFSET(main_task, runner_type) ||
+        OFFSET(runq, runner_type) || OFFSET(instruments, runner_type) ||
+        OFFSET(io_manager, runner_type))
+        return NULL;
+    trio = t;
+    api = given;
+    Py_RETURN_NONE;
+}
+
+static struct kind *const kinds[] = {&socket_recv, &socket_send, &stream_receive_some,
+                                     &stream_send_all};
+
+/* twin(name, twin, rest, failed): what Python does where the C does not. */
+static PyObject *set_twin(PyObject *module, PyObject *args)
+{
+    const char *name;
+    PyObject *twin, *rest, *failed;
+    if (!PyArg_ParseTuple(args, "sOOO", &name, &twin, &rest, &failed))
+        return NULL;
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+        if (strcmp(kinds[i]->name, name) == 0) {
+            Py_XSETREF(kinds[i]->twin, Py_NewRef(twin));
+            Py_XSETREF(kinds[i]->rest, Py_NewRef(rest));
+            Py_XSETREF(kinds[i]->failed, Py_NewRef(failed));
+            Py_RETURN_NONE;
+        }
+    return PyErr_Format(PyExc_ValueError, "there is no %s", name);
+}
+
+/* ---- What Python calls ------------------------------------------------------------------- */
+
+static PyObject *new_op(struct kind *kind, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2)
+        return PyErr_Format(PyExc_TypeError, "%s() takes 2 arguments", kind->name);
+    if (kind->twin == NULL)
+        return PyErr_Format(PyExc_RuntimeError, "%s() has no twin yet", kind->name);
+    return op_new(kind, args[0], args[1]);
+}
+
+#define NEW_OP(kind)                                                                              \
+    static PyObject *new_##kind(PyObject *module, PyObject *const *args, Py_ssize_t count)        \
+    {                                                                                             \
+        return new_op(&kind, args, count);                                                        \
+    }
+NEW_OP(socket_recv)
+NEW_OP(socket_send)
+NEW_OP(stream_receive_some)
+NEW_OP(stream_send_all)
+
+#define FUNCTION(name, function) {name, (PyCFunction)(void *)function, METH_FASTCALL, NULL}
+static PyMethodDef functions[] = {
+    {"setup", setup, METH_VARARGS, NULL},
+    {"set_twin", set_twin, METH_VARARGS, NULL},
+    FUNCTION("step", make_steps),
+    FUNCTION("recv", new_socket_recv),
+    FUNCTION("send", new_socket_send),
+    FUNCTION("receive_some", new_stream_receive_some),
+    FUNCTION("send_all", new_stream_send_all),
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_native", NULL, -1, functions, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    if (PyType_Ready(&OpType) < 0 || PyType_Ready(&LoopType) < 0 || init_step() < 0)
+        return NULL;
+    PyObject *native = PyModule_Create(&module);
+    if (native != NULL && (PyModule_AddObjectRef(native, "Op", (PyObject *)&OpType) < 0 ||
+                           PyModule_AddObjectRef(native, "Loop", (PyObject *)&LoopType) < 0))
+        Py_CLEAR(native);
+    return native;
+}

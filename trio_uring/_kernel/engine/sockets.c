@@ -1,0 +1,264 @@
+/*
+ * Receiving and sending: what is pushed, and what is made of the result.
+ *
+ * A receive is a multishot with a limit of one: `optlen`, the SQE's byte 44, is where it ends
+ * (Linux 6.17; Python asks the kernel once before it gives us buffers). It receives like an
+ * ordinary one, but stays in the kernel's poll queue whatever wakes it up in vain, where an
+ * ordinary receive is given to a worker after a while.
+ *
+ * A send never waits in the kernel: one that finds the socket full goes on in Python, which waits
+ * until it is writable.
+ */
+#include "engine.h"
+
+#include <sys/socket.h>
+
+#define OP_SEND 26 /* IORING_OP_SEND and IORING_OP_RECV */
+#define OP_RECV 27
+#define IO_MAX 0x7ffff000 /* the most that the kernel sends at once: MAX_RW_COUNT */
+
+/* The socket's fd, as an int; NULL, and no exception, if there is none or that is not plain. */
+static PyObject *fd_of(PyObject *socket)
+{
+    PyObject *stdlib = NULL, *fd = NULL;
+    if (Py_TYPE(socket) == trio.socket_type)
+        stdlib = PyObject_GetAttr(socket, trio.stdlib_socket);
+    if (stdlib != NULL)
+        fd = PyObject_CallMethodNoArgs(stdlib, trio.fileno);
+    Py_XDECREF(stdlib);
+    if (fd != NULL && (!PyLong_CheckExact(fd) || PyLong_AsLong(fd) < 0))
+        Py_CLEAR(fd);
+    PyErr_Clear();
+    return fd;
+}
+
+/* The loop that a task may push for now; NULL if there is none, or the task is to be cancelled. */
+static Loop *plain_loop(void)
+{
+    Loop *loop = current_loop();
+    return loop == NULL || is_cancelled(loop) ? NULL : loop;
+}
+
+/* ---- Receiving ------------------------------------------------------------------------- */
+
+/* Push a receive of at most size bytes; what is not plain goes to the twin. */
+static PySendResult start_receive(Op *op, PyObject *socket, Py_ssize_t size, PyObject **result)
+{
+    Loop *loop = plain_loop();
+    PyObject *fd = NULL;
+    int pushed = 0;
+    if (loop != NULL && loop->pool != NULL && 0 < size && size <= loop->buffer_size)
+        fd = fd_of(socket);
+    if (fd != NULL) {
+        struct sqe_fields sqe = {
+            .sqe_flags = IOSQE_BUFFER_SELECT,
+            .ioprio = IORING_RECV_MULTISHOT,
+            .fd = (int32_t)PyLong_AsLong(fd),
+            .len = (uint32_t)size,
+            .buf_index = (uint16_t)loop->group,
+            .splice_fd_in = 1, /* optlen */
+        };
+        pushed = loop_push(loop, op, &sqe, fd);
+        Py_DECREF(fd);
+    }
+    if (pushed < 0)
+        return op_end(op, NULL, result);
+    if (pushed == 0)
+        return op_twin(op, result);
+    *result = Py_NewRef((PyObject *)op);
+    return PYGEN_NEXT;
+}
+
+/* The size as a number; 0, which nobody may receive, if that is not plain. */
+static Py_ssize_t size_of(PyObject *argument)
+{
+    Py_ssize_t size = PyLong_CheckExact(argument) ? PyLong_AsSsize_t(argument) : 0;
+    if (size == -1 && PyErr_Occurred())
+        PyErr_Clear();
+    return size;
+}
+
+static int attribute_is(PyObject *object, PyObject *name, PyObject *expected)
+{
+    PyObject *value = PyObject_GetAttr(object, name);
+    if (value == NULL)
+        PyErr_Clear();
+    Py_XDECREF(value);
+    return value == expected;
+}
+
+/* Only from streams: a datagram socket's receive in flight would keep its port. */
+static PySendResult start_recv(Op *op, PyObject **result)
+{
+    if (!attribute_is(op->owner, trio.is_stream, Py_True))
+        return op_twin(op, result);
+    return start_receive(op, op->owner, size_of(op->argument), result);
+}
+
+/* A stream's class is final, and its socket an attribute like any other. */
+static PyObject *socket_of(PyObject *stream)
+{
+    PyObject *socket = PyObject_GetAttr(stream, trio.socket);
+    if (socket == NULL)
+        PyErr_Clear();
+    return socket;
+}
+
+static PySendResult start_receive_some(Op *op, PyObject **result)
+{
+    Py_ssize_t size = op->argument == Py_None ? 65536 : size_of(op->argument);
+    PyObject *socket = socket_of(op->owner);
+    if (socket == NULL)
+        return op_twin(op, result);
+    PySendResult sent = start_receive(op, socket, size, result);
+    Py_DECREF(socket);
+    return sent;
+}
+
+static PySendResult finish_receive(Op *op, PyObject **result)
+{
+    if (op->res == -ENOBUFS || op->res == -EAGAIN) {
+        PyObject *coroutine = PyObject_CallFunctionObjArgs(op->kind->rest, op->loop->manager, op,
+                                                           op->owner, op->argument, NULL);
+        return op_delegate(op, coroutine, result);
+    }
+    if (op->res < 0)
+        return op_failed(op, result);
+    PyObject *received = op->received;
+    op->received = NULL;
+    if (received == NULL)
+        PyErr_NoMemory();
+    return op_end(op, received, result);
+}
+
+/* ---- Sending --------------------------------------------------------------------------- */
+
+/* Whether data's memory can be sent as it is: bytes, or a plain row of them. */
+static int take_view(Op *op)
+{
+    PyObject *data = op->argument;
+    if (PyMemoryView_Check(data)) {
+        Py_buffer *shown = PyMemoryView_GET_BUFFER(data);
+        if (shown->itemsize != 1 || shown->ndim != 1)
+            return 0;
+    } else if (!PyBytes_CheckExact(data) && !PyByteArray_CheckExact(data)) {
+        return 0;
+    }
+    if (PyObject_GetBuffer(data, &op->view, PyBUF_SIMPLE) < 0) {
+        PyErr_Clear();
+        op->view.obj = NULL;
+        return 0;
+    }
+    if (0 < op->view.len && op->view.len <= IO_MAX)
+        return 1;
+    PyBuffer_Release(&op->view);
+    return 0;
+}
+
+/* 1 if it is in flight, 0 if that is not plain, -1 raises. */
+static int push_send(Op *op, Loop *loop, PyObject *socket)
+{
+    PyObject *fd = fd_of(socket);
+    if (fd == NULL)
+        return 0;
+    int pushed = take_view(op);
+    if (pushed) {
+        struct sqe_fields sqe = {
+            .fd = (int32_t)PyLong_AsLong(fd),
+            .addr = op->view.buf,
+            .len = (uint32_t)op->view.len,
+            .op_flags = MSG_DONTWAIT | MSG_NOSIGNAL,
+        };
+        pushed = loop_push(loop, op, &sqe, fd);
+        if (pushed <= 0)
+            PyBuffer_Release(&op->view);
+    }
+    Py_DECREF(fd);
+    return pushed;
+}
+
+static PySendResult start_send(Op *op, PyObject **result)
+{
+    Loop *loop = plain_loop();
+    int pushed = loop != NULL ? push_send(op, loop, op->owner) : 0;
+    if (pushed < 0)
+        return op_end(op, NULL, result);
+    if (pushed == 0)
+        return op_twin(op, result);
+    *result = Py_NewRef((PyObject *)op);
+    return PYGEN_NEXT;
+}
+
+/* Take the stream's conflict detector, which keeps a second task from sending meanwhile. */
+static int hold_detector(Op *op)
+{
+    op->detector = PyObject_GetAttr(op->owner, trio.send_conflict_detector);
+    if (op->detector == NULL || Py_TYPE(op->detector) != trio.detector_type ||
+        !attribute_is(op->detector, trio.held, Py_False) ||
+        PyObject_SetAttr(op->detector, trio.held, Py_True) < 0) {
+        PyErr_Clear();
+        return 0;
+    }
+    op->detector_held = 1;
+    return 1;
+}
+
+static PySendResult start_send_all(Op *op, PyObject **result)
+{
+    Loop *loop = plain_loop();
+    PyObject *socket = loop != NULL ? socket_of(op->owner) : NULL;
+    int pushed = 0;
+    if (socket != NULL && Py_TYPE(socket) == trio.socket_type &&
+        attribute_is(socket, trio.did_shutdown, Py_False) && hold_detector(op))
+        pushed = push_send(op, loop, socket);
+    Py_XDECREF(socket);
+    if (pushed == 1) {
+        *result = Py_NewRef((PyObject *)op);
+        return PYGEN_NEXT;
+    }
+    op_let_go(op);
+    return pushed < 0 ? op_end(op, NULL, result) : op_twin(op, result);
+}
+
+/* Python goes on where the kernel took a part, or nothing because the socket is full. */
+static PySendResult send_rest(Op *op, PyObject **result)
+{
+    int sent = op->res > 0 ? op->res : 0;
+    PyObject *coroutine = PyObject_CallFunction(op->kind->rest, "OOi", op->owner, op->argument, sent);
+    if (coroutine != NULL)
+        op->detector_held = 0; /* it lets go of it in the end */
+    op_let_go(op);
+    return op_delegate(op, coroutine, result);
+}
+
+static PySendResult finish_send(Op *op, PyObject **result)
+{
+    if (op->res >= 0)
+        return op_end(op, PyLong_FromLong(op->res), result);
+    if (op->res == -EAGAIN)
+        return send_rest(op, result);
+    return op_failed(op, result);
+}
+
+static PySendResult finish_send_all(Op *op, PyObject **result)
+{
+    if (op->res == op->view.len)
+        return op_end(op, Py_NewRef(Py_None), result);
+    if (op->res >= 0 || op->res == -EAGAIN)
+        return send_rest(op, result);
+    return op_failed(op, result);
+}
+
+/* ---- The kinds ------------------------------------------------------------------------- */
+
+struct kind socket_recv = {
+    .name = "recv", .opcode = OP_RECV, .reads = 1, .start = start_recv, .finish = finish_receive};
+struct kind socket_send = {
+    .name = "send", .opcode = OP_SEND, .start = start_send, .finish = finish_send};
+struct kind stream_receive_some = {.name = "receive_some",
+                                   .opcode = OP_RECV,
+                                   .reads = 1,
+                                   .start = start_receive_some,
+                                   .finish = finish_receive};
+struct kind stream_send_all = {
+    .name = "send_all", .opcode = OP_SEND, .start = start_send_all, .finish = finish_send_all};

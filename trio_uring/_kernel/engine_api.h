@@ -1,0 +1,39 @@
+/*
+ * What the native engine (engine/) calls of the ring's core, which is compiled once, into the cffi
+ * module. There is one list of rings for fork, one idea of whose thread a ring is, and one turn.
+ */
+#ifndef ENGINE_API_H
+#define ENGINE_API_H
+
+#include <stdint.h>
+
+#include "uapi.h"
+
+#define ENGINE_API_LAYOUT 1 /* changes with anything in this file */
+
+struct ring;
+struct buffer_ring;
+
+/* What Python says of an operation: an SQE without what the ring adds. */
+struct sqe_fields {
+    uint8_t opcode, sqe_flags;
+    uint16_t ioprio;
+    int32_t fd;
+    uint64_t off;
+    void *addr;
+    uint32_t len, op_flags;
+    uint16_t buf_index;
+    int32_t splice_fd_in;
+    uint64_t addr3;
+};
+_Static_assert(sizeof(struct sqe_fields) == 48, "read_many in _operations/_arrays.py relies on it");
+
+struct engine_api {
+    uint32_t layout;
+    int (*push_many)(struct ring *, const struct sqe_fields *, unsigned start, unsigned end,
+                     uint64_t user_data);
+    int (*turn)(struct ring *, double timeout, struct io_uring_cqe *, unsigned room);
+    void (*buffer_ring_add)(struct buffer_ring *, unsigned id);
+};
+
+#endif

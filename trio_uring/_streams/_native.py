@@ -1,0 +1,163 @@
+"""Sockets and streams on the native engine, and what it leaves to Python.
+
+Each method stays a coroutine function: a shell that awaits the engine's operation. So it has a
+name in tracebacks, can be given to ``start_soon``, warns if it is never awaited; a bare operation
+would be worse at each of these. Where the engine has none of it to do, which may be in the whole
+process but for one run, its operation goes on as the method that was there before, its twin.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket as stdlib_socket
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from trio_uring._engine._io_manager import UringIOManager
+from trio_uring._engine._ring import engine_api_address
+from trio_uring._kernel import native, why_no_native
+from trio_uring._trio_private import (
+    TrioSocket,
+    release_send_conflict_detector,
+    socket_errors_as_stream_errors,
+)
+from trio_uring._trio_step import set_step, trio_names
+
+from . import _socket_stream
+from ._socket import UringSocket
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from trio_uring._kernel._native import Op
+
+_why_not: str | None = None
+
+
+def use_native_engine() -> str:
+    """Set the native engine up, once; returns why that cannot be, or nothing."""
+    global _why_not
+    if _why_not is None:
+        _why_not = why_no_native or _set_up()
+    return _why_not
+
+
+def _set_up() -> str:
+    try:
+        native.setup(
+            engine_api_address(),
+            {**trio_names(), "manager_type": UringIOManager, "socket_type": UringSocket},
+        )
+    except (AttributeError, KeyError, TypeError, ImportError) as exc:
+        return f"Trio {trio.__version__} is not one that was read: {exc}"
+    if why := set_step(native.step):
+        return why
+    native.set_twin("recv", _recv_twin, _recv_again, _failed)
+    native.set_twin("send", _send_twin, _send_when_writable, _failed)
+    native.set_twin(
+        "receive_some", _socket_stream.receive_some, _receive_some_again, _stream_failed
+    )
+    native.set_twin("send_all", _socket_stream.send_all, _send_the_rest, _stream_failed)
+    for cls, shell in (
+        (UringSocket, recv),
+        (UringSocket, send),
+        (trio.SocketStream, receive_some),
+        (trio.SocketStream, send_all),
+    ):
+        setattr(cls, shell.__name__, shell)
+    return ""
+
+
+# ---- Receiving from a socket -----------------------------------------------------------------
+
+_recv: Final = UringSocket.recv
+
+
+@functools.wraps(_recv)
+async def recv(self: UringSocket, buflen: int, flags: int = 0, /) -> bytes:
+    if type(flags) is not int or flags:
+        return await _recv(self, buflen, flags)
+    return await native.recv(self, buflen)
+
+
+async def _recv_twin(sock: UringSocket, buflen: int) -> bytes:
+    # A stream's first receive comes by here; a datagram socket's each.
+    if not sock.is_stream:
+        sock.is_stream = sock.type == stdlib_socket.SOCK_STREAM
+    return await _recv(sock, buflen)
+
+
+async def _recv_again(manager: UringIOManager, op: Op, sock: UringSocket, buflen: int) -> bytes:
+    _note_no_buffer(manager, op)
+    return await sock.recv_directly(buflen)
+
+
+def _note_no_buffer(manager: UringIOManager, op: Op) -> None:
+    if manager.pools.receive is not None:
+        manager.pools.receive.failed(op.res, op.flags)
+
+
+def _failed(manager: UringIOManager, op: Op) -> object:
+    return manager.failed(op.operation, op)
+
+
+# ---- Sending to a socket ---------------------------------------------------------------------
+
+_send: Final = UringSocket.send
+
+
+@functools.wraps(_send)
+async def send(self: UringSocket, bytes: Buffer, flags: int = 0, /) -> int:
+    if type(flags) is not int or flags:
+        return await _send(self, bytes, flags)
+    return await native.send(self, bytes)
+
+
+async def _send_twin(sock: UringSocket, data: Buffer) -> int:
+    return await _send(sock, data)
+
+
+async def _send_when_writable(sock: UringSocket, data: Buffer, _sent: int) -> int:
+    return await TrioSocket.send(sock, data)
+
+
+# ---- Streams ---------------------------------------------------------------------------------
+
+
+@functools.wraps(_socket_stream.receive_some)
+async def receive_some(self: trio.SocketStream, max_bytes: int | None = None) -> bytes:
+    return await native.receive_some(self, max_bytes)
+
+
+async def _receive_some_again(
+    manager: UringIOManager, op: Op, stream: trio.SocketStream, max_bytes: int | None
+) -> bytes:
+    _note_no_buffer(manager, op)
+    assert isinstance(stream.socket, UringSocket)  # or it would not have been native
+    with socket_errors_as_stream_errors():
+        return await stream.socket.recv_directly(max_bytes or 65536)
+
+
+def _stream_failed(manager: UringIOManager, op: Op) -> object:
+    with socket_errors_as_stream_errors():
+        return manager.failed(op.operation, op)
+
+
+@functools.wraps(_socket_stream.send_all)
+async def send_all(self: trio.SocketStream, data: bytes | bytearray | memoryview) -> None:
+    await native.send_all(self, data)
+
+
+async def _send_the_rest(
+    stream: trio.SocketStream, data: bytes | bytearray | memoryview, sent: int
+) -> None:
+    """Go on with a send_all of which *sent* bytes are sent, and which holds the detector."""
+    try:
+        with socket_errors_as_stream_errors(), memoryview(data) as whole:
+            while sent < len(whole):
+                await stream.socket.wait_writable()
+                with whole[sent:] as rest:
+                    sent += await stream.socket.send(rest)
+    finally:
+        release_send_conflict_detector(stream)

@@ -1,0 +1,170 @@
+"""The native engine's way into Trio's loop; beside `_trio_private`, the only place with its names.
+
+The engine makes a task's step in C, which replaces the inner loop of ``unrolled_run``. There is no
+copy of Trio's loop here: its source is taken as installed, and one statement put in front of that
+inner loop, which makes the steps that are plain and leaves the rest of the batch to Trio's lines::
+
+    step(runner, batch)
+    while batch:
+        ...
+
+What the C then does in the place of Trio's functions was read in those whose hash is below. Any
+other source, or none, and Trio's loop stays as it is.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import hashlib
+import inspect
+import types
+from typing import TYPE_CHECKING, Final
+
+import outcome
+import trio
+import trio._core._run as _run
+from trio._core._traps import CancelShieldedCheckpoint, WaitTaskRescheduled
+from trio._util import ConflictDetector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Step = Callable[[object, list[object]], None]
+
+_LOOP: Final = _run.unrolled_run
+
+# SHA-256 of what the C stands for, in Trio 0.32 to 0.35. (0.32 declares another type.)
+_READ: Final[dict[Callable[..., object], frozenset[str]]] = {
+    _LOOP: frozenset({"9226ba6956c1ca77c9a82b37847f1aa5f2c2f39c37e7f9aed569590db6e98499"}),
+    _run.Runner.reschedule: frozenset(
+        {
+            "2c517643a930b254dce9f65b828d27fd2e5ed0a30bc76eb9945217ab122135a5",
+            "d25a5648b6a42879f3b29cfa2a7fd8402d56f34e03a547a2d7142880d1df2394",
+        }
+    ),
+    _run.Task._attempt_abort: frozenset(
+        {"b7e50a09f93367bdf6e3253f56b637e00fd9972b85c5c2a7c25854dd81577c83"}
+    ),
+    _run.Task._attempt_delivery_of_any_pending_cancel: frozenset(
+        {"16a19fcafc86d89c827e1d05ac108b09c2d1c71b1154ff2a365ce5b3f4cfb306"}
+    ),
+    _run.Task._attempt_delivery_of_pending_ki: frozenset(
+        {"990af995dc0a40837a1dad3efdbfc9f8483fa92e6cf7dbeae09feed8ac763172"}
+    ),
+}
+
+# Under which name Trio's module, whose globals the loop has, finds the step.
+_NAME: Final = "_trio_uring_step"
+
+
+# The slots that the C reads and writes: what it calls them, and what Trio does.
+_TASK_SLOTS: Final = {
+    "next_send_fn": "_next_send_fn",
+    "next_send": "_next_send",
+    "abort_func": "_abort_func",
+    "custom_sleep_data": "custom_sleep_data",
+    "cancel_status": "_cancel_status",
+    "coro": "coro",
+    "task_context": "context",
+    "schedule_points": "_schedule_points",
+    "cancel_points": "_cancel_points",
+}
+_RUNNER_SLOTS: Final = ("ki_pending", "main_task", "runq", "instruments", "io_manager")
+
+
+def trio_names() -> dict[str, object]:
+    """Return what the engine uses of Trio: its slots, objects, and names of attributes.
+
+    Raises:
+      KeyError: there is no such slot.
+    """
+    task, runner, status = vars(_run.Task), vars(_run.Runner), vars(_run.CancelStatus)
+    return {
+        "task_type": _run.Task,
+        "runner_type": _run.Runner,
+        "status_type": _run.CancelStatus,
+        "wait_type": WaitTaskRescheduled,
+        "detector_type": ConflictDetector,
+        "checkpoint": CancelShieldedCheckpoint,
+        "value": outcome.Value,
+        "error": outcome.Error,
+        "abort_failed": trio.lowlevel.Abort.FAILED,
+        "context": _run.GLOBAL_RUN_CONTEXT,
+        **{name: task[slot] for name, slot in _TASK_SLOTS.items()},
+        **{name: runner[name] for name in _RUNNER_SLOTS},
+        "effectively_cancelled": status["effectively_cancelled"],
+        "deliver_cancel": _run.Task._attempt_delivery_of_any_pending_cancel.__name__,
+        "deliver_ki": _run.Task._attempt_delivery_of_pending_ki.__name__,
+        "socket": "socket",
+        "stdlib_socket": "_sock",
+        "fileno": "fileno",
+        "is_stream": "is_stream",
+        "send_conflict_detector": "_send_conflict_detector",
+        "held": "_held",
+        "did_shutdown": "_did_shutdown_SHUT_WR",
+    }
+
+
+def set_step(step: Step) -> str:
+    """Have Trio's loop call *step*; returns why that cannot be, or nothing.
+
+    It is for good: *step* finds out for itself in which runs it has something to do.
+    """
+    if _run.unrolled_run is not _LOOP:
+        return "something else has replaced Trio's loop"
+    try:
+        sources = {function: inspect.getsource(function) for function in _READ}
+    except (OSError, TypeError) as exc:
+        return f"Trio's loop has no source: {exc}"
+    for function, source in sources.items():
+        if hashlib.sha256(source.encode()).hexdigest() not in _READ[function]:
+            return f"{function.__qualname__} of Trio {trio.__version__} is not one that was read"
+    code, source = _LOOP.__code__, sources[_LOOP]
+    if not _are_alike(_compiled(ast.parse(source), code), code):
+        return "Trio's loop is not what its source says"
+    setattr(_run, _NAME, step)
+    scope: dict[str, Callable[..., object]] = {}
+    exec(_compiled(_with_step(ast.parse(source)), code), vars(_run), scope)
+    setattr(_run, _LOOP.__name__, scope[_LOOP.__name__])
+    return ""
+
+
+def _with_step(tree: ast.Module) -> ast.Module:
+    """Put the call in front of the one ``while batch:``."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.While):
+            continue
+        for place, statement in enumerate(node.body):
+            if isinstance(statement, ast.While) and ast.unparse(statement.test) == "batch":
+                call = ast.parse(f"{_NAME}(runner, batch)").body[0]
+                for part in ast.walk(call):
+                    ast.copy_location(part, statement.test)
+                node.body.insert(place, call)
+                return tree
+    raise AssertionError("its hash was known")
+
+
+def _compiled(tree: ast.Module, code: types.CodeType) -> types.CodeType:
+    """Compile *tree* in the place of *code*."""
+    compiled: types.CodeType = compile(
+        ast.increment_lineno(tree, code.co_firstlineno - 1),
+        code.co_filename,
+        "exec",
+        flags=__future__.annotations.compiler_flag,
+        dont_inherit=True,
+    )
+    return compiled
+
+
+def _are_alike(module: types.CodeType, code: types.CodeType) -> bool:
+    [compiled] = [
+        constant
+        for constant in module.co_consts
+        if isinstance(constant, types.CodeType) and constant.co_name == code.co_name
+    ]
+    return compiled.co_names == code.co_names and _constants(compiled) == _constants(code)
+
+
+def _constants(code: types.CodeType) -> list[object]:
+    return [constant for constant in code.co_consts if not isinstance(constant, types.CodeType)]
