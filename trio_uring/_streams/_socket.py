@@ -42,6 +42,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from trio_uring import _operations as operations
 from trio_uring._engine._buffer_pool import RECEIVE_BUFFER_SIZE
@@ -214,7 +215,15 @@ class UringSocket(TrioSocket):
         except BlockingIOError:
             return None
 
-    # ---- Connecting ------------------------------------------------------------------------
+    # ---- Connections -----------------------------------------------------------------------
+
+    @enable_ki_protection
+    async def accept(self) -> tuple[trio.socket.SocketType, Any]:
+        """Like :meth:`socket.socket.accept`, but async.
+
+        As Trio does it; but Ctrl-C between the system call and the new socket would lose its fd.
+        """
+        return await super().accept()
 
     async def connect(self, address: object) -> None:
         """Like :meth:`socket.socket.connect`, but async.
