@@ -125,7 +125,7 @@ def set_step(step: Step) -> str:
         return "Trio's loop is not what its source says"
     setattr(_run, _NAME, step)
     scope: dict[str, Callable[..., object]] = {}
-    exec(_compiled(_with_step(ast.parse(source)), code), vars(_run), scope)
+    exec(_compiled(_with_step(ast.parse(source)), code), _run.__dict__, scope)
     setattr(_run, _LOOP.__name__, scope[_LOOP.__name__])
     return ""
 

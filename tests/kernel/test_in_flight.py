@@ -6,6 +6,7 @@ import gc
 import weakref
 
 import trio
+from races import current_manager
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring._engine._in_flight import InFlight
@@ -44,7 +45,9 @@ async def test_a_cancelled_operation_is_no_cyclic_garbage() -> None:
                 await wait_all_tasks_blocked()
                 nursery.cancel_scope.cancel()
             gc.collect()
-            assert not [entry for entry in gc.garbage if isinstance(entry, InFlight)]
+            # Of earlier runs there may be some that takes the collector two rounds.
+            entries = [entry for entry in gc.garbage if isinstance(entry, InFlight)]
+            assert not [entry for entry in entries if entry.table is current_manager()]
         finally:
             gc.set_debug(0)
             gc.garbage.clear()
