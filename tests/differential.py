@@ -121,6 +121,9 @@ def run_in(way: str, scenario: Callable[[Log], Awaitable[None]]) -> list[Entry]:
 
 @contextmanager
 def _without_us() -> Iterator[None]:
+    # Whichever engine's they are.
+    streams = (FdStream, trio.SocketStream)
+    ours = [(stream, stream.receive_some, stream.send_all) for stream in streams]
     patch_socket_type(TrioSocket)
     set_stream_methods(FdStream, _fd_stream._trio_receive_some, _fd_stream._trio_send_all)
     set_stream_methods(
@@ -130,8 +133,8 @@ def _without_us() -> Iterator[None]:
         yield
     finally:
         patch_socket_type(UringSocket)
-        set_stream_methods(FdStream, _fd_stream.receive_some, _fd_stream.send_all)
-        set_stream_methods(trio.SocketStream, _socket_stream.receive_some, _socket_stream.send_all)
+        for stream, receive_some, send_all in ours:
+            set_stream_methods(stream, receive_some, send_all)
 
 
 def check_same(scenario: Callable[[Log], Awaitable[None]]) -> None:

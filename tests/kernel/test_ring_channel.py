@@ -139,7 +139,6 @@ def test_objects_arrive_in_order(sender: str, receiver: str, size: float) -> Non
         may_tell = on_rings and run in ("ring", "polling")
         assert may_tell or not wakes[name]
     if sender == receiver == "ring" and size == 0:
-        assert wakes["sender"] > 0
         assert sum(wakes.values()) >= OBJECTS  # for each, one of the two had to wait
 
 
