@@ -101,7 +101,7 @@ class UringIOManager(InFlightTable):
             # The host may call cancel() while the worker thread sleeps.
             self._submit_cancels_at_once = True
             self.ring.register_eventfd(self._guest.eventfd)
-            self.why_python = self.why_python or "it is a guest run"
+            self.why_python: str = self.why_python or "it is a guest run"
         else:
             self.ring.register_fd()
         if not self.why_python:
