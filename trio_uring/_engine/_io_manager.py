@@ -84,7 +84,7 @@ class UringIOManager(InFlightTable):
         super().__init__(ring, self._readiness, config.max_file_operations)
         self.config = config
         self.disabled = disabled
-        self.why_python = why_python  # and not the native engine; nothing if that is in use
+        self.why_python: str = why_python  # and not the native engine; nothing if that is in use
         self._guest: GuestWakeup | None = None
         self._watch_operation = self._readiness.watch()
         self._watch_entry: InFlight | None = None
@@ -101,7 +101,7 @@ class UringIOManager(InFlightTable):
             # The host may call cancel() while the worker thread sleeps.
             self._submit_cancels_at_once = True
             self.ring.register_eventfd(self._guest.eventfd)
-            self.why_python: str = self.why_python or "it is a guest run"
+            self.why_python = self.why_python or "it is a guest run"
         else:
             self.ring.register_fd()
         if not self.why_python:
