@@ -437,8 +437,17 @@ def assert_ended(pidfd: int) -> None:
     os.close(pidfd)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT], ids=lambda stop: stop.name)
-@pytest.mark.parametrize("workers", [0, 1, 2])
+# Not SIGINT without workers: where it interrupts the task of a connection, Hypercorn serves on. It
+# does so on plain Trio, too.
+@pytest.mark.parametrize(
+    ("workers", "stop"),
+    [
+        pytest.param(workers, stop, id=f"{workers}-{stop.name}")
+        for workers in (0, 1, 2)
+        for stop in (signal.SIGTERM, signal.SIGINT)
+        if workers or stop != signal.SIGINT
+    ],
+)
 @pytest.mark.usefixtures("ring")
 def test_hypercorn(tmp_path: Path, workers: int, stop: signal.Signals) -> None:
     with hypercorn(tmp_path, workers) as process:
