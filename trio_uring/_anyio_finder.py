@@ -35,7 +35,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
 from ._engine._io_manager import UringIOManager
-from ._run import before_ring_runs
 from ._trio_private import current_io_manager
 
 if TYPE_CHECKING:
@@ -58,12 +57,11 @@ def install() -> None:
     """Let AnyIO find our backends, now and later."""
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
-    if _before_ring_run not in before_ring_runs:
-        before_ring_runs.append(_before_ring_run)
     adopt()
 
 
-def _before_ring_run() -> None:
+def before_ring_run() -> None:
+    """Look for AnyIO's module again, at the start of a run that gets a ring."""
     _finder.return_to_front()
     adopt(wanted=True)
 

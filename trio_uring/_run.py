@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
-from . import _files
+from . import _anyio_finder, _files
 from ._config import RingConfig
 from ._engine._io_manager import LAYERS, UringIOManager
 from ._engine._ring import Ring
@@ -78,9 +78,6 @@ class _Asked(threading.local):
 _asked: Final = _Asked()
 _installed: RingConfig | None = None
 _patched: bool = False
-
-# What floors above want done at the start of each run that gets a ring.
-before_ring_runs: Final[list[Callable[[], None]]] = []
 _warned: Final[set[str]] = set()
 
 
@@ -311,8 +308,7 @@ class RunIOManager(UringIOManager):
     def __init__(self) -> None:
         try:
             super().__init__(self.ring, self.config, _disabled_layers(), why_python=_why_python())
-            for prepare in before_ring_runs:
-                prepare()
+            _anyio_finder.before_ring_run()
         except BaseException:
             self.ring.close()
             raise
