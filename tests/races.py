@@ -17,12 +17,15 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring._engine._io_manager import UringIOManager
+from trio_uring._files import _bridge
 from trio_uring._trio_private import current_io_manager
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterator
 
     from accounting import Rounds
+
+    from trio_uring._files._bridge import FilesRun
 
 T = TypeVar("T")
 
@@ -53,6 +56,13 @@ def current_manager() -> UringIOManager:
     manager = current_io_manager()
     assert isinstance(manager, UringIOManager)
     return manager
+
+
+def current_files() -> FilesRun:
+    """Return what the current run keeps for its files."""
+    files = _bridge.current_files()
+    assert files is not None
+    return files
 
 
 class Outcome(Generic[T]):

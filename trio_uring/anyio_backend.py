@@ -26,8 +26,7 @@ from anyio._core import _eventloop, _tempfile
 from outcome import acapture
 
 from ._anyio_finder import why_incompatible
-from ._engine._io_manager import current_ring
-from ._files import count_thread, route
+from ._files import current_files, route
 from ._files._open import is_plain, open_file
 from ._run import asking, is_installed
 from ._trio_private import SteppedRun
@@ -88,12 +87,15 @@ class RingAwareBackend(anyio_trio.TrioBackend):
         limiter: CapacityLimiter | None = None,
     ) -> T:
         """Call ``func(*args)`` on the ring if that has such a call, else in a thread."""
-        if limiter is None:  # whoever has one of their own means a thread
-            call = route(func, args) or route(_unwrapped(func), _with_plain_paths(args))
+        files = current_files()
+        if files is not None and limiter is None:  # a limiter of one's own asks for a thread
+            call = route(files, func, args) or route(
+                files, _unwrapped(func), _with_plain_paths(args)
+            )
             if call is not None:
                 return await (_abandonable(call) if abandon_on_cancel else call())
-        if current_ring("files") is not None and _is_about_files(func):
-            count_thread()
+        if files is not None and _is_about_files(func):
+            files.in_thread += 1
             func = _with_our_files(func)
         return await super().run_sync_in_worker_thread(func, args, abandon_on_cancel, limiter)
 

@@ -13,9 +13,8 @@ import unittest
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from races import current_manager
+from races import current_files
 
-from trio_uring._files._bridge import files_of
 from trio_uring._files._open import is_plain, open_file
 from trio_uring._files._raw import RingFileIO
 
@@ -81,7 +80,7 @@ async def test_cpython(
         pytest.skip(NOT_OURS[name])
     monkeypatch.chdir(tmp_path)
     result = unittest.TestResult()
-    files = files_of(current_manager())
+    files = current_files()
     await files.call(case.run, (result,))
     for _, traceback in (*result.errors, *result.failures):
         raise AssertionError(traceback)

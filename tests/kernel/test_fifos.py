@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 from accounting import ByteLedger, Rounds
-from races import Order, current_manager, every_order, race
+from races import Order, current_files, current_manager, every_order, race
 from trio.testing import wait_all_tasks_blocked
 
-from trio_uring._files._bridge import files_of
+from trio_uring import _files
 from trio_uring._files._raw import RingFileIO
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ async def test_each_side_waits_for_the_other(fifo: str, order: tuple[str, str]) 
     await opened["wb"].aclose()
     assert await opened["rb"].read(100) == b""
     await opened["rb"].aclose()
-    assert files_of(current_manager()).waiting_opens == 0
+    assert current_files().waiting_opens == 0
 
 
 async def test_the_bytes_of_a_path_are_all_that_comes(fifo: str) -> None:
@@ -83,7 +83,7 @@ async def test_a_waiting_open_can_be_cancelled(fifo: str, mode: str) -> None:
             await wait_all_tasks_blocked()
             scope.cancel()
     assert scope.cancelled_caught
-    assert files_of(current_manager()).waiting_opens == 0
+    assert current_files().waiting_opens == 0
 
 
 async def test_a_writer_that_came_and_went_was_there(fifo: str) -> None:
@@ -114,7 +114,7 @@ async def test_waiting_opens_leave_workers_for_others(fifo: str) -> None:
         for _ in range(count):
             nursery.start_soon(open_and_close)
         await wait_all_tasks_blocked()
-        assert files_of(current_manager()).waiting_opens == config.bounded_workers // 2
+        assert current_files().waiting_opens == config.bounded_workers // 2
         assert (await trio.Path(fifo).stat()).st_size == 0
         with scope:
             reader = await trio.to_thread.run_sync(os.open, fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -260,6 +260,23 @@ async def test_closing_ends_a_wait_inside(buffering: int) -> None:
             nursery.start_soon(read)
         await wait_all_tasks_blocked()
         await file.aclose()
+    assert file.closed
+    os.close(write_end)
+
+
+async def test_closing_the_wrapped_file_ends_a_wait_inside() -> None:
+    """Its method is what a caller that knows nothing of Trio's file objects hands to a thread."""
+    read_end, write_end = os.pipe()
+    file = await trio.open_file(read_end, "rb", buffering=0)
+    async with trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            with pytest.raises(ValueError, match="closed file"):
+                await file.read(1)
+
+        nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        await _files.run_sync(file.wrapped.close)
     assert file.closed
     os.close(write_end)
 

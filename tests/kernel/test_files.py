@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from races import current_manager
+from races import current_files, current_manager
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import _files
 from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._files import _bridge, _devices, _hooks, _raw, _routes
-from trio_uring._files._bridge import POOL_MAX, files_of
+from trio_uring._files._bridge import POOL_MAX
 from trio_uring._files._devices import is_local, is_memory
 from trio_uring._files._open import open_file
 from trio_uring._files._raw import RingFileIO
@@ -525,7 +525,7 @@ async def test_a_call_runs_in_a_copy_of_the_context() -> None:
         variable.set("changed")
         return seen
 
-    assert await files_of(current_manager()).call(call) == "the task's"
+    assert await current_files().call(call) == "the task's"
     assert variable.get() == "the task's"
 
 
@@ -537,13 +537,13 @@ async def test_exceptions_keep_their_context() -> None:
             raise ValueError("outer")  # noqa: B904 (the context is what is tested)
 
     with pytest.raises(ValueError, match="outer") as caught:
-        await files_of(current_manager()).call(call)
+        await current_files().call(call)
     assert isinstance(caught.value.__context__, KeyError)
 
 
 async def test_bridges_are_pooled_within_a_bound() -> None:
     path = trio.Path("/proc/self")  # which is on no disk, so that the call waits
-    files = files_of(current_manager())
+    files = current_files()
     for _ in range(5):
         await path.stat()
     assert len(files.idle) == 1
@@ -561,7 +561,7 @@ def test_ctrl_c_waits_for_the_call_to_end() -> None:
         seen.append("not interrupted")
 
     async def main() -> None:
-        await files_of(current_manager()).call(call)
+        await current_files().call(call)
         seen.append("after the call")
         await trio.lowlevel.checkpoint()
         seen.append("never")
@@ -584,7 +584,7 @@ async def test_another_file_inside_a_call_blocks_as_always(
         other.wrapped.close()
         return data
 
-    assert await files_of(current_manager()).call(finaliser) == b"other"
+    assert await current_files().call(finaliser) == b"other"
     assert operations.started == []
 
 
@@ -628,7 +628,7 @@ async def test_an_abandoned_call_is_leaked(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     raw = RingFileIO(read_end, "r", closefd=False)
     leaked = len(_bridge._leaked)
-    call = files_of(current_manager()).call(raw.read, (1,), raw)
+    call = current_files().call(raw.read, (1,), raw)
     call.send(None)  # it waits in the kernel
     call.close()  # as when a crashed run is collected
     assert len(_bridge._leaked) == leaked + 1
@@ -919,7 +919,7 @@ async def test_only_exact_matches_are_routed(
     class MyPath(type(tmp_path)):  # type: ignore[misc]
         pass
 
-    route = _files.route
+    route = partial(_files.route, current_files())
     assert route(os.stat, (str(tmp_path),)) is not None
     assert route(os.stat, (tmp_path,)) is not None
     assert route(partial(os.stat, str(tmp_path), follow_symlinks=False)) is not None
@@ -959,7 +959,7 @@ async def test_only_exact_matches_are_routed(
 
 async def test_functions_of_os(tmp_path: Path) -> None:
     async def call(function: Callable[..., Any], *args: Any) -> Any:
-        steps = _files.route(function, args)
+        steps = _files.route(current_files(), function, args)
         assert steps is not None
         return await steps()
 
@@ -991,7 +991,7 @@ async def test_functions_of_os(tmp_path: Path) -> None:
 
 async def test_pathlib_paths_are_pathlib_paths(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    steps = _files.route((tmp_path / "file").rename, (tmp_path / "moved",))
+    steps = _files.route(current_files(), (tmp_path / "file").rename, (tmp_path / "moved",))
     assert steps is not None
     moved = await steps()
     assert type(moved) is type(tmp_path)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from races import current_manager
+from races import current_files, current_manager
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import PositionalFile, open_positional
-from trio_uring._files._bridge import files_of
 from trio_uring._kernel.uapi import Opcode
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ async def test_all_calls_are_on_the_ring(
 
         monkeypatch.setattr(PositionalFile, "__init__", without)
     await use(tmp_path / "file")
-    routes = files_of(current_manager()).routes()
+    routes = current_files().routes()
     assert routes["thread"] == 0
     assert bool(routes["inline"]) == nowait
 
@@ -98,7 +97,7 @@ async def test_large_transfers_go_to_workers(tmp_path: Path) -> None:
     async with await open_positional(tmp_path / "file", CREATE) as file:
         assert await file.write_at(data, 0) == len(data)
         assert await file.read_at(len(data), 0) == data
-    routes = files_of(current_manager()).routes()
+    routes = current_files().routes()
     assert routes["inline"] == 0
 
 
@@ -192,7 +191,7 @@ async def test_an_old_kernel_truncates_in_a_thread(
     async with await open_positional(tmp_path / "file", CREATE) as file:
         await file.truncate(100)
     assert (tmp_path / "file").stat().st_size == 100
-    assert files_of(current_manager()).routes()["thread"] == 1
+    assert current_files().routes()["thread"] == 1
 
 
 async def test_more_calls_than_the_bound_on_operations_all_end(tmp_path: Path) -> None:
@@ -203,4 +202,4 @@ async def test_more_calls_than_the_bound_on_operations_all_end(tmp_path: Path) -
     ):
         for _ in range(count):
             nursery.start_soon(file.fdatasync)
-    assert files_of(current_manager()).routes()["ring"] >= count
+    assert current_files().routes()["ring"] >= count

@@ -1,5 +1,6 @@
 """Files and paths on the ring: through Trio's own API, and beyond it."""
 
+from ._bridge import current_files as current_files
 from ._direct import DirectFile as DirectFile, open_direct as open_direct
 from ._hooks import (
     file_aclose as file_aclose,
@@ -11,5 +12,5 @@ from ._registered_buffers import (
     BufferLease as BufferLease,
     RegisteredBuffers as RegisteredBuffers,
 )
-from ._routes import count_thread as count_thread, route as route
+from ._routes import route as route
 from ._write_file import write_file as write_file

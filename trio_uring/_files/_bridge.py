@@ -38,6 +38,7 @@ from trio.lowlevel import (
     enable_ki_protection,
 )
 
+from trio_uring._engine._io_manager import current_ring
 from trio_uring._engine._run_state import RunResource
 from trio_uring._trio_private import at_cancel_point
 
@@ -61,7 +62,7 @@ __all__ = [
     "FilesRun",
     "GreenletBridge",
     "current_bridge",
-    "files_of",
+    "current_files",
     "getcurrent",
 ]
 
@@ -351,6 +352,11 @@ def _end(bridge: GreenletBridge) -> None:
     bridge.throw()  # GreenletExit, by default
 
 
-def files_of(manager: UringIOManager) -> FilesRun:
-    """Return what *manager*'s run keeps for its files."""
-    return manager.run_state.get(FilesRun, manager)
+def current_files() -> FilesRun | None:
+    """Return what the current run keeps for its files; None if it uses no ring for them.
+
+    Raises:
+      RuntimeError: outside a run.
+    """
+    manager = current_ring("files")
+    return None if manager is None else manager.run_state.get(FilesRun, manager)

@@ -23,6 +23,7 @@ from trio_uring._engine._io_manager import current_ring
 from trio_uring._operations._operation import address_of_buffer
 from trio_uring._trio_private import is_cancelled
 
+from ._bridge import current_files
 from ._positional import PositionalFile
 from ._registered_buffers import BufferLease
 
@@ -206,15 +207,15 @@ class DirectFile(PositionalFile):
             self._explain(offset, len(memory))
         if is_cancelled(current_task()):
             await checkpoint_if_cancelled()
-        manager = current_ring("files")
-        place = lease.pool.index_in(manager) if manager is not None else -1
+        files = current_files()
+        place = lease.pool.index_in(files.manager) if files is not None else -1
         operation = lease.operation(fixed, fd, offset, place) if place >= 0 else None
         lease.users += 1
         try:
-            if manager is None:
+            if files is None:
                 call = os.preadv if fixed is operations.read_fixed else os.pwritev
                 return await self._in_thread(call, fd, [memory], offset)
-            return await self._perform(manager, operation or plain(fd, memory, offset))
+            return await self._perform(files, operation or plain(fd, memory, offset))
         finally:
             lease.users -= 1
 
@@ -237,10 +238,10 @@ class DirectFile(PositionalFile):
         fd = self._check(offset)
         for buffer in buffers:
             self._check_aligned(buffer, offset)
-        manager = current_ring("files")
-        if manager is None:
+        files = current_files()
+        if files is None:
             return await self._in_thread(call, fd, buffers, offset)
-        return await self._perform(manager, operation(fd, buffers, offset))
+        return await self._perform(files, operation(fd, buffers, offset))
 
     # ---- Alignment -------------------------------------------------------------------------
 

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
-from trio_uring._engine._io_manager import current_ring
 from trio_uring._trio_private import AsyncIOWrapper, trio_file_aclose, trio_file_getattr
 
-from ._bridge import BRIDGE_REFUSED, files_of
-from ._methods import ASYNC_METHODS, close, is_long, may_be_long, never_waits, raw_of
-from ._raw import RingFileIO
-from ._routes import count_thread, route
+from ._bridge import BRIDGE_REFUSED, current_files
+from ._methods import ASYNC_METHODS, close, raw_of, way_of
+from ._routes import route
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from typing_extensions import TypeVarTuple, Unpack
+
+    from ._raw import RingFileIO
 
     Ts = TypeVarTuple("Ts")
 
@@ -37,10 +37,12 @@ async def run_sync(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
 
     In a run without a ring: `trio.to_thread.run_sync`, as before.
     """
-    call = route(function, args)
-    if call is not None:
-        return await call()
-    count_thread()
+    files = current_files()
+    if files is not None:
+        call = route(files, function, args)
+        if call is not None:
+            return await call()
+        files.in_thread += 1
     return await trio.to_thread.run_sync(function, *args)
 
 
@@ -61,21 +63,16 @@ def file_getattr(self: AsyncIOWrapper[object], name: str) -> object:
 def _async_method(file: object, name: str, raw: RingFileIO) -> Callable[..., Awaitable[object]]:
     kind = type(file)
     method = getattr(file, name)
-    inline = never_waits(kind, name, raw)
-    long_sometimes = may_be_long(kind, name)
-    cancellable = kind is RingFileIO
+    call_on_ring = way_of(kind, name, raw)
 
     # Not a coroutine function: one of the two that run for a line would be for its name only.
     def call(*args: Any, **keywords: Any) -> Awaitable[object]:  # noqa: ANN401 (the method's own)
-        manager = current_ring("files")
-        if keywords or manager is None:
-            return run_sync(partial(method, *args, **keywords))
-        files = files_of(manager)
-        if inline:
-            return files.call_inline(method, args, raw)
-        if long_sometimes and is_long(name, raw, args):
-            return files.call_in_thread(method, args, raw)
-        return files.call(method, args, raw, cancellable)
+        files = current_files()
+        if files is None:
+            return trio.to_thread.run_sync(partial(method, *args, **keywords))
+        if keywords:
+            return call_on_ring(files, partial(method, *args, **keywords), ())
+        return call_on_ring(files, method, args)
 
     call.__name__ = name
     call.__qualname__ = f"AsyncIOWrapper.{name}"
@@ -87,10 +84,10 @@ def _async_method(file: object, name: str, raw: RingFileIO) -> Callable[..., Awa
 @enable_ki_protection
 async def file_aclose(self: AsyncIOWrapper[Any]) -> None:
     """Stand for ``AsyncIOWrapper.aclose``."""
-    manager = current_ring("files")
+    files = current_files()
     raw = raw_of(self.wrapped)
-    if manager is None or raw is None or BRIDGE_REFUSED:
+    if files is None or raw is None or BRIDGE_REFUSED:
         await trio_file_aclose(self)
         return
-    await close(files_of(manager), self.wrapped.close, raw, shielded=True)
+    await close(files, self.wrapped.close, raw, shielded=True)
     await checkpoint_if_cancelled()

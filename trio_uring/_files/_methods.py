@@ -86,22 +86,36 @@ def file_call(
     name = method.__name__
     if raw is None or name not in _ROUTED:
         return None
-    kind = type(file)
     if keywords:
         method, args = partial(method, *args, **keywords), ()
-    if never_waits(kind, name, raw):
-        return partial(files.call_inline, method, args, raw)
     if name == "close":
         return partial(close, files, method, raw)
-    if may_be_long(kind, name) and is_long(name, raw, args):
-        return partial(files.call_in_thread, method, args, raw)
-    return partial(files.call, method, args, raw, kind is RingFileIO)
+    return partial(way_of(type(file), name, raw), files, method, args)
 
 
-def never_waits(kind: type, name: str, raw: RingFileIO) -> bool:
-    """Whether a call has nothing to wait for, ever."""
-    # What was only read has nothing to send when it is closed.
-    return (kind, name) in _INLINE or (name == "close" and not raw.closed and not raw.writable())
+def way_of(
+    kind: type, name: str, raw: RingFileIO
+) -> Callable[[FilesRun, Callable[..., Any], tuple[Any, ...]], Awaitable[Any]]:
+    """Return how to call the method *name* of a file of class *kind* over *raw*.
+
+    What is returned is called with the run's files, the bound method, and its arguments.
+    """
+    cancellable = kind is RingFileIO
+
+    def inline(files: FilesRun, method: Callable[..., T], args: tuple[Any, ...]) -> Awaitable[T]:
+        return files.call_inline(method, args, raw)
+
+    def on_bridge(files: FilesRun, method: Callable[..., T], args: tuple[Any, ...]) -> Awaitable[T]:
+        return files.call(method, args, raw, cancellable)
+
+    def by_length(files: FilesRun, method: Callable[..., T], args: tuple[Any, ...]) -> Awaitable[T]:
+        if is_long(name, raw, args):
+            return files.call_in_thread(method, args, raw)
+        return files.call(method, args, raw, cancellable)
+
+    if (kind, name) in _INLINE:
+        return inline
+    return by_length if may_be_long(kind, name) else on_bridge
 
 
 def may_be_long(kind: type, name: str) -> bool:
@@ -147,6 +161,6 @@ async def close(
     if raw.busy and not raw.closed and raw.is_stream:
         raw.closing = True
         files.manager.notify_closing(raw.fileno())
-    if never_waits(RingFileIO, "close", raw):
+    if not raw.closed and not raw.writable():  # there is nothing to send
         return await files.call_inline(method, (), raw, shielded=shielded)
     return await files.call(method, (), raw, shielded=shielded)

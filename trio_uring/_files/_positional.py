@@ -22,11 +22,10 @@ from trio.lowlevel import (
 )
 
 from trio_uring import _operations as operations
-from trio_uring._engine._io_manager import current_ring
 from trio_uring._errors import UnsupportedOpcodeError
 from trio_uring._trio_private import at_cancel_point
 
-from ._bridge import INLINE_MAX, files_of
+from ._bridge import INLINE_MAX, current_files
 from ._raw import IN_WORKER_MIN
 
 if TYPE_CHECKING:
@@ -34,8 +33,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from trio_uring._engine._io_manager import UringIOManager
     from trio_uring._operations import Operation
+
+    from ._bridge import FilesRun
 
 T = TypeVar("T")
 
@@ -69,13 +69,13 @@ async def open_positional(
     """
     flags |= getattr(os, "O_CLOEXEC", 0)
     name = os.fspath(path)
-    manager = current_ring("files")
-    if manager is None:
+    files = current_files()
+    if files is None:
         fd = await trio.to_thread.run_sync(os.open, name, flags, mode)
     else:
         await checkpoint_if_cancelled()
         sys.audit("open", name, None, flags)
-        fd = await manager.perform_shielded(operations.openat(name, flags, mode))
+        fd = await files.manager.perform_shielded(operations.openat(name, flags, mode))
     return PositionalFile(fd, name)
 
 
@@ -175,15 +175,15 @@ class PositionalFile(trio.abc.AsyncResource):
         if at_cancel_point(current_task()):
             await checkpoint_if_cancelled()
         fd = self._check(offset)
-        manager = current_ring("files")
-        if manager is None:
+        files = current_files()
+        if files is None:
             return await self._in_thread(os.preadv, fd, buffers, offset)
         size = _size(buffers)
         if self._nowait_read and size <= INLINE_MAX:
             try:
                 count = os.preadv(fd, buffers, offset, _RWF_NOWAIT)
                 if count == size or not count or _ends_at(fd, offset + count):
-                    files_of(manager).inline += 1
+                    files.inline += 1
                     await cancel_shielded_checkpoint()
                     return count
             except BlockingIOError:
@@ -197,7 +197,7 @@ class PositionalFile(trio.abc.AsyncResource):
             operation = operations.read(fd, buffers[0], offset, in_worker=in_worker)
         else:
             operation = operations.readv(fd, buffers, offset, in_worker=in_worker)
-        return await self._perform(manager, operation)
+        return await self._perform(files, operation)
 
     # ---- Writing ---------------------------------------------------------------------------
 
@@ -241,15 +241,15 @@ class PositionalFile(trio.abc.AsyncResource):
         if at_cancel_point(current_task()):
             await checkpoint_if_cancelled()
         fd = self._check(offset)
-        manager = current_ring("files")
-        if manager is None:
+        files = current_files()
+        if files is None:
             return await self._in_thread(os.pwritev, fd, buffers, offset)
         size = _size(buffers)
         if self._nowait_write and size <= INLINE_MAX:
             try:
                 count = os.pwritev(fd, buffers, offset, _RWF_NOWAIT)
                 if count == size:
-                    files_of(manager).inline += 1
+                    files.inline += 1
                     await cancel_shielded_checkpoint()
                     return count
                 # What was written is written again, unless the file is appended to.
@@ -265,7 +265,7 @@ class PositionalFile(trio.abc.AsyncResource):
             operation = operations.write(fd, buffers[0], offset, in_worker=in_worker)
         else:
             operation = operations.writev(fd, buffers, offset, in_worker=in_worker)
-        return await self._perform(manager, operation)
+        return await self._perform(files, operation)
 
     # ---- All the rest ----------------------------------------------------------------------
 
@@ -347,11 +347,11 @@ class PositionalFile(trio.abc.AsyncResource):
             with trio.CancelScope(shield=True):
                 if self._users:
                     await self._line.park()
-                manager = current_ring("files")
-                if manager is None:
+                files = current_files()
+                if files is None:
                     await trio.to_thread.run_sync(os.close, fd)
                 else:
-                    await manager.perform_shielded(operations.close(fd))
+                    await files.manager.perform_shielded(operations.close(fd))
         await trio.lowlevel.checkpoint()
 
     # ---- Helpers ---------------------------------------------------------------------------
@@ -372,22 +372,22 @@ class PositionalFile(trio.abc.AsyncResource):
     ) -> None:
         await checkpoint_if_cancelled()
         fd = self._check()
-        manager = current_ring("files")
-        if manager is not None:
+        files = current_files()
+        if files is not None:
             try:
-                return await self._perform(manager, operation(fd, *args))
+                return await self._perform(files, operation(fd, *args))
             except UnsupportedOpcodeError:  # ftruncate, before Linux 6.9
-                files_of(manager).in_thread += 1
+                files.in_thread += 1
         await self._in_thread(function, fd, *args)
         return None
 
-    async def _perform(self, manager: UringIOManager, operation: Operation[T]) -> T:
+    async def _perform(self, files: FilesRun, operation: Operation[T]) -> T:
         self._users += 1
         try:
-            result = await manager.perform(operation)
+            result = await files.manager.perform(operation)
         finally:
             self._leave()
-        files_of(manager).on_ring += 1
+        files.on_ring += 1
         return result
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:

@@ -24,11 +24,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
 
-from trio_uring._engine._io_manager import current_ring
 from trio_uring._trio_private import trio_path_functions
 
 from . import _paths as paths
-from ._bridge import BRIDGE_REFUSED, files_of
+from ._bridge import BRIDGE_REFUSED
 from ._methods import FILES, file_call
 from ._open import is_plain, open_file
 from ._paths import TEXT_MAX, RingPath
@@ -42,24 +41,20 @@ _Args = tuple[Any, ...]
 
 
 def route(
-    function: Callable[..., T], args: tuple[Any, ...] = ()
+    files: FilesRun, function: Callable[..., T], args: tuple[Any, ...] = ()
 ) -> Callable[[], Awaitable[T]] | None:
     """Return how to call ``function(*args)`` on the ring, or None if it must go to a thread.
 
-    For the current run. What is returned is a checkpoint, returns or raises what the call does,
-    checks for cancellation before it begins, and counts itself in the statistics. It may be
-    awaited once, or not at all.
+    What is returned is a checkpoint, returns or raises what the call does, checks for cancellation
+    before it begins, and counts itself in the statistics. It may be awaited once, or not at all.
 
     Args:
+      files: The current run's.
       function: What would be called in a thread: a function, a bound method, or a
         `functools.partial` of these.
       args: Its positional arguments.
-
-    Raises:
-      RuntimeError: outside a run.
     """
-    manager = current_ring("files")
-    if manager is None or BRIDGE_REFUSED:
+    if BRIDGE_REFUSED:
         return None
     keywords: Mapping[str, Any] = {}
     if type(function) is partial:
@@ -68,7 +63,6 @@ def route(
         keywords = bound.keywords
         function = bound.func
     kind = type(function)
-    files = files_of(manager)
     if kind is BuiltinFunctionType or kind is MethodType:
         owner = function.__self__  # type: ignore[attr-defined]
         if type(owner) in FILES:
@@ -83,13 +77,6 @@ def route(
         if name is not None:
             return _path_call(files, name, args[0], args[1:], keywords, _as_trio)
     return None
-
-
-def count_thread() -> None:
-    """Count a call on a file or path that goes to a thread, if this run has a ring."""
-    manager = current_ring("files")
-    if manager is not None:
-        files_of(manager).in_thread += 1
 
 
 # --- Functions ------------------------------------------------------------------------------
