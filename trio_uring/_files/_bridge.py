@@ -158,7 +158,7 @@ class GreenletBridge(greenlet):
     def call_in_thread(self, function: Callable[[], T]) -> T:
         """Run *function* in a worker thread, where no file of this bridge uses the ring."""
         self.threaded = True
-        return self.wait_for(_in_thread_midway(function))
+        return self.wait_for(_in_thread_shielded(function))
 
     def adopt(self, raw: RingFileIO) -> None:
         """Let *raw*, which was made inside the call, use the ring until the call ends."""
@@ -172,7 +172,7 @@ def current_bridge() -> GreenletBridge | None:
     return bridge if isinstance(bridge, GreenletBridge) else None
 
 
-async def _in_thread_midway(function: Callable[[], T]) -> T:
+async def _in_thread_shielded(function: Callable[[], T]) -> T:
     # The call has begun: Trio does not end it here, but would not let it begin if cancelled.
     with trio.CancelScope(shield=True):
         return (await trio.to_thread.run_sync(capture, function)).unwrap()
@@ -219,7 +219,7 @@ class FilesRun(RunResource):
         bridge = self.idle.pop() if self.idle else GreenletBridge(self)
         if raw is not None:
             if raw.busy:
-                await self._wait_for_turn(bridge, raw, shielded=shielded)
+                await self._acquire(bridge, raw, shielded=shielded)
             raw.busy = True
             raw.bridge = bridge
         bridge.parent = getcurrent()
@@ -255,9 +255,7 @@ class FilesRun(RunResource):
             # What would otherwise be a cycle: the traceback refers to this frame.
             del failure
 
-    async def _wait_for_turn(
-        self, bridge: GreenletBridge, raw: RingFileIO, *, shielded: bool
-    ) -> None:
+    async def _acquire(self, bridge: GreenletBridge, raw: RingFileIO, *, shielded: bool) -> None:
         try:
             with trio.CancelScope(shield=shielded):
                 await raw.acquire()

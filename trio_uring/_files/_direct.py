@@ -208,8 +208,8 @@ class DirectFile(PositionalFile):
         if is_cancelled(current_task()):
             await checkpoint_if_cancelled()
         files = current_files()
-        place = lease.pool.index_in(files.manager) if files is not None else -1
-        operation = lease.operation(fixed, fd, offset, place) if place >= 0 else None
+        index = lease.pool.index_in(files.manager) if files is not None else -1
+        operation = lease.operation(fixed, fd, offset, index) if index >= 0 else None
         lease.users += 1
         try:
             if files is None:

@@ -95,7 +95,7 @@ class PositionalFile(trio.abc.AsyncResource):
         self.name = name
         self._fd = fd
         self._users = 0
-        self._line = ParkingLot()
+        self._waiters = ParkingLot()
         self._nowait_read = self._nowait_write = True
 
     def __repr__(self) -> str:
@@ -346,7 +346,7 @@ class PositionalFile(trio.abc.AsyncResource):
         if fd != _CLOSED:
             with trio.CancelScope(shield=True):
                 if self._users:
-                    await self._line.park()
+                    await self._waiters.park()
                 files = current_files()
                 if files is None:
                     await trio.to_thread.run_sync(os.close, fd)
@@ -400,7 +400,7 @@ class PositionalFile(trio.abc.AsyncResource):
     def _leave(self) -> None:
         self._users -= 1
         if not self._users:
-            self._line.unpark_all()
+            self._waiters.unpark_all()
 
 
 def _size(buffers: Sequence[Buffer]) -> int:

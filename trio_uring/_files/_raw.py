@@ -72,7 +72,7 @@ class RingFileIO(io.FileIO):
     # One call at a time is inside a file, first come first served, whichever way they go: the C
     # layers raise on re-entry from one thread, where a second thread would wait.
     busy = False
-    line: ParkingLot | None = None
+    waiters: ParkingLot | None = None
 
     closing = False  # a task waits to close the file
     _streams: bool | None = None
@@ -101,14 +101,14 @@ class RingFileIO(io.FileIO):
 
     async def acquire(self) -> None:
         """Wait until no other task uses the file, then use it. If cancelled, it is not taken."""
-        if self.line is None:
-            self.line = ParkingLot()
-        await self.line.park()  # release() hands it over
+        if self.waiters is None:
+            self.waiters = ParkingLot()
+        await self.waiters.park()  # release() hands it over
 
     def release(self) -> None:
         """Hand the file to the first task that waits for it, if there is one."""
-        if self.line:
-            self.line.unpark()
+        if self.waiters:
+            self.waiters.unpark()
         else:
             self.busy = False
 

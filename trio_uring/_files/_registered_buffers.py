@@ -1,11 +1,11 @@
-"""`RegisteredBuffers`: aligned memory that the kernel knows beforehand, lent out in pieces.
+"""`RegisteredBuffers`: a pool of aligned buffers, registered with the ring and lent out.
 
-For a read or write the kernel looks up and pins the pages of the buffer, and lets go of them
-afterwards. For registered buffers it has done so once and for all. That pays where little else
-is done: direct I/O on fast disks.
+For each read or write the kernel looks up and pins the pages of the buffer, and unpins them
+afterwards. For registered buffers it does so once, when they are registered. That pays where an
+operation costs little else: direct I/O on fast disks.
 
-A ring has one table of registered buffers. It is made with empty places when the first pool
-asks for one; each pool takes a place, so pools can come and go while operations are in flight.
+A ring has one table of registered buffers. The first pool registers it, empty, and each pool fills
+one index of it. So pools can be opened and closed while operations are in flight.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 # Each buffer begins at a multiple of this: the largest logical block that disks have.
 _STRIDE: Final = 4096
 
-# The most that one place of the table can hold (IO_MAX_BUFS and rsrc.c: SZ_1G).
-_POOL_MAX: Final = 1 << 30
+# The largest buffer that the table can hold (SZ_1G in rsrc.c of the kernel).
+_POOL_SIZE_MAX: Final = 1 << 30
 
-# Pools of one run at the same time. A place costs the kernel 8 bytes; later pools are used
+# Registered pools of one run at the same time. Each costs the kernel 8 bytes. Later pools work
 # unregistered.
-_PLACES: Final = 64
+_POOLS_MAX: Final = 64
 
 # struct iovec and io_uring_rsrc_update2 of uapi.h.
 _IOVEC = struct.Struct("@PN")
@@ -57,17 +57,18 @@ _UPDATE = struct.Struct("=IIQQII")
 
 
 class RegisteredBuffers:
-    """*count* buffers of *size* bytes each, for direct I/O; registered if the kernel lets us.
+    """A pool of *count* buffers of *size* bytes each, for direct I/O; registered where possible.
 
-    Registering counts against ``RLIMIT_MEMLOCK`` for unprivileged users. Where it is refused
-    (``ENOMEM``; before Linux 5.19; in a run without a ring), the buffers work all the same, a
-    little slower: see *registered*, and ``refused`` in the run's statistics.
+    Registered memory counts against ``RLIMIT_MEMLOCK`` of unprivileged users. Where registering is
+    refused (``ENOMEM``; before Linux 5.19; in a run without a ring), the buffers work too, a little
+    slower: see *registered*, and ``refused`` in the run's statistics.
 
-    Make it in the run that is to use it, and close it, or use ``with``.
+    Make it in the run that uses it, and close it, or use ``with``.
 
     Args:
       count: 1 or more.
-      size: In bytes, 1 or more; each buffer begins at a multiple of 4096. Together at most 1 GiB.
+      size: In bytes, 1 or more. Each buffer begins at a multiple of 4096. All buffers together,
+        padded to that, are at most 1 GiB.
 
     Raises:
       ValueError: out of range.
@@ -80,7 +81,7 @@ class RegisteredBuffers:
         if count < 1 or size < 1:
             raise ValueError("count and size must be 1 or more")
         stride = -(-size // _STRIDE) * _STRIDE
-        if count * stride > _POOL_MAX:
+        if count * stride > _POOL_SIZE_MAX:
             raise ValueError(f"{count} buffers of {stride} bytes are more than 1 GiB")
         manager = current_ring("files")
         self.size = size
@@ -89,24 +90,24 @@ class RegisteredBuffers:
         starts = range(0, count * stride, stride)
         self._free = [self._whole[start : start + size] for start in starts]
         self._count = count
-        self._line = ParkingLot()
+        self._waiters = ParkingLot()
         self._handed: deque[memoryview] = deque()
         self._closed = False
         self._manager: UringIOManager | None = None
-        self._place = -1
+        self._index = -1
         if manager is not None:
             self._register(manager)
 
     def _register(self, manager: UringIOManager) -> None:
         try:
-            self._place = _table_of(manager).register(self._memory)
+            self._index = _table_of(manager).register(self._memory)
             self._manager = manager
         except OSError as exc:
             manager.ring.note_refused(f"REGISTER_BUFFERS, {len(self._memory)} bytes", exc)
 
     @property
     def registered(self) -> bool:
-        """Whether the kernel knows them."""
+        """Whether the buffers are registered with the run's ring."""
         return self._manager is not None
 
     @property
@@ -115,17 +116,17 @@ class RegisteredBuffers:
         return self._count - len(self._free) - len(self._handed)
 
     def index_in(self, manager: UringIOManager) -> int:
-        """Return the place in *manager*'s table of registered buffers; -1 if there is none."""
-        return self._place if self._manager is manager else -1
+        """Return the index in *manager*'s table of registered buffers; -1 if there is none."""
+        return self._index if self._manager is manager else -1
 
     @enable_ki_protection
     async def lease(self) -> BufferLease:
-        """Borrow a buffer; wait for one if all are lent out, first come first served.
+        """Borrow a buffer; if all are lent out, wait for one, first come first served.
 
         Raises:
           trio.ClosedResourceError: the pool is closed, or closes while we wait.
 
-        If cancelled, none was taken.
+        If cancelled, no buffer was taken.
         """
         await checkpoint_if_cancelled()
         self._check()
@@ -133,12 +134,12 @@ class RegisteredBuffers:
             lease = BufferLease(self, self._free.pop())
             await cancel_shielded_checkpoint()
             return lease
-        await self._line.park()
+        await self._waiters.park()
         self._check()
         return BufferLease(self, self._handed.popleft())
 
     def lease_nowait(self) -> BufferLease:
-        """Borrow a buffer, at once.
+        """Borrow a buffer without waiting.
 
         Raises:
           trio.WouldBlock: all are lent out.
@@ -150,21 +151,21 @@ class RegisteredBuffers:
         return BufferLease(self, self._free.pop())
 
     def give_back(self, memory: memoryview) -> None:
-        """Take back what was lent; for `BufferLease`."""
-        if self._line and not self._closed:
+        """Take a buffer back. Called by `BufferLease`."""
+        if self._waiters and not self._closed:
             self._handed.append(memory)
-            self._line.unpark()
+            self._waiters.unpark()
             return
         self._free.append(memory)
         if self._closed and len(self._free) == self._count:
             self._unregister()
 
     def close(self) -> None:
-        """Lend nothing more, and unregister once every buffer was given back."""
+        """Lend no more buffers, and unregister them once all were given back."""
         if not self._closed:
             self._closed = True
-            self._line.unpark_all()
-            # What was handed to a task that has not run since is not lent out yet.
+            self._waiters.unpark_all()
+            # A buffer that was handed to a task which has not run since is not lent out yet.
             self._free += self._handed
             self._handed.clear()
             if len(self._free) == self._count:
@@ -173,9 +174,9 @@ class RegisteredBuffers:
     def _unregister(self) -> None:
         manager, self._manager = self._manager, None
         if manager is not None:
-            # The run may be over, and its ring with it.
+            # The run may have ended, and closed its ring.
             with suppress(OSError, RuntimeError):
-                _table_of(manager).unregister(self._place)
+                _table_of(manager).unregister(self._index)
 
     def _check(self) -> None:
         if self._closed:
@@ -196,21 +197,21 @@ class RegisteredBuffers:
 class BufferLease:
     """A buffer of `RegisteredBuffers`, yours until you `release` it; use ``with``.
 
-    What an earlier borrower wrote may still be in it.
+    It may still contain what an earlier borrower wrote.
     """
 
     __slots__ = ("_key", "_memory", "_operation", "pool", "users")
 
     def __init__(self, pool: RegisteredBuffers, memory: memoryview) -> None:
         self.pool: RegisteredBuffers = pool
-        self.users: int = 0  # operations that read from it or write to it
+        self.users: int = 0  # operations in flight on it
         self._memory: memoryview | None = memory
         self._key: object = None
         self._operation: Operation[int] | None = None
 
     @property
     def memory(self) -> memoryview:
-        """The buffer. Do not keep it, nor slices of it, beyond the lease.
+        """The buffer. Do not keep it or slices of it beyond the lease.
 
         Raises:
           RuntimeError: it was released.
@@ -220,27 +221,27 @@ class BufferLease:
         return self._memory
 
     def operation(
-        self, kind: Callable[[int, Buffer, int, int], Operation[int]], fd: int, off: int, place: int
+        self, kind: Callable[[int, Buffer, int, int], Operation[int]], fd: int, off: int, index: int
     ) -> Operation[int]:
-        """Return a *kind* of transfer between a file and the buffer, to be performed at once.
+        """Return an operation of *kind* between a file and the buffer, to be performed at once.
 
-        The last one again, with another offset, where it fits: to describe a new one takes
-        longer than all else that a read costs us in Python (benchmarks/bench_direct.py).
+        It reuses the last one with another offset where it can: describing a new one takes longer
+        than everything else that Python does for a read (benchmarks/bench_direct.py).
         """
         if self.users:
-            return kind(fd, self.memory, off, place)
-        key = (kind, fd, place)
+            return kind(fd, self.memory, off, index)
+        key = (kind, fd, index)
         operation = self._operation
         if operation is None or key != self._key:
-            operation = kind(fd, self.memory, off, place)
-            operation.pins = ()  # not to be released after the first time
+            operation = kind(fd, self.memory, off, index)
+            operation.pins = ()  # or they would be released after its first use
             self._key, self._operation = key, operation
         else:
             operation.begin_at(off)
         return operation
 
     def release(self) -> None:
-        """Give it back. Does nothing if that was done.
+        """Give the buffer back. Does nothing if it was given back already.
 
         Raises:
           trio.BusyResourceError: an operation is using it.
@@ -268,26 +269,26 @@ class BufferLease:
 
 
 class _BufferTable(RunResource):
-    """A ring's table of registered buffers, with a place for each pool."""
+    """A ring's table of registered buffers: one index for each pool."""
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
-        self._free = RegisteredTable(ring, RegisterOpcode.BUFFERS2, _PLACES).free
+        self._free = RegisteredTable(ring, RegisterOpcode.BUFFERS2, _POOLS_MAX).free
 
     def register(self, memory: mmap.mmap) -> int:
         if not self._free:
-            raise OSError(errno.ENOSPC, f"{_PLACES} pools are registered already")
+            raise OSError(errno.ENOSPC, f"{_POOLS_MAX} pools are registered already")
         pin = pin_writable(memory)
         self._update(self._free[-1], _IOVEC.pack(address_of(pin), len(memory)))
         return self._free.pop()
 
-    def unregister(self, place: int) -> None:
-        self._update(place, _IOVEC.pack(0, 0))
-        self._free.append(place)
+    def unregister(self, index: int) -> None:
+        self._update(index, _IOVEC.pack(0, 0))
+        self._free.append(index)
 
-    def _update(self, place: int, vector: bytes) -> None:
+    def _update(self, index: int, vector: bytes) -> None:
         pin = pin_writable(bytearray(vector))
-        argument = _UPDATE.pack(place, 0, address_of(pin), 0, 1, 0)
+        argument = _UPDATE.pack(index, 0, address_of(pin), 0, 1, 0)
         self._ring.register(RegisterOpcode.BUFFERS_UPDATE, argument, len(argument))
 
 
