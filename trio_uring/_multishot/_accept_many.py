@@ -1,10 +1,10 @@
-"""`accept_many`: one operation that accepts connection after connection.
+"""`accept_many`: one multishot operation that accepts many connections.
 
-The kernel cannot be told how many to accept: when it gets to it, it takes all that wait in the
-listener's backlog. So the bound says when to stop it, and it is begun again when all that it
-brought were taken. What goes wrong is not for us to judge: after any error the next connection is
-accepted with `trio.SocketListener.accept`, which meets the same error if it is still there, and
-knows what to make of it. That is also the way where the kernel does not know the operation.
+The kernel has no limit for it: each time, it accepts all connections in the listener's backlog. So
+the operation is stopped when *max_waiting* connections wait to be taken, and started again when all
+of them were taken. After any error the next connection is accepted with
+`trio.SocketListener.accept`, which meets the error again if it persists, and handles it as Trio
+does. The same happens where the kernel does not support the operation.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ if TYPE_CHECKING:
 
 _FLAGS: Final = abi.SOCK_CLOEXEC | abi.SOCK_NONBLOCK
 
-# How many may wait to be taken. With half, or double, of it a storm of connections is accepted as
-# fast (benchmarks/bench_accept_many.py).
+# Accepted connections that wait to be taken. With half or double, a burst of connections is
+# accepted as fast (benchmarks/bench_accept_many.py).
 WAITING_MAX: Final = 64
 
 
 def accept_many(
     listener: trio.SocketListener, *, max_waiting: int = WAITING_MAX
 ) -> MultishotListener:
-    """Accept connections ahead of who takes them, with one operation for many.
+    """Accept connections before they are asked for, with one multishot operation.
 
-    Without a ring, and where the kernel does not know the operation, each is accepted when it is
-    asked for, with the same result.
+    Without a ring, and where the kernel does not support the operation, each connection is accepted
+    when it is asked for, with the same result.
 
     Args:
       listener: Belongs to the `MultishotListener` from then on, and is closed with it.
-      max_waiting: When so many wait to be taken, accept no more until all of them were. There can
-        be more: what the listener's backlog holds at one moment is accepted all at once.
+      max_waiting: When this many connections wait to be taken, accept no more until all of them
+        were taken. More can wait, because the kernel accepts the whole backlog at once.
 
     Returns:
       A `trio.abc.Listener`, for ``async for``, `trio.serve_listeners`, or ``accept``.
 
     Raises:
       ValueError: *max_waiting* is less than 1.
-      TypeError: *listener* is no `trio.SocketListener`.
+      TypeError: *listener* is not a `trio.SocketListener`.
       RuntimeError: outside a run.
 
     Source: io_uring_prep_multishot_accept(3), accept(2).
@@ -74,7 +74,7 @@ def accept_many(
 
 
 class MultishotListener(trio.abc.Listener[trio.SocketStream]):
-    """Made by `accept_many`. Iterating yields each connection, a `trio.SocketStream`."""
+    """Made by `accept_many`. Iterating over it yields connections: `trio.SocketStream` objects."""
 
     def __init__(self, listener: trio.SocketListener, max_waiting: int) -> None:
         self._listener = listener
@@ -90,20 +90,19 @@ class MultishotListener(trio.abc.Listener[trio.SocketStream]):
 
     @property
     def waiting(self) -> int:
-        """How many connections were accepted, and not taken yet."""
+        """How many accepted connections wait to be taken."""
         return len(self._operation.fds) if self._operation is not None else 0
 
     @enable_ki_protection
     async def accept(self) -> trio.SocketStream:
-        """Take the next connection; wait for one if none was accepted ahead.
+        """Take the next connection; wait for one if none waits to be taken.
 
         Raises:
-          OSError: as `trio.SocketListener.accept`; for example ``EMFILE``. It can be called again.
-          trio.ClosedResourceError: it is closed, or closes while we wait.
+          OSError: as `trio.SocketListener.accept`, for example ``EMFILE``. Call it again later.
+          trio.ClosedResourceError: the listener is closed, or closes while we wait.
           trio.BusyResourceError: another task is accepting.
 
-        A checkpoint, always. If cancelled, no connection is lost: what comes waits for the next
-        call.
+        A checkpoint, always. If cancelled, no connection is lost: the next call takes it.
         """
         operation = self._operation
         if operation is None:
@@ -125,26 +124,27 @@ class MultishotListener(trio.abc.Listener[trio.SocketStream]):
     async def _accept_after(
         self, error: OSError | trio.ClosedResourceError, operation: _AcceptOperation
     ) -> trio.SocketStream:
-        """Accept one as Trio does: it knows what to make of what goes wrong."""
+        """Accept a connection with Trio's listener, which handles *error* if it persists."""
         if isinstance(error, trio.ClosedResourceError):
             raise error
         stream = await self._listener.accept()
-        if error.errno == errno.EINVAL:  # and the listener is in order
+        if error.errno == errno.EINVAL:  # not the listener's fault: that has just accepted
             operation.unknown(error)
             self._operation = None
         return stream
 
     @enable_ki_protection
     async def stop(self) -> list[trio.SocketStream]:
-        """Accept no more; the listener stays open, and a later ``accept`` begins again.
+        """Stop accepting. The listener stays open, and a later `accept` starts again.
 
         Returns:
-          The connections that were accepted and not taken: serve them, or close them.
+          The connections that were accepted and not taken. Serve or close them.
 
         Raises:
           trio.BusyResourceError: another task is accepting.
 
-        A checkpoint, always. If cancelled before it begins, nothing happened; it cannot be later.
+        A checkpoint, always. If cancelled before it begins, nothing happened. Later it ignores
+        cancellation.
         """
         await checkpoint()
         if self._operation is None:
@@ -156,10 +156,10 @@ class MultishotListener(trio.abc.Listener[trio.SocketStream]):
 
     @enable_ki_protection
     async def aclose(self) -> None:
-        """Close the listener, and all connections that were accepted and not taken.
+        """Close the listener, and the connections that were accepted and not taken.
 
-        To those it is as if they had still been in the listener's backlog. With `stop` before,
-        none is lost.
+        Their peers see the same as if the connections had still been in the listener's backlog. To
+        lose none, call `stop` first.
         """
         operation = self._operation
         if operation is not None:

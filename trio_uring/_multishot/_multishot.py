@@ -1,10 +1,10 @@
-"""What `accept_many` and `receive_many` share: an operation that goes on while nobody waits.
+"""`MultishotOperation`: what `accept_many` and `receive_many` share.
 
-A multishot operation completes again and again. Each result goes into a queue, at once, in
-`UringIOManager.process_events`; the one task that wants the next takes it from there. So that
-task may be cancelled at any moment and nothing is lost: only its wait ends. The operation goes on
-until its owner stops it, which takes a turn of the loop, or until the kernel ends it: because of an
-error, or because it has no place for more. Then the owner begins the next.
+A multishot operation completes many times, also while no task waits. `process_events` puts each
+result into a queue at once, and the task that consumes them takes them from there. So this task can
+be cancelled at any time: only its wait ends, and no result is lost. The operation ends when its
+owner stops it, which takes an iteration of the loop, or when the kernel ends it: after an error, or
+because it has no buffer left. Then the owner starts the next one.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 class MultishotOperation(ABC):
-    """A multishot operation, if one is in flight, and the task that waits for what it brings."""
+    """A multishot operation, in flight or not, and the task that waits for its results."""
 
     def __init__(self, manager: UringIOManager) -> None:
         self._manager = manager
         self._entry: InFlight | None = None
         self._task: Task | None = None
-        # To make one takes longer than all else (benchmarks/bench_receive_many.py).
+        # Made once: it costs more than the rest of a wait (benchmarks/bench_receive_many.py).
         self._sleep = WaitTaskRescheduled(partial(_abort, ref(self)))
 
     @property
@@ -44,23 +44,23 @@ class MultishotOperation(ABC):
         return self._entry is not None
 
     def arm(self, operation: Operation[object]) -> None:
-        """Begin.
+        """Start *operation*.
 
         Raises:
           trio.BusyResourceError: another task waits for the same thing on the same fd.
         """
         entry = self._manager.start(operation, None)
         entry.on_done = self._done
-        entry.trap = None  # no task sleeps on it; and it would be cyclic garbage
+        entry.trap = None  # no task sleeps on it, and it would make a reference cycle
         self._entry = entry
 
     def stop(self) -> None:
-        """Ask the kernel to end it. What comes before that is not lost."""
+        """Ask the kernel to end the operation. Results that come before its end are kept."""
         if self._entry is not None:
             self._manager.request_cancel(self._entry)
 
     async def stop_and_wait(self) -> None:
-        """Stop, and wait until the kernel has ended it; does not let itself be cancelled."""
+        """Stop the operation and wait for its last completion. Ignores cancellation."""
         self.stop()
         while self.armed and self._manager.ring.usable:
             with trio.CancelScope(shield=True):
@@ -76,16 +76,16 @@ class MultishotOperation(ABC):
             except (OSError, trio.ClosedResourceError) as exc:
                 asked = entry.cancel_asked and not entry.closing
                 if not asked or entry.res not in CANCELLED_RESULTS:
-                    self.failed(exc.with_traceback(None))  # which refers to us
+                    self.failed(exc.with_traceback(None))  # its frames refer to this object
         self.wake()
 
     @abstractmethod
     def last(self, res: int, flags: int) -> None:
-        """Take the result of a completion after which there are no more."""
+        """Take the result of the last completion."""
 
     @abstractmethod
     def failed(self, exc: OSError | trio.ClosedResourceError) -> None:
-        """Take note of why it ended."""
+        """Take the error that ended the operation."""
 
     # ---- The task --------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ class MultishotOperation(ABC):
         return self._task is not None
 
     async def wait(self) -> None:
-        """Wait until something has come, or has ended.
+        """Wait for a result, or for the end of the operation.
 
         Raises:
           trio.BusyResourceError: another task waits already.
@@ -111,7 +111,7 @@ class MultishotOperation(ABC):
         woken.unwrap()
 
     def leave(self) -> None:
-        """End the wait of a task that was cancelled."""
+        """End the wait of the task, which was cancelled."""
         self._task = None
 
     def wake(self) -> None:

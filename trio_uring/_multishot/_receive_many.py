@@ -1,12 +1,12 @@
-"""`receive_many`: one operation that receives again and again, into buffers that it lends out.
+"""`receive_many`: one multishot operation that receives many times, into buffers that it lends out.
 
-Each receiver has a group of buffers of its own. So the kernel itself keeps the bound: when the
-receiver holds all of them, the operation ends with ``ENOBUFS``, and what the peer sends stays in
-the socket, until buffers were given back and it is begun again. And no receiver can take what
-another needs, however much its peer sends, or however long it keeps what it has.
+Each receiver has its own buffer group. So the kernel enforces the limit: when all buffers of the
+group are in use, the operation ends with ``ENOBUFS``, and further data stays in the socket until
+buffers are given back and the operation is started again. And no receiver can use up the buffers of
+another one, however much its peer sends or however long its leases are kept.
 
-Between two operations nobody else may receive from the socket, or bytes would change places: a
-`FdReservation` sees to that.
+Between two such operations no other task may receive from the socket, or data would be reordered.
+An `FdReservation` prevents that.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
     from trio_uring._engine._io_manager import UringIOManager
     from trio_uring._streams._endpoints import ReceivesBytes, Source
 
-# What one receiver holds: 1 MiB at most, and only what was used occupies memory. With half of the
-# buffers a stream of large messages costs a quarter more; with smaller ones, twice as much, for it
-# comes in more pieces (benchmarks/bench_receive_many.py).
+# The buffers of one receiver: 1 MiB at most, and only used pages occupy memory. With half as many
+# buffers, a stream of large messages costs a quarter more. With smaller buffers, it costs
+# twice as much, because it comes in more pieces (benchmarks/bench_receive_many.py).
 BUFFERS: Final = 16
 BUFFER_SIZE: Final = 65536
-_BUFFERS_MAX: Final = 32768  # the kernel's bound for a group
+_BUFFERS_MAX: Final = 32768  # the kernel's limit for a buffer group
 _SIZE_MAX: Final = 1 << 20
 
 
@@ -59,19 +59,19 @@ def receive_many(
     max_buffers: int = BUFFERS,
     buffer_size: int = BUFFER_SIZE,
 ) -> ReceivedLeases:
-    """Receive ahead of who takes it, with one operation for many, and without a copy.
+    """Receive data before it is asked for, with one multishot operation and without a copy.
 
-    What was received is lent out in the buffers that the kernel put it in. So from a
-    `trio.SocketStream`, a trio socket or AnyIO's TCP and UNIX streams. From other streams, without
-    a ring, and where the kernel does not know the operation, each is received when it is asked
+    The data is lent out in the buffers that the kernel wrote it to. This works for a
+    `trio.SocketStream`, a trio socket, and AnyIO's TCP and UNIX streams. For other streams, without
+    a ring, and where the kernel does not support the operation, data is received when it is asked
     for, with the same result.
 
     Args:
-      stream: Where from: a stream of Trio's or AnyIO's, or a trio socket. That must be of type
-        ``SOCK_STREAM``, and connected. It stays the caller's; but until the block is left nobody
-        else may receive from it.
-      max_buffers: How many buffers this receiver may hold, taken or not, 1 to 32768. When it
-        holds all, nothing more is received: what the peer sends stays in the socket.
+      stream: A stream of Trio's or AnyIO's, or a trio socket. A socket must be of type
+        ``SOCK_STREAM``, and connected. The caller closes it. Until the block is left nobody else
+        may receive from it.
+      max_buffers: How many buffers this receiver has, 1 to 32768. When all hold data, taken or not,
+        it receives no more: further data stays in the socket.
       buffer_size: In bytes, 1 to 1 MiB.
 
     Returns:
@@ -79,7 +79,7 @@ def receive_many(
 
     Raises:
       ValueError: a number is out of range, or the socket is of another type.
-      TypeError: *stream* is none.
+      TypeError: *stream* is not a stream.
       RuntimeError: outside a run.
 
     Source: io_uring_prep_recv_multishot(3), io_uring_setup_buf_ring(3).
@@ -93,9 +93,9 @@ def receive_many(
 
 
 class ReceivedLease:
-    """What was received, at least one byte, yours until you `release` it; use ``with``.
+    """Received data, at least one byte, yours until you `release` it; use ``with``.
 
-    It may outlive the block that it was received in, and the run.
+    It may be used after the block that it was received in, and after the run.
     """
 
     __slots__ = ("_data", "_flags", "_leases")
@@ -107,20 +107,20 @@ class ReceivedLease:
 
     @property
     def data(self) -> memoryview:
-        """The bytes; read-only. Do not keep slices of it beyond the lease, or they would change.
+        """The received bytes, read-only. Slices of it must not be used after `release`.
 
         Raises:
-          RuntimeError: it was given back.
+          RuntimeError: the buffer was given back.
         """
         if self._data is None:
             raise RuntimeError("this buffer was given back")
         return self._data
 
     def release(self) -> None:
-        """Give the buffer back. Does nothing if that was done.
+        """Give the buffer back. Does nothing if it was given back already.
 
         Raises:
-          BufferError: something else uses the memory: an array made of it, or an operation. It
+          BufferError: something still uses the memory, such as an array or an operation. The buffer
             was not given back.
         """
         data = self._data
@@ -146,7 +146,7 @@ class ReceivedLease:
 
 
 class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
-    """Made by `receive_many`. Iterating yields each `ReceivedLease`, until the stream ends."""
+    """Made by `receive_many`. Iterating over it yields `ReceivedLease` objects until the end."""
 
     def __init__(
         self, source: Source, stack: ExitStack, max_buffers: int, buffer_size: int
@@ -158,7 +158,7 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
         self._leased = 0
         self._unread = b""
         self._closed = False
-        self._error_told = False
+        self._error_raised = False
         self._given_back = ParkingLot()
         self._receiving: trio.CancelScope | None = None
         manager = current_ring("sockets")
@@ -168,28 +168,28 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
 
     @property
     def leased(self) -> int:
-        """How many leases were taken, and not given back."""
+        """How many leases were taken and not given back."""
         return self._leased
 
     @property
     def unread(self) -> bytes:
-        """What had been received, and was not taken, when the block was left.
+        """The data that was received and not taken when the block was left.
 
-        What the stream has next comes after it.
+        It comes before what is still in the stream.
         """
         return self._unread
 
     @enable_ki_protection
     async def receive(self) -> ReceivedLease:
-        """Take what was received next; wait for it if there is nothing yet.
+        """Take the next received data; wait if there is none yet.
 
-        Who has taken *max_buffers* leases waits until one of them is given back.
+        If *max_buffers* leases are taken, it waits until one of them is given back.
 
         Raises:
           trio.EndOfChannel: the stream has ended.
           trio.BrokenResourceError: the connection is broken.
 
-        A checkpoint, always. If cancelled, nothing is lost: what comes waits for the next call.
+        A checkpoint, always. If cancelled, no data is lost: the next call takes it.
         """
         if at_cancel_point(current_task()):
             await checkpoint_if_cancelled()
@@ -205,11 +205,11 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
 
     @enable_ki_protection
     def receive_nowait(self) -> ReceivedLease:
-        """Take what was received next, without letting other tasks run.
+        """Take the next received data without waiting. No checkpoint.
 
         Raises:
-          trio.WouldBlock: nothing has come that was not taken.
-          trio.EndOfChannel: and the others, as `receive`.
+          trio.WouldBlock: no data waits to be taken.
+          trio.EndOfChannel: this and the other errors are as for `receive`.
         """
         lease = self._next(self._operation) if self._operation is not None else None
         if lease is None:
@@ -222,7 +222,7 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
             raise trio.ClosedResourceError("this receive_many block was left")
 
     def _next(self, operation: _ReceiveOperation) -> ReceivedLease | None:
-        """Return what is next in the queue; see to it that more comes."""
+        """Return the next lease, if there is one; start the operation again if need be."""
         self._check_open()
         if not operation.armed:
             with self._source.errors():
@@ -234,7 +234,7 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
             self._leased += 1
             return ReceivedLease(self, operation.view(res, flags), flags)
         if operation.error is not None:
-            self._error_told = True
+            self._error_raised = True
             with self._source.errors():
                 raise operation.error
         if operation.ended:
@@ -261,7 +261,7 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
         return ReceivedLease(self, data, 0)
 
     def take_back(self, flags: int) -> None:
-        """Take a buffer back; for `ReceivedLease`."""
+        """Take a buffer back. Called by `ReceivedLease`."""
         self._leased -= 1
         if self._operation is not None:
             self._operation.give_back(flags)
@@ -270,9 +270,9 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
 
     @enable_ki_protection
     async def aclose(self) -> None:
-        """Receive no more. What was received and not taken is in *unread* then.
+        """Stop receiving. The data that was received and not taken is in `unread` then.
 
-        The stream stays open. A checkpoint, always; it is done even if cancelled.
+        The stream stays open. A checkpoint, always. If cancelled, it stops all the same.
         """
         if not self._closed:
             self._closed = True
@@ -291,15 +291,15 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Do as `aclose`.
+        """Call `aclose`.
 
         Raises:
-          trio.BrokenResourceError: the connection is broken, and `receive` was not called to say
-            so; or what else it would have raised. The stream itself would not say it again.
+          trio.BrokenResourceError: the connection is broken, and `receive` has not raised this yet.
+            The stream itself would not raise it again. Other errors likewise.
         """
         await self.aclose()
         error = self._operation.error if self._operation is not None else None
-        if exc is None and isinstance(error, OSError) and not self._error_told:
+        if exc is None and isinstance(error, OSError) and not self._error_raised:
             with self._source.errors():
                 raise error
 
@@ -319,7 +319,7 @@ class _ReceiveOperation(MultishotOperation):
         self.error: OSError | trio.ClosedResourceError | None = None
 
     def begin(self, leased: int) -> bool:
-        """Begin to receive, if that is of use now; False if this kernel cannot do it at all."""
+        """Start the operation if it can receive now; False if the kernel does not support it."""
         error = self.error
         if isinstance(error, OSError) and error.errno == errno.EINVAL and not self.queue:
             self._refused("RECV_MULTISHOT", error)
@@ -327,7 +327,8 @@ class _ReceiveOperation(MultishotOperation):
         fd = self._sock.fileno()
         if fd == -1:
             raise trio.ClosedResourceError("this stream was closed")
-        # Not for each buffer that is given back, but before there is nothing left to take.
+        # Start again when half of the buffers are free, or no data is left to take: not for each
+        # buffer that is given back.
         free = self._max_buffers - leased - len(self.queue)
         if self.ended or error is not None or not free:
             return True
@@ -384,7 +385,7 @@ class _ReceiveOperation(MultishotOperation):
                 self.wake()
 
     def finish(self) -> bytes:
-        """Let go of the socket and the buffers; returns what was not taken."""
+        """Release the socket and the buffers; return the data that was not taken."""
         pool, self._pool = self._pool, None
         reservation, self._reservation = self._reservation, None
         if pool is None or not self._manager.ring.usable:  # the run crashed
