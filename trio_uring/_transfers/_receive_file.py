@@ -1,4 +1,4 @@
-"""`receive_file`: from a socket into a file, inside the kernel: socket → pipe → file."""
+"""`receive_file`: receive from a socket into a file inside the kernel: socket → pipe → file."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 @attrs.define
 class ReceiveProgress:
-    """How far `receive_file` has come; also valid when it was cancelled, or failed.
+    """How far `receive_file` has come; also valid when it was cancelled or failed.
 
     Args:
-      bytes_received: What the file has taken.
-      left: What came out of the stream and the file could not take, because the disk is full
-        or broken; otherwise empty. It is added to what is there already.
+      bytes_received: How many bytes were written to the file.
+      left: Data that was received and could not be written, because the disk is full or broken;
+        otherwise empty. It is appended to what is there already.
     """
 
     bytes_received: int = 0
@@ -51,37 +51,37 @@ async def receive_file(
     count: int | None = None,
     progress: ReceiveProgress | None = None,
 ) -> int:
-    """Receive into a file: up to the stream's end, or so many bytes.
+    """Receive into a file: up to the stream's end, or *count* bytes.
 
-    From a `trio.SocketStream`, a trio socket or AnyIO's TCP and UNIX streams the kernel moves
-    them by itself, in a run on the ring. From others, such as a `trio.SSLStream`, and in runs
-    without a ring, they are received and written, with the same result. Not one byte more than
-    *count* is taken out of the stream.
+    From a `trio.SocketStream`, a trio socket, and AnyIO's TCP and UNIX streams, the kernel moves
+    the bytes without copying them through the program. This needs a run on the ring. For other
+    streams, such as a `trio.SSLStream`, and without a ring, the data is received and written, with
+    the same result. Never more than *count* bytes are taken out of the stream.
 
     Args:
-      stream: Where from: a stream of Trio's or AnyIO's, or a trio socket. That must be of type
+      stream: A stream of Trio's or AnyIO's, or a trio socket. A socket must be of type
         ``SOCK_STREAM``, and connected.
-      file: A regular file or block device that is open for writing: its fd, or what has a
+      file: A regular file or block device that is open for writing: its fd, or an object with a
         ``fileno`` method. Its position is neither used nor changed, and it is not truncated.
       offset: Where in the file to begin, in bytes. A file that was opened with ``O_APPEND`` is
-        appended to wherever that is.
-      count: How many bytes to receive; None: all up to the end of the stream.
+        appended to, whatever this is.
+      count: How many bytes to receive; None for all up to the end of the stream.
       progress: Is kept up to date with the bytes received; see `ReceiveProgress`.
 
     Returns:
-      The number of bytes received: fewer than *count* only where the stream ends before.
+      The number of bytes received: fewer than *count* only if the stream ends before.
 
     Raises:
       ValueError: *offset* or *count* is negative, or the socket is of another type.
       OSError: the file cannot be written (``EBADF``, ``ESPIPE``, ``ENOSPC``, ``EFBIG``,
-        ``EIO``); or for a socket, as its ``recv``.
+        ``EIO``); or, for a socket, as its ``recv``.
       trio.BusyResourceError: another task waits to receive from this stream.
       trio.BrokenResourceError: for a stream, the connection is broken.
-      trio.ClosedResourceError: for a stream, it was closed, also meanwhile. For AnyIO's streams
+      trio.ClosedResourceError: for a stream, it is closed, or closes meanwhile. For AnyIO's streams
         these three are AnyIO's own.
 
-    A checkpoint, always. If cancelled, what came out of the stream is in the file, and *progress*
-    says how much that is. Flushing it to the disk is another step, such as
+    A checkpoint, always. If cancelled, all data that was taken out of the stream is in the file,
+    and *progress* says how much. It does not flush the file to the disk: see
     `PositionalFile.fdatasync`.
 
     Source: splice(2), io_uring_prep_splice(3), pipe(7).
@@ -91,7 +91,7 @@ async def receive_file(
         target = _Target(dup_file(file, stack), offset, count, progress or ReceiveProgress())
         source = source_of(stream, stack)
         await checkpoint()
-        if source.splices and not target.flags & os.O_APPEND:  # EINVAL, says splice(2)
+        if source.splices and not target.flags & os.O_APPEND:  # splice(2) refuses with EINVAL
             target.manager = ring_for_splices(files=True)
         while not target.transfer.done and await _receive_some(source, target):
             pass
@@ -99,25 +99,25 @@ async def receive_file(
 
 
 class _Target:
-    """The file, and what of it is written."""
+    """The file, and how much of it is written."""
 
     def __init__(self, fd: int, offset: int, count: int | None, progress: ReceiveProgress) -> None:
         self.flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         if self.flags & os.O_ACCMODE == os.O_RDONLY:
-            # As write(2) says it, but before a byte is taken out of the stream.
+            # The error of write(2), but before any data is taken out of the stream.
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         self.fd = fd
         self.offset = offset
         self.progress = progress
         self.transfer = Transfer(count, self._add)
-        self.manager: UringIOManager | None = None  # None: no splices
+        self.manager: UringIOManager | None = None  # None: do not splice
 
     def _add(self, count: int) -> None:
         self.progress.bytes_received += count
 
 
 async def _receive_some(source: Source, target: _Target) -> bool:
-    """Receive what is there; False at the end."""
+    """Receive what is available; False at the end."""
     if target.manager is None:
         return await _receive_and_write(source, target)
     await source.wait_readable()
@@ -140,7 +140,7 @@ async def _empty_into_file(pipe: Pipe, manager: UringIOManager, target: _Target)
         try:
             written = await pipe.empty_into_file(manager, target.fd, target.offset + transfer.moved)
         except OSError:
-            # Files that know no splice say EINVAL. All other errors come again at a write.
+            # EINVAL for files that cannot be spliced. Any other error comes again at the write.
             target.manager = None
             await _write(memoryview(pipe.take_rest()), target)
         else:

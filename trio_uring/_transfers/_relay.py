@@ -1,4 +1,4 @@
-"""`relay`: from a socket into another, inside the kernel: socket → pipe → socket."""
+"""`relay`: move bytes from one socket into another inside the kernel: socket → pipe → socket."""
 
 from __future__ import annotations
 
@@ -19,24 +19,23 @@ if TYPE_CHECKING:
 
     from trio_uring._streams._endpoints import ReceivesBytes, SendsBytes, Sink, Source
 
-# What is received at once, where there is no splice: what Trio's streams ask for.
+# How much is received at once where there is no splice: as Trio's streams do.
 _BLOCK_SIZE: Final = 1 << 16
-# While less than this comes at a time, it is received and sent: that is one operation each, and
-# a splice has to wait for readiness first. Messages of 100 bytes come through a fifth faster then
+# While less than this comes at a time, it is received and sent. That takes one operation each; a
+# splice must wait for readiness first. Messages of 100 bytes are a fifth faster this way
 # (benchmarks/bench_splice.py).
 _SPLICE_MIN: Final = 1 << 14
 
 
 @attrs.define
 class RelayProgress(SendProgress):
-    """How far `relay` has come; also valid when it was cancelled, or failed.
+    """How far `relay` has come; also valid when it was cancelled or failed.
 
     Args:
       bytes_sent: As in `SendProgress`.
-      left: What came out of the source and did not go into the destination, because it was
-        cancelled, or the destination broke; otherwise empty. Whoever goes on sends it first.
-        It is added to what is there already. If the destination is no socket, some of it may
-        have gone.
+      left: Data that was received and not sent, because `relay` was cancelled or the destination
+        broke; otherwise empty. To continue, send it first. It is appended to what is there
+        already. If the destination is not a socket, a part of it may have been sent.
     """
 
     left: bytes = b""
@@ -50,38 +49,38 @@ async def relay(
     count: int | None = None,
     progress: RelayProgress | None = None,
 ) -> int:
-    """Send on what *source* receives: up to its end, or so many bytes.
+    """Receive from *source* and send to *destination*: up to the end, or *count* bytes.
 
-    Between two of `trio.SocketStream`, trio sockets and AnyIO's TCP and UNIX streams the bytes do
-    not leave the kernel, in a run on the ring. Between others, such as a `trio.SSLStream`, and in
-    runs without a ring, they are received and sent, with the same result; so are small messages.
+    Between `trio.SocketStream`, trio sockets, and AnyIO's TCP and UNIX streams, the bytes stay in
+    the kernel. This needs a run on the ring. For other streams, such as a `trio.SSLStream`, without
+    a ring, and for small messages, the data is received and sent, with the same result.
 
-    One direction only, and it ends with the source: to pass the end on, call *destination*'s
-    ``send_eof``. A proxy runs two, one each way.
+    It moves data in one direction. To pass on the end of *source*, call *destination*'s
+    ``send_eof`` afterwards. A proxy runs two of these, one for each direction.
 
     Args:
-      source: Where from: a stream of Trio's or AnyIO's, or a trio socket. That must be of type
+      source: A stream of Trio's or AnyIO's, or a trio socket. A socket must be of type
         ``SOCK_STREAM``, and connected.
-      destination: Where to, likewise.
-      count: How many bytes to move; None: all up to the end of *source*. Not one byte more is
-        taken out of it.
+      destination: Likewise.
+      count: How many bytes to move; None for all up to the end of *source*. Never more than this
+        is taken out of *source*.
       progress: Is kept up to date with the bytes sent; see `RelayProgress`.
 
     Returns:
-      The number of bytes sent: fewer than *count* only where *source* ends before.
+      The number of bytes sent: fewer than *count* only if *source* ends before.
 
     Raises:
       ValueError: *count* is negative, or a socket is of another type.
-      TypeError: an argument is no stream.
+      TypeError: an argument is not a stream.
       OSError: for a socket, as its ``recv`` or ``send``.
       trio.BusyResourceError: another task waits to receive from *source*, or sends on
-        *destination*, also while this one waits for *source*.
+        *destination*. The latter also while this one waits for *source*.
       trio.BrokenResourceError: for a stream, the connection is broken.
-      trio.ClosedResourceError: for a stream, it was closed, also meanwhile. For AnyIO's streams
+      trio.ClosedResourceError: for a stream, it is closed, or closes meanwhile. For AnyIO's streams
         these three are AnyIO's own.
 
-    A checkpoint, always. If cancelled, *progress* says how many bytes are gone, and has those
-    that were on the way: none is lost.
+    A checkpoint, always. If cancelled, no data is lost: *progress* says how many bytes were sent,
+    and holds those that were received and not sent.
 
     Source: splice(2), pipe(7).
     """
@@ -92,7 +91,7 @@ async def relay(
         from_, to = source_of(source, stack), sink_of(destination, stack)
         await checkpoint()
         splices = ring_for_splices(files=False) is not None and from_.splices and to.splices
-        size = _SPLICE_MIN  # of what came last
+        size = _SPLICE_MIN  # of the last step
         while size and not transfer.done:
             step = _splice_some if splices and size >= _SPLICE_MIN else _receive_and_send
             size = await step(from_, to, transfer, progress)
@@ -102,7 +101,7 @@ async def relay(
 async def _splice_some(
     source: Source, sink: Sink, transfer: Transfer, progress: RelayProgress
 ) -> int:
-    """Move what is there; returns how much that is, and 0 at the end."""
+    """Move what is available; return how many bytes, and 0 at the end."""
     await source.wait_readable()
     with current_pipes().lent() as pipe:
         count = 0 if pipe is None else fill_from(source, pipe, transfer)

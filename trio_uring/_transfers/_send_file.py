@@ -1,4 +1,4 @@
-"""`send_file`: a file into a socket, inside the kernel: file → pipe → socket."""
+"""`send_file`: send a file into a socket inside the kernel: file → pipe → socket."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from ._splice_pipes import Pipe
 
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
-# Less than this is read and sent: the way to a worker and back costs more than two copies of it.
-# 16 KiB then take half as long; from 256 KiB on it would be the other way round
+# Less than this is read and sent: a hop to a worker costs more than two copies of it. So 16 KiB
+# take half as long as with a splice. From 256 KiB on, the splice is faster
 # (benchmarks/bench_send_file.py).
 _SPLICE_MIN: Final = 1 << 17
 
 
 @attrs.define
 class SendProgress:
-    """How far `send_file` has come; also valid when it was cancelled, or failed.
+    """How far `send_file` has come; also valid when it was cancelled or failed.
 
     Args:
-      bytes_sent: What the socket has taken. Through other streams, what their ``send_all`` or
-        ``send`` was done with; of what was being sent when it was broken off, any part may be
-        gone too.
+      bytes_sent: How many bytes the socket has taken. For other streams, the bytes for which
+        ``send_all`` or ``send`` has returned. If the last such call was cancelled or failed, any
+        part of its block may have been sent, too.
     """
 
     bytes_sent: int = 0
@@ -54,37 +54,37 @@ async def send_file(
     count: int | None = None,
     progress: SendProgress | None = None,
 ) -> int:
-    """Send a part of a file, or all of it.
+    """Send a file, or a part of it (``sendfile``).
 
-    Into a `trio.SocketStream`, a trio socket or AnyIO's TCP and UNIX streams the kernel moves it
-    by itself, in a run on the ring. Into others, such as a `trio.SSLStream`, and in runs without
-    a ring, it is read and sent, with the same result; so are less than 128 KiB.
+    Into a `trio.SocketStream`, a trio socket, and AnyIO's TCP and UNIX streams, the kernel moves
+    the bytes without copying them through the program. This needs a run on the ring. For other
+    streams, such as a `trio.SSLStream`, without a ring, and for less than 128 KiB, the file is read
+    and sent, with the same result.
 
     Args:
-      stream: Where to: a stream of Trio's or AnyIO's, or a trio socket. That must be of type
+      stream: A stream of Trio's or AnyIO's, or a trio socket. A socket must be of type
         ``SOCK_STREAM``, and connected.
-      file: An open regular file or block device: its fd, or what has a ``fileno`` method. Its
-        position is neither used nor changed. Python may still hold what was written to it:
-        flush it first.
+      file: An open regular file or block device: its fd, or an object with a ``fileno`` method. Its
+        position is neither used nor changed. Flush a Python file that was written to first.
       offset: Where in the file to begin, in bytes.
-      count: How many bytes to send; None: up to the end of the file.
+      count: How many bytes to send; None for all up to the end of the file.
       progress: Is kept up to date with the bytes sent; see `SendProgress`.
 
     Returns:
-      The number of bytes sent: fewer than *count* only where the file ends before.
+      The number of bytes sent: fewer than *count* only if the file ends before.
 
     Raises:
       ValueError: *offset* or *count* is negative, or the socket is of another type.
-      TypeError: *stream* is none.
-      OSError: the file cannot be read (``EISDIR``, ``ESPIPE``, ``EBADF``, ``EIO``); or for a
+      TypeError: *stream* is not a stream.
+      OSError: the file cannot be read (``EISDIR``, ``ESPIPE``, ``EBADF``, ``EIO``); or, for a
         socket, as its ``send``.
       trio.BusyResourceError: another task is sending on this stream.
       trio.BrokenResourceError: for a stream, the connection is broken.
-      trio.ClosedResourceError: for a stream, it was closed, also meanwhile. For AnyIO's streams
+      trio.ClosedResourceError: for a stream, it is closed, or closes meanwhile. For AnyIO's streams
         these three are AnyIO's own.
 
-    A checkpoint, always. If cancelled, *progress* says how many bytes are gone; the receiver gets
-    these and no others.
+    A checkpoint, always. If cancelled, *progress* says how many bytes were sent; the receiver gets
+    exactly these.
 
     Source: splice(2), io_uring_prep_splice(3), pipe(7).
     """
@@ -106,7 +106,7 @@ async def send_file(
 
 
 def sent_counter(progress: SendProgress) -> Callable[[int], None]:
-    """Return what adds to *progress*."""
+    """Return a function that adds to ``progress.bytes_sent``."""
 
     def add(count: int) -> None:
         progress.bytes_sent += count
@@ -116,7 +116,7 @@ def sent_counter(progress: SendProgress) -> Callable[[int], None]:
 
 def _is_large(fd: int, offset: int, count: int | None) -> bool:
     status = os.fstat(fd)
-    known = stat.S_ISREG(status.st_mode) and status.st_size  # not in /proc, and of no device
+    known = stat.S_ISREG(status.st_mode) and status.st_size  # 0 in /proc, and for devices
     left = status.st_size - offset if known else _SPLICE_MIN
     return left >= _SPLICE_MIN and (count is None or count >= _SPLICE_MIN)
 
@@ -146,7 +146,7 @@ async def _splice_some(
     try:
         count = await pipe.fill_from_file(manager, fd, size, offset)
     except OSError as exc:
-        # Files that know no splice say EINVAL. All other errors come again when it is read.
+        # EINVAL for files that cannot be spliced. Any other error comes again at the read.
         raise _NotSpliceableError from exc
     await empty_into(sink, pipe, transfer)
     return count > 0

@@ -1,4 +1,4 @@
-"""`send_zerocopy`: the network card reads the program's own memory."""
+"""`send_zerocopy`: zero-copy send: the network card reads the program's memory."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 # The most buffers in one message (UIO_MAXIOV, sendmsg(2)).
 _BUFFERS_MAX: Final = 1024
 
-# This kernel (before 6.0; 6.1 for several buffers; 6.2 to say whether it copied), socket or
-# process (RLIMIT_MEMLOCK; RingConfig.allowed_operations) cannot. A plain send can.
+# Errors after which a plain send is used: this kernel (before 6.0; 6.1 for several buffers; 6.2 to
+# report copies), this socket, or this process (RLIMIT_MEMLOCK; RingConfig.allowed_operations) has
+# no zero-copy send.
 _CANNOT: Final = frozenset(
     (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOMEM, errno.ENOBUFS, errno.EACCES, errno.EPERM)
 )
@@ -39,12 +40,12 @@ _CANNOT: Final = frozenset(
 
 @attrs.define
 class ZeroCopyProgress(SendProgress):
-    """How far `send_zerocopy` has come; also valid when it was cancelled, or failed.
+    """How far `send_zerocopy` has come; also valid when it was cancelled or failed.
 
     Args:
       bytes_sent: As in `SendProgress`.
-      bytes_copied: How many of these were copied all the same: by the kernel, because the way
-        to the receiver has no use for the memory itself; or because it was a plain send.
+      bytes_copied: How many of these bytes were copied: by the kernel, because the route to the
+        receiver cannot use the memory directly, or because a plain send was used.
     """
 
     bytes_copied: int = 0
@@ -56,35 +57,35 @@ async def send_zerocopy(
     *data: Buffer,
     progress: ZeroCopyProgress | None = None,
 ) -> None:
-    """Send all of *data* out of its own memory, and wait until that is free again.
+    """Send all of *data* without copying it, and wait until its memory may be reused.
 
-    So into a `trio.SocketStream`, a trio socket or AnyIO's TCP stream, in a run on the ring. Where
-    there is no zero-copy send (UNIX sockets, a `trio.SSLStream`, a kernel before 6.2, a run without
-    a ring) it is a plain send, with the same result.
+    This works for a `trio.SocketStream`, a trio socket, and AnyIO's TCP stream, in a run on the
+    ring. Where there is no zero-copy send (UNIX sockets, a `trio.SSLStream`, a kernel before 6.2, a
+    run without a ring), it is a plain send, with the same result.
 
-    The memory is free when the receiver's kernel has acknowledged all that was sent out of it: that
-    is a round trip at least, and as long as a receiver that does not read makes it. Over
-    loopback the kernel copies anyway.
+    The memory may be reused when the receiver's kernel has acknowledged all data that was sent from
+    it. That takes at least a round trip, and longer if the receiver does not read. Over loopback
+    the kernel copies anyway.
 
     Args:
-      stream: Where to: a stream of Trio's or AnyIO's, or a trio socket. That must be of type
+      stream: A stream of Trio's or AnyIO's, or a trio socket. A socket must be of type
         ``SOCK_STREAM``, and connected.
-      *data: What to send, one after the other, as if it were one. Until this returns or raises it
-        must not be changed, and a `bytearray` cannot be resized.
+      *data: Buffers to send one after the other. Until this returns or raises they must not be
+        changed, and a `bytearray` cannot be resized.
       progress: Is kept up to date with the bytes sent and copied; see `ZeroCopyProgress`.
 
     Raises:
       ValueError: the socket is of another type.
-      TypeError: *stream* is none, or *data* no bytes.
+      TypeError: *stream* is not a stream, or *data* contains something that is not a buffer.
       OSError: for a socket, as its ``send``.
       trio.BusyResourceError: another task is sending on this stream.
       trio.BrokenResourceError: for a stream, the connection is broken.
-      trio.ClosedResourceError: for a stream, it was closed, also meanwhile. For AnyIO's streams
+      trio.ClosedResourceError: for a stream, it is closed, or closes meanwhile. For AnyIO's streams
         these three are AnyIO's own.
 
-    A checkpoint, always. If cancelled, nothing more is sent, and *progress* says how much was; but
-    it still waits for the memory, which a receiver that does not read can hold for a long time.
-    Only a reset of the connection (``SO_LINGER`` of 0 seconds, and close) ends that wait sooner.
+    A checkpoint, always. If cancelled, it sends no more, and *progress* says how much was sent. It
+    still waits until the memory may be reused, which can take long if the receiver does not read.
+    Only a reset of the connection (``SO_LINGER`` of 0 seconds, then close) ends that wait sooner.
 
     Source: io_uring_prep_send_zc(3), io_uring_prep_sendmsg_zc(3).
     """
@@ -118,7 +119,7 @@ async def _send(
     left: list[memoryview],
     progress: ZeroCopyProgress,
 ) -> list[memoryview]:
-    """Send all; returns what it could not send without a copy."""
+    """Send without a copy; return what remains to be sent with one."""
     with sink.errors():
         while left:
             operation = _operation(sock.fileno(), left[:_BUFFERS_MAX], progress)

@@ -1,20 +1,20 @@
-"""The pipes of a run, for splices: the kernel moves bytes between two files only through one.
+"""The pipes of a run, for splice(2), which moves bytes only into a pipe or out of one.
 
-What goes through a pipe are references to pages; nothing is copied.
+A pipe holds references to pages: nothing is copied.
 
 Which splices go to the ring
 ----------------------------
 
-Facts. io_uring hands every splice to a kernel worker: 10 µs more than the call itself takes. Our
-pipes and Trio's sockets are non-blocking, so that a splice between them never waits. One that
-reads or writes a file may wait for the disk.
+Facts. io_uring hands every splice to a kernel worker, which takes 10 µs more than the call itself.
+Our pipes and Trio's sockets are non-blocking, so a splice between them never waits. A splice
+between a file and a pipe may wait for the disk.
 
-What does this mean for us? Between file and pipe the ring does it. Between socket and pipe we
-call splice(2), in the loop's own thread, where a send would copy as much. As long as `send_file`
-had both done by workers, as one chain, it took more than twice the CPU time: 350 µs for 1 MiB
-over loopback instead of 130 (benchmarks/bench_send_file.py). If the socket is full, or empty, we
-wait by epoll, so a slow peer never holds a worker. Pipes are few; who finds none left takes the
-bytes through the program instead of waiting for one, or slow peers would stop the others.
+What does this mean for us? Splices between a file and a pipe go to the ring. For a socket and a
+pipe we call splice(2) in the loop's thread, where a send would copy as much. Both on the ring, as
+one chain, took more than twice the CPU time: 350 µs for 1 MiB over loopback instead of 130
+(benchmarks/bench_send_file.py). If the socket is full, or empty, we wait by epoll, so a slow peer
+never occupies a worker. The number of pipes is limited. A transfer that finds none free reads and
+sends instead of waiting for one, or slow peers would block the others.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
     from trio_uring._engine._io_manager import UringIOManager
 
-# Pipes in use at once in a run, and so kernel workers that use files for us: half of
-# RingConfig.unbounded_workers' default. With half, or double, of it, one transfer is as fast.
+# Pipes in use at once in a run, and so kernel workers that use files for transfers: half of
+# RingConfig.unbounded_workers' default. With half or double, one transfer is as fast.
 PIPES_MAX: Final = 16
-# The most that an unprivileged process may ask for (pipe(7)). A step costs a task switch and a
-# worker hop: with the default of 64 KiB, 16 times as often (benchmarks/bench_splice.py).
+# The most that an unprivileged process may ask for (pipe(7)). Each step costs a task switch and a
+# hop to a worker. The default of 64 KiB would need 16 times as many (benchmarks/bench_splice.py).
 PIPE_SIZE: Final = 1 << 20
 _F_SETPIPE_SZ: Final = 1031  # from linux/fcntl.h; Python has it under another name
 _F_GETPIPE_SZ: Final = 1032
@@ -48,7 +48,7 @@ _SPLICE_F_NONBLOCK: Final = 2
 
 
 class Pipe:
-    """A pipe, as large as we may make it."""
+    """A pipe of `PIPE_SIZE`, or smaller if the user has too many."""
 
     def __init__(self) -> None:
         self._read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -58,10 +58,10 @@ class Pipe:
         self.size: int = fcntl.fcntl(self._write_fd, _F_GETPIPE_SZ)
 
     def fill_from_socket(self, fd: int, size: int) -> int:
-        """Take at most *size* bytes out of a socket; 0 at the end, or before urgent data.
+        """Move at most *size* bytes out of a socket; 0 at the end, or before urgent data.
 
         Raises:
-          BlockingIOError: there is nothing now.
+          BlockingIOError: the socket has no data now.
           OSError: as recv(2) and splice(2).
         """
         count = os.splice(fd, self._write_fd, size, flags=_SPLICE_F_NONBLOCK)
@@ -69,10 +69,10 @@ class Pipe:
         return count
 
     def empty_into_socket(self, fd: int) -> int:
-        """Give a socket as much as it takes; returns how many bytes.
+        """Move as much into a socket as it takes; return how many bytes.
 
         Raises:
-          BlockingIOError: it is full.
+          BlockingIOError: the socket is full.
           OSError: as send(2) and splice(2).
         """
         count = os.splice(self._read_fd, fd, self.left, flags=_SPLICE_F_NONBLOCK)
@@ -80,7 +80,7 @@ class Pipe:
         return count
 
     async def fill_from_file(self, manager: UringIOManager, fd: int, size: int, offset: int) -> int:
-        """Take at most *size* bytes out of a file; 0 is its end. Not cancelled midway.
+        """Move at most *size* bytes out of a file; 0 at its end. Ignores cancellation.
 
         Raises:
           OSError: as pread(2) and splice(2).
@@ -93,7 +93,7 @@ class Pipe:
         return count
 
     async def empty_into_file(self, manager: UringIOManager, fd: int, offset: int) -> int:
-        """Write what a file takes at once; returns how many bytes. Not cancelled midway.
+        """Move as much into a file as it takes; return how many bytes. Ignores cancellation.
 
         Raises:
           OSError: as pwrite(2) and splice(2).
@@ -106,7 +106,7 @@ class Pipe:
         return count
 
     def take_rest(self) -> bytes:
-        """Return what is left in it, which is empty then."""
+        """Read and return what is left in the pipe."""
         parts = []
         while self.left:
             parts.append(os.read(self._read_fd, self.left))
@@ -120,7 +120,7 @@ class Pipe:
 
 
 class Pipes(RunResource):
-    """The pipes of a run: at most `PIPES_MAX` in use, and those that are not kept for later."""
+    """The pipes of a run: at most `PIPES_MAX` in use. Others are free, for later transfers."""
 
     def __init__(self) -> None:
         self.free: list[Pipe] = []
@@ -129,7 +129,7 @@ class Pipes(RunResource):
 
     @contextmanager
     def lent(self) -> Generator[Pipe | None]:
-        """Lend a pipe; None if all are in use, or no more fds are to be had."""
+        """Lend a pipe; None if `PIPES_MAX` are in use, or there are too many open files."""
         pipe = self._take()
         if pipe is None:
             yield None
@@ -158,12 +158,12 @@ class Pipes(RunResource):
             return None
 
     def close(self, *, drained: bool) -> None:
-        """Close the pipes that are not lent now, and the others when they come back."""
+        """Close the free pipes; those in use are closed when they are given back."""
         self._closed = True
         while self.free:
             self.free.pop().close()
 
 
 def current_pipes() -> Pipes:
-    """Return the current run's."""
+    """Return the pipes of the current run."""
     return current_run_state().get(Pipes)

@@ -1,4 +1,4 @@
-"""`Transfer`: what a transfer has moved, and has still to move; and its single steps."""
+"""`Transfer`: how far a transfer has come; and the steps that the transfers share."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
     from ._splice_pipes import Pipe
 
-# What goes through the program in one piece, where there is no splice.
+# The size of a block that is read and written, where there is no splice.
 BLOCK_SIZE: Final = 1 << 18
 
 
 @attrs.define
 class Transfer:
-    """How far a transfer is.
+    """How far a transfer has come.
 
     Args:
-      count: Bytes to move; None: all up to the end.
-      note: Is told of bytes moved.
+      count: Bytes to move; None for all up to the end.
+      note: Called with the number of bytes of each step.
       moved: Bytes moved so far.
     """
 
@@ -38,21 +38,21 @@ class Transfer:
 
     @property
     def done(self) -> bool:
-        """Whether all that was asked for is moved."""
+        """Whether all *count* bytes are moved."""
         return self.moved == self.count
 
     def next(self, most: int) -> int:
-        """Return how much to ask for next: no more than *most*."""
+        """Return how many bytes to move next: at most *most*."""
         return most if self.count is None else min(most, self.count - self.moved)
 
     def add(self, count: int) -> None:
-        """Take note of bytes moved."""
+        """Count *count* bytes that were moved."""
         self.moved += count
         self.note(count)
 
 
 def check_range(offset: int, count: int | None) -> None:
-    """Raise `ValueError` if one of them is negative."""
+    """Raise `ValueError` if *offset* or *count* is negative."""
     if offset < 0 or (count is not None and count < 0):
         raise ValueError("offset and count must be 0 or more")
 
@@ -61,10 +61,10 @@ def check_range(offset: int, count: int | None) -> None:
 
 
 def fill_from(source: Source, pipe: Pipe, transfer: Transfer) -> int:
-    """Take what is there out of a socket.
+    """Move what a socket has received into *pipe*; return how many bytes.
 
-    0 says nothing: it may be the end, or nothing is there, or urgent data (``MSG_OOB``), which
-    splice(2) does not get beyond. A plain receive can tell.
+    0 is ambiguous: the end, no data yet, or urgent data (``MSG_OOB``), where splice(2) stops. A
+    plain receive finds out.
     """
     assert source.sock is not None
     with source.errors():
@@ -78,7 +78,7 @@ def fill_from(source: Source, pipe: Pipe, transfer: Transfer) -> int:
 
 
 async def empty_into(sink: Sink, pipe: Pipe, transfer: Transfer) -> None:
-    """Send all that is in *pipe*; if that fails, the rest is still there."""
+    """Send all that is in *pipe*; if that fails, the rest stays in it."""
     sock = sink.sock
     assert sock is not None
     with sink.errors():
@@ -101,7 +101,7 @@ async def send_block(sink: Sink, block: memoryview, transfer: Transfer) -> None:
 
 
 async def read_block(fd: int, size: int, offset: int) -> memoryview:
-    """Read at most *size* bytes of a file, and none only at its end."""
+    """Read at most *size* bytes of a file; none only at its end."""
     buffer = bytearray(size)
     manager = current_ring("files")
     if manager is None:
@@ -112,7 +112,7 @@ async def read_block(fd: int, size: int, offset: int) -> memoryview:
 
 
 async def write_some(fd: int, block: memoryview, offset: int) -> int:
-    """Write *block*, or a part of it; returns how much. Not cancelled midway."""
+    """Write *block*, or a part of it; return how many bytes. Ignores cancellation."""
     manager = current_ring("files")
     if manager is not None:
         return await manager.perform_shielded(operations.write(fd, block, offset))
