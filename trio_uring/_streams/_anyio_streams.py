@@ -1,8 +1,8 @@
-"""AnyIO's streams as ends of a transfer; imports no AnyIO.
+"""What transfers use of AnyIO's streams. It does not import AnyIO.
 
-Who has one of its streams has imported AnyIO, so its modules are found where Python keeps
-them. Its socket streams wrap a trio socket, which is ours in a run with a ring. The private
-names here are those of AnyIO 4.10 to 4.16.
+A program that has an AnyIO stream has imported AnyIO, so its modules are in `sys.modules`. AnyIO's
+socket streams wrap a trio socket, which is a `UringSocket` in a run with a ring. The private names
+here are those of AnyIO 4.10 to 4.16.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _is_a(stream: object, module: str, name: str) -> bool:
 
 
 def is_socket_stream(stream: object) -> bool:
-    """Whether it is a TCP or UNIX stream of AnyIO's, and not one that wraps such a stream."""
+    """Whether *stream* is AnyIO's TCP or UNIX stream itself, and not a wrapper around one."""
     return _is_a(stream, _TRIO_BACKEND, "SocketStream")
 
 
@@ -48,17 +48,17 @@ def socket_of(stream: object) -> trio.socket.SocketType:
 
 
 def send_guard(stream: object) -> AbstractContextManager[None]:
-    """Return what raises ``anyio.BusyResourceError`` if another task is sending."""
+    """Return a context that raises ``anyio.BusyResourceError`` if another task is sending."""
     return cast("_SocketStream", stream)._send_guard
 
 
 def receive_guard(stream: object) -> AbstractContextManager[None]:
-    """Return what raises ``anyio.BusyResourceError`` if another task is receiving."""
+    """Return a context that raises ``anyio.BusyResourceError`` if another task is receiving."""
     return cast("_SocketStream", stream)._receive_guard
 
 
 def errors_of(stream: object) -> Callable[[], AbstractContextManager[None]]:
-    """Return what raises what the socket stream itself raises for its socket's errors."""
+    """Return what turns the socket's errors into those that the stream raises itself."""
     return partial(_converted, cast("_SocketStream", stream))
 
 
@@ -66,25 +66,25 @@ def errors_of(stream: object) -> Callable[[], AbstractContextManager[None]]:
 def _converted(stream: _SocketStream) -> Generator[None]:
     try:
         yield
-    except Exception as exc:  # noqa: BLE001 (AnyIO raises again what it does not convert)
+    except Exception as exc:  # noqa: BLE001 (AnyIO re-raises what it does not convert)
         stream._convert_socket_error(exc)
 
 
-# ---- All others ----------------------------------------------------------------------------
+# ---- Other streams -------------------------------------------------------------------------
 
 
 def is_send_stream(stream: object) -> bool:
-    """Whether it is a stream of AnyIO's that sends bytes."""
+    """Whether *stream* is an ``anyio.abc.ByteSendStream``."""
     return _is_a(stream, "anyio.abc", "ByteSendStream")
 
 
 def is_receive_stream(stream: object) -> bool:
-    """Whether it is a stream of AnyIO's that receives bytes."""
+    """Whether *stream* is an ``anyio.abc.ByteReceiveStream``."""
     return _is_a(stream, "anyio.abc", "ByteReceiveStream")
 
 
 def send_all(stream: object) -> Callable[[memoryview], Awaitable[None]]:
-    """Return the stream's ``send``, for blocks."""
+    """Return a function that sends a memoryview with the stream's ``send``."""
 
     async def send(block: memoryview) -> None:
         await cast("anyio.abc.ByteSendStream", stream).send(bytes(block))
@@ -93,7 +93,7 @@ def send_all(stream: object) -> Callable[[memoryview], Awaitable[None]]:
 
 
 def receive_some(stream: object) -> Callable[[int], Awaitable[bytes]]:
-    """Return the stream's ``receive``, which returns nothing at the end."""
+    """Return a function that calls the stream's ``receive``, and returns ``b""`` at the end."""
     end = sys.modules["anyio"].EndOfStream
 
     async def receive(most: int) -> bytes:

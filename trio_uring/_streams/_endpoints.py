@@ -1,6 +1,7 @@
-"""The two ends of a transfer: a `Source` and a `Sink`, each on a socket where there is one.
+"""The endpoints of a transfer: a `Source` and a `Sink`, for Trio's and AnyIO's streams and sockets.
 
-They know whose errors to raise, Trio's or AnyIO's, and keep other tasks from sending meanwhile.
+They raise the errors that the stream itself would raise, Trio's or AnyIO's, and keep other tasks
+from sending meanwhile.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from trio_uring._trio_private import (
 
 from . import _anyio_streams as anyio_streams
 
-# Of sockets that know splices.
+# The families of sockets that can be spliced.
 _FAMILIES: Final = (trio.socket.AF_INET, trio.socket.AF_INET6, trio.socket.AF_UNIX)
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class SendsBytes(Protocol):
-    """A stream of AnyIO's, which has ``send``: an ``anyio.abc.ByteSendStream``."""
+    """An ``anyio.abc.ByteSendStream``."""
 
     async def send(self, item: bytes, /) -> None:
         """Send all of *item*."""
@@ -44,7 +45,7 @@ class SendsBytes(Protocol):
 
 
 class ReceivesBytes(Protocol):
-    """A stream of AnyIO's, which has ``receive``: an ``anyio.abc.ByteReceiveStream``."""
+    """An ``anyio.abc.ByteReceiveStream``."""
 
     async def receive(self, max_bytes: int = ..., /) -> bytes:
         """Receive at most *max_bytes*."""
@@ -62,12 +63,11 @@ class HasFileNo(Protocol):
 def dup_file(file: int | HasFileNo, stack: ExitStack) -> int:
     """Return a duplicate of *file*'s fd, which *stack* closes.
 
-    What it was duplicated from may be closed, and its number be another file's, while the
-    kernel still uses it.
+    The original may be closed meanwhile, and its number reused, while operations are in flight.
 
     Raises:
-      OSError: ``EBADF``; ``ESPIPE``, as of pread(2), for a pipe, a socket or a terminal. The ring
-        would take no notice of the offset, and wait, maybe for ever, without being cancelled.
+      OSError: ``EBADF``; ``ESPIPE``, as from pread(2), for a pipe, a socket or a terminal. The ring
+        would ignore the offset, and an operation could block indefinitely and not be cancelled.
     """
     fd = os.dup(file if isinstance(file, int) else file.fileno())
     stack.callback(os.close, fd)
@@ -82,12 +82,12 @@ def dup_file(file: int | HasFileNo, stack: ExitStack) -> int:
 
 @attrs.frozen
 class Sink:
-    """What a transfer sends into.
+    """The destination of a transfer.
 
     Args:
-      send_some: Sends a block, or as much of it as goes at once; returns how much.
-      sock: The socket, if there is one, which may be sent into directly.
-      errors: Raises what the stream raises for the socket's errors.
+      send_some: Sends a block, or a part of it; returns how many bytes.
+      sock: The socket to send into directly, if there is one.
+      errors: Turns the socket's errors into those of the stream.
     """
 
     send_some: Callable[[memoryview], Awaitable[int]]
@@ -96,8 +96,8 @@ class Sink:
 
     @property
     def splices(self) -> bool:
-        """Whether bytes may be spliced into it."""
-        # splice(2) knows no MSG_NOSIGNAL. Python ignores SIGPIPE unless told otherwise.
+        """Whether bytes can be spliced into it."""
+        # splice(2) has no MSG_NOSIGNAL. Python ignores SIGPIPE unless a program changes that.
         kills = (signal.SIG_DFL, None)
         return _splices(self.sock) and signal.getsignal(signal.SIGPIPE) not in kills
 
@@ -105,7 +105,7 @@ class Sink:
 def sink_of(
     stream: trio.abc.SendStream | trio.socket.SocketType | SendsBytes, stack: ExitStack
 ) -> Sink:
-    """Return where to send, and keep other tasks from it as long as *stack* is open."""
+    """Return the sink for *stream*; other tasks cannot send on it until *stack* is closed."""
     if isinstance(stream, trio.SocketStream):
         if stream.socket.did_shutdown_SHUT_WR:
             raise trio.ClosedResourceError("can't send data after sending EOF")
@@ -146,12 +146,12 @@ def _stream_sink(send_all: Callable[[memoryview], Awaitable[None]]) -> Sink:
 
 @attrs.frozen
 class Source:
-    """What a transfer receives from.
+    """The source of a transfer.
 
     Args:
-      receive_some: Receives at most so many bytes, and none only at the end.
-      sock: The socket, if there is one, which may be received from directly.
-      errors: Raises what the stream raises for the socket's errors.
+      receive_some: Receives at most the given number of bytes; none only at the end.
+      sock: The socket to receive from directly, if there is one.
+      errors: Turns the socket's errors into those of the stream.
     """
 
     receive_some: Callable[[int], Awaitable[Buffer]]
@@ -160,7 +160,7 @@ class Source:
 
     @property
     def splices(self) -> bool:
-        """Whether bytes may be spliced out of it."""
+        """Whether bytes can be spliced out of it."""
         return _splices(self.sock)
 
     async def wait_readable(self) -> None:
@@ -175,7 +175,10 @@ class Source:
 def source_of(
     stream: trio.abc.ReceiveStream | trio.socket.SocketType | ReceivesBytes, stack: ExitStack
 ) -> Source:
-    """Return where to receive, and keep AnyIO's tasks from it as long as *stack* is open."""
+    """Return the source for *stream*.
+
+    Other tasks cannot receive from a stream of AnyIO's until *stack* is closed.
+    """
     if isinstance(stream, trio.SocketStream):
         return _socket_source(stream.socket, socket_errors_as_stream_errors)
     if isinstance(stream, trio.socket.SocketType):
@@ -212,7 +215,7 @@ def _splices(sock: trio.socket.SocketType | None) -> bool:
 
 
 def ring_for_splices(*, files: bool) -> UringIOManager | None:
-    """Return the current run's manager, if it has a ring for sockets, and for files if need be."""
+    """Return the current run's manager if it uses a ring for sockets, and for files if *files*."""
     if files and current_ring("files") is None:
         return None
     return current_ring("sockets")
