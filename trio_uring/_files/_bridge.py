@@ -1,25 +1,25 @@
-"""The bridge: a synchronous call, run so that it can wait for the ring.
+"""`GreenletBridge`: runs a synchronous call so that it can wait for the ring.
 
 Why a greenlet
 --------------
 
-Facts. CPython's buffered and text files are synchronous C, and cannot await. Rewritten as
-coroutines they would be ours for ever: newline modes, decoders, ``tell()`` cookies, and all
-that comes. Their lowest layer, though, is a Python object that they call methods of.
+Facts. CPython's buffered and text files are synchronous C code, which cannot await. If we rewrote
+them as coroutines, we would have to maintain newline modes, decoders, ``tell()`` cookies, and
+whatever CPython adds. But they call their lowest layer, the raw file, as a Python object.
 
-What does this mean for us? The call runs in a greenlet, which has a C stack of its own. Where
-the lowest layer needs the kernel, it switches to the task, which awaits, and switches back with
-the result. To the call, the lowest layer is a method that takes its time.
+What does this mean for us? The call runs in a greenlet, which has its own C stack. Where the raw
+file needs the ring, it switches to the task, which awaits the operation and switches back with the
+result. To the layers above, the raw file is an object whose methods block.
 
-What holds
+Guarantees
 ----------
 
-- Cancellation is looked at once, before the call. A look between two raw reads of one
-  ``readline`` would lose what the first one read.
+- Cancellation is checked once, before the call. A check between two raw reads of one ``readline``
+  would lose what the first one read.
 - The call runs in a copy of the task's context variables, as it would in a thread.
-- Ctrl-C does not interrupt it: Trio looks down the stack for what is protected, and a
-  greenlet's stack ends where the call begins, which counts as protected.
-- Greenlets are pooled: a new one costs 9 microseconds, a used one 0.6 (Python 3.11).
+- Ctrl-C does not interrupt it. Trio searches the stack for protected frames; a greenlet's stack
+  ends where the call begins, which counts as protected.
+- Greenlets are pooled: a new one costs 9 microseconds, a reused one 0.6 (Python 3.11).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ else:
         greenlet = object
 
         def getcurrent() -> greenlet:
-            """Stand in where nothing runs on a bridge: never reached."""
+            """Replace greenlet's function where there is no greenlet. Never called."""
             raise NotImplementedError
 
 
@@ -76,19 +76,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Idle greenlets that a run keeps, of about 1 KiB each. More calls than that at once get new
-# ones, which cost 9 microseconds instead of 0.6.
+# Idle greenlets that a run keeps, of about 1 KiB each. More simultaneous calls get new ones, which
+# cost 9 microseconds instead of 0.6.
 POOL_MAX: Final = 64
 
-# What one call may copy out of the page cache by itself before it lets others run: 25
-# microseconds' worth. At double, 32 tasks that read at once would hold the loop for 1.6 ms.
+# How many bytes a call may copy from the page cache in the loop's thread before other tasks run: 25
+# microseconds' worth. At double, 32 tasks that read at once would block the loop for 1.6 ms.
 INLINE_MAX: Final = 256 * 1024
 
-# What a read to the end takes at once. Few files that are read whole are longer. At double, the
-# copy out of it would leave the processor's nearest caches; at half, it gains less.
-_SCRATCH_SIZE: Final = 65536 + 1  # one more, to see the end of a file of that size
+# How much a read to the end reads first. Few files that are read whole are longer. At double, the
+# copy out of it would not fit in the processor's nearest caches; at half, fewer files fit.
+_SCRATCH_SIZE: Final = 65536 + 1  # one more, to detect the end of a file of 64 KiB
 
-# Greenlets that can never be resumed, and the files in them: kept for ever, on purpose.
+# Greenlets that can never be resumed, and the files that they use: leaked on purpose.
 _leaked: Final[list[object]] = []
 
 
@@ -100,24 +100,24 @@ def _why_no_bridge() -> str:
     if not gil_enabled() and release < (3, 5, 6):
         return f"files: greenlet {_version} is not safe without the GIL; 3.5.6 is"
     if sys.implementation.name != "cpython":
-        return f"files: untried on {sys.implementation.name}"
+        return f"files: not tested on {sys.implementation.name}"
     return ""
 
 
-# Why there are no bridges here, so that all calls on files go to threads; empty where there are.
+# Why there are no bridges, so that all calls on files go to threads; empty if there are bridges.
 BRIDGE_REFUSED: Final = _why_no_bridge()
 
 
 class GreenletBridge(greenlet):
-    """A pooled greenlet: runs one call after another. Its methods are for inside the call.
+    """A pooled greenlet that runs one call after another. Its methods are for use inside a call.
 
     Args:
-      files: What the run knows about files.
+      files: The state of the run's files.
     """
 
     value: object = None
     failure: BaseException | None = None
-    budget = INLINE_MAX  # bytes that the call may still copy without waiting
+    budget = INLINE_MAX  # bytes that the call may still copy before other tasks run
     cancellable = False  # whether waits for pipes may be cancelled
     threaded = False  # whether a part of the call went to a thread
 
@@ -131,56 +131,56 @@ class GreenletBridge(greenlet):
         self,
         *start: Any,  # noqa: ANN401 (a function that runs a call, the call, and its arguments)
     ) -> None:
-        """Run a call, and then those that come with each switch from the task."""
+        """Run a call, and then one more for each switch from a task."""
         while True:
             run, function, args = start
             del start
             try:
                 self.value = run(function, *args)
-            except BaseException as exc:  # noqa: BLE001 (it is the task's, which raises it)
+            except BaseException as exc:  # noqa: BLE001 (the task raises it)
                 self.failure = exc
             del run, function, args
             start = self.parent.switch(None)  # type: ignore[union-attr]
 
     def wait_for(self, steps: Coroutine[Any, Any, T]) -> T:
-        """Have the task await *steps*; return what they return, or raise what they raise."""
-        self.budget = INLINE_MAX  # others run meanwhile
+        """Have the task await *steps*; return their result, or raise their exception."""
+        self.budget = INLINE_MAX  # other tasks run meanwhile
         return cast("T", self.parent.switch(steps))  # type: ignore[union-attr]
 
     def perform(self, operation: Operation[T]) -> T:
-        """Perform *operation*; no cancellation is looked at."""
+        """Perform *operation*, ignoring cancellation."""
         return self.wait_for(self.manager.perform_shielded(operation))
 
     def perform_cancellable(self, operation: Operation[T]) -> T:
-        """Perform *operation*, unless the task is cancelled first."""
+        """Perform *operation*; it can be cancelled."""
         return self.wait_for(self.manager.perform(operation))
 
     def call_in_thread(self, function: Callable[[], T]) -> T:
-        """Run *function* in a worker thread, where no file of this bridge uses the ring."""
+        """Run *function* in a worker thread. There the bridge's files do not use the ring."""
         self.threaded = True
         return self.wait_for(_in_thread_shielded(function))
 
     def adopt(self, raw: RingFileIO) -> None:
-        """Let *raw*, which was made inside the call, use the ring until the call ends."""
+        """Let *raw*, which was created inside the call, use the ring until the call ends."""
         raw.bridge = self
         self.adopted.append(ref(raw))  # it may be collected before the call ends
 
 
 def current_bridge() -> GreenletBridge | None:
-    """Return the bridge that this code runs on, if it does."""
+    """Return the bridge that the calling code runs on, or None."""
     bridge = getcurrent()
     return bridge if isinstance(bridge, GreenletBridge) else None
 
 
 async def _in_thread_shielded(function: Callable[[], T]) -> T:
-    # The call has begun: Trio does not end it here, but would not let it begin if cancelled.
+    # The call has begun, so it must not end here: run_sync would check for cancellation first.
     with trio.CancelScope(shield=True):
         return (await trio.to_thread.run_sync(capture, function)).unwrap()
     raise AssertionError("a shielded scope swallows no exception")
 
 
 class FilesRun(RunResource):
-    """What a run keeps for its files: the pool of bridges, and counts.
+    """The state of a run's files: the pool of bridges, and how many calls went which way.
 
     Args:
       manager: The run's I/O manager.
@@ -193,7 +193,7 @@ class FilesRun(RunResource):
         self.inline = 0
         self.in_thread = 0
         self.waiting_opens = 0  # of FIFOs: each occupies a kernel worker
-        # For reads that do not wait, and are copied out before anything else runs.
+        # For reads that do not wait, whose result is copied out before other code runs.
         self.scratch = memoryview(bytearray(_SCRATCH_SIZE))
 
     @enable_ki_protection
@@ -208,8 +208,8 @@ class FilesRun(RunResource):
     ) -> T:
         """Run ``function(*args)`` on a bridge; *raw*, if given, uses the ring meanwhile.
 
-        A checkpoint. If cancelled before it begins, unless *shielded*, nothing was done; later
-        only where *cancellable*, and while it waits for a pipe or the like.
+        A checkpoint. If cancelled before it begins, nothing was done; *shielded* ignores that.
+        After that it can be cancelled only if *cancellable*, while it waits for a pipe or terminal.
 
         Raises:
           BaseException: what *function* raises.
@@ -230,12 +230,12 @@ class FilesRun(RunResource):
             try:
                 answer = await wait
             except GeneratorExit:
-                # The run crashed, or was abandoned and is being collected, perhaps in another
-                # thread: nobody may resume the greenlet any more, and unwinding it would free
-                # a buffer that the kernel may still write to.
+                # The run crashed, or was abandoned and is being collected, maybe in another thread.
+                # The greenlet must not be resumed any more, and unwinding it would free a buffer
+                # that the kernel may still write to.
                 _leaked.append((bridge, raw))
                 raise
-            except BaseException as exc:  # noqa: BLE001 (it belongs to the call)
+            except BaseException as exc:  # noqa: BLE001 (it is raised inside the call)
                 wait = bridge.throw(exc)
             else:
                 wait = bridge.switch(answer)
@@ -252,7 +252,7 @@ class FilesRun(RunResource):
         try:
             raise failure
         finally:
-            # What would otherwise be a cycle: the traceback refers to this frame.
+            # Or there would be a reference cycle: the traceback refers to this frame.
             del failure
 
     async def _acquire(self, bridge: GreenletBridge, raw: RingFileIO, *, shielded: bool) -> None:
@@ -293,7 +293,7 @@ class FilesRun(RunResource):
         *,
         shielded: bool = False,
     ) -> T:
-        """Call ``function(*args)``, a method of a file over *raw* that never waits, here."""
+        """Call ``function(*args)``, a method of a file over *raw* that never waits, directly."""
         if at_cancel_point(current_task()) and not shielded:
             await checkpoint_if_cancelled()
         if raw.busy:
@@ -328,7 +328,7 @@ class FilesRun(RunResource):
     # ---- `RunResource` ---------------------------------------------------------------------
 
     def routes(self) -> Mapping[str, int]:
-        """Return how many calls went which way."""
+        """Return how many calls took which route."""
         return {"ring": self.on_ring, "inline": self.inline, "thread": self.in_thread}
 
     def refused(self) -> tuple[str, ...]:
@@ -336,7 +336,7 @@ class FilesRun(RunResource):
         return (BRIDGE_REFUSED,)
 
     def close(self, *, drained: bool) -> None:
-        """End the pool, in the thread that it belongs to; elsewhere, leak it."""
+        """End the pooled greenlets; leak them if this may be another thread than theirs."""
         if drained:
             for bridge in self.idle:
                 _end(bridge)

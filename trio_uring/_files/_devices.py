@@ -1,15 +1,14 @@
-"""Which file systems need not be waited for.
+"""Which file systems answer without waiting.
 
-Facts. The kernel hands what it does on a tmpfs to a worker thread, reads and writes too, since a
-tmpfs does not say which of them would wait: 35 microseconds, for copying a page. It is memory:
-they wait no more than memory does that was swapped out. A file system on a disk has a file's status
-in memory while it has its path there, and sends nothing when a file is closed. One behind a
-network asks its server for the one, and sends what was written for the other, which can take for
-ever.
+Facts. The kernel hands every operation on a tmpfs to a worker, reads and writes too, because a
+tmpfs cannot say which of them would wait. That takes 35 microseconds to copy a page. But a tmpfs is
+memory: it waits no longer than swapped-out memory does. A file system on a disk has a file's status
+in memory while the path is cached, and sends nothing when a file is closed. A network file system
+asks its server for the status, and sends the written data on close, which can block indefinitely.
 
-What does this mean for us? What is memory is read and written at once; of what is memory or on a
-disk the status is known, and files are closed at once. All other file systems, and overlays of
-them, are left to the ring.
+What does this mean for us? Files in memory are read and written directly. For files in memory or on
+a disk, the status is read and the file closed directly. All other file systems, and overlays of
+them, use the ring.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ _MOUNTS: Final = Path("/proc/self/mountinfo")
 _MEMORY: Final = frozenset(("tmpfs", "ramfs"))
 
 
-# A device that was unmounted may give its number to another: then a call may wait where it
-# should not, in the worst case.
+# After an unmount the number may belong to another device. In the worst case, a call then blocks
+# the loop.
 @lru_cache(maxsize=64)
 def is_memory(device: int) -> bool:
-    """Whether the file system with this ``st_dev`` is memory.
+    """Whether the file system with this ``st_dev`` is in memory.
 
     Source: proc_pid_mountinfo(5).
     """
@@ -44,7 +43,7 @@ def is_memory(device: int) -> bool:
 
 
 def is_local(device: int) -> bool:
-    """Whether the file system with this ``st_dev`` is on a disk, or memory, and asks no server."""
-    # Only disks have a device with a major number. FUSE on one (fuseblk), and a cluster's file
-    # system on a shared one, count as disks: a call may wait for a daemon, or a lock, there.
+    """Whether the file system with this ``st_dev`` is on a disk or in memory, without a server."""
+    # Only disks have a major number. FUSE on a disk (fuseblk) and a cluster file system on a shared
+    # disk count as disks, too: there a call may wait for a daemon or a lock.
     return bool(os.major(device)) or is_memory(device)

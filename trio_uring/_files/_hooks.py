@@ -1,8 +1,8 @@
-"""What stands in Trio's file objects and paths, where they would go to a thread.
+"""The functions that replace Trio's own where its files and paths would call a worker thread.
 
-Most of it is `run_sync`, in place of the thread hop. The methods of file objects are asked for
-so often that they have a way of their own: without the `partial` and the look-up in the route
-table, a line is read in two thirds of the time (benchmarks/bench_files.py).
+`run_sync` replaces `trio.to_thread.run_sync` there. The methods of file objects are called so often
+that they do not go through it: without the `partial` and the lookup in the route table, reading a
+line takes a third less time (benchmarks/bench_files.py).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ T = TypeVar("T")
 
 @enable_ki_protection
 async def run_sync(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
-    """Call ``function(*args)`` on the ring if the route table has it, else in a thread.
+    """Call ``function(*args)`` on the ring if the route table has it, otherwise in a thread.
 
-    In a run without a ring: `trio.to_thread.run_sync`, as before.
+    In a run without a ring this is `trio.to_thread.run_sync`.
     """
     files = current_files()
     if files is not None:
@@ -50,7 +50,7 @@ async def run_sync(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
 
 
 def file_getattr(self: AsyncIOWrapper[object], name: str) -> object:
-    """Stand for ``AsyncIOWrapper.__getattr__``: make a method when it is first asked for."""
+    """Replace ``AsyncIOWrapper.__getattr__``, which makes a method when it is first used."""
     if name in ASYNC_METHODS and not BRIDGE_REFUSED:
         raw = raw_of(self.wrapped)
         if raw is not None:
@@ -65,7 +65,7 @@ def _async_method(file: object, name: str, raw: RingFileIO) -> Callable[..., Awa
     method = getattr(file, name)
     call_on_ring = way_of(kind, name, raw)
 
-    # Not a coroutine function: one of the two that run for a line would be for its name only.
+    # Not a coroutine function: it would only await another coroutine, which costs time.
     def call(*args: Any, **keywords: Any) -> Awaitable[object]:  # noqa: ANN401 (the method's own)
         files = current_files()
         if files is None:
@@ -83,7 +83,7 @@ def _async_method(file: object, name: str, raw: RingFileIO) -> Callable[..., Awa
 @wraps(trio_file_aclose)
 @enable_ki_protection
 async def file_aclose(self: AsyncIOWrapper[Any]) -> None:
-    """Stand for ``AsyncIOWrapper.aclose``."""
+    """Replace ``AsyncIOWrapper.aclose``."""
     files = current_files()
     raw = raw_of(self.wrapped)
     if files is None or raw is None or BRIDGE_REFUSED:

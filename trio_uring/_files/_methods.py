@@ -1,7 +1,7 @@
-"""The methods of files that `open_file` made: which way each call goes.
+"""How each method of the files that `open_file` makes is called.
 
-Three ways: on a bridge; inline, where nothing can ever wait; or in a thread, where decoding or
-splitting lines would hold the loop for long.
+There are three ways: on a bridge; inline, for what never waits; and in a thread, where decoding
+or splitting lines would block the loop for long.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _ROUTED: Final = ASYNC_METHODS | {"close", "detach"}
 _LONG_OF_LINES: Final = frozenset(("readlines", "writelines"))
 _LONG_OF_TEXT: Final = frozenset(("read", "write"))
 
-# What moves or asks for the position, and neither reads nor writes: lseek(2) at most, which
-# takes 0.1 microseconds. (A text file's tell and a writer's seek flush first.)
+# What moves or returns the position without reading or writing: at most an lseek(2), which takes
+# 0.1 microseconds. (A text file's tell and a writer's seek flush first.)
 _INLINE: Final = frozenset(
     (
         (RingFileIO, "seek"),
@@ -63,7 +63,7 @@ _INLINE: Final = frozenset(
 
 
 def raw_of(file: object) -> RingFileIO | None:
-    """Return the lowest layer of *file* if it is one of ours."""
+    """Return the raw file below *file* if it is a `RingFileIO`."""
     try:
         if type(file) is io.TextIOWrapper:
             file = file.buffer
@@ -81,7 +81,7 @@ def file_call(
     args: tuple[Any, ...],
     keywords: Mapping[str, Any],
 ) -> Callable[[], Awaitable[T]] | None:
-    """Return how to call *method* of *file*; None if that is for a plain thread."""
+    """Return how to call *method* of *file*; None if it must go to a thread."""
     raw = raw_of(file)
     name = method.__name__
     if raw is None or name not in _ROUTED:
@@ -119,12 +119,12 @@ def way_of(
 
 
 def may_be_long(kind: type, name: str) -> bool:
-    """Whether a call can hold the loop for long with work that is not the kernel's."""
+    """Whether a call can block the loop for long with Python's own work, such as decoding."""
     return name in _LONG_OF_LINES or (name in _LONG_OF_TEXT and kind is io.TextIOWrapper)
 
 
 def is_long(name: str, raw: RingFileIO, args: tuple[Any, ...]) -> bool:
-    """Whether a call that may, with these arguments, would."""
+    """Whether a call for which `may_be_long` is true would take long with these arguments."""
     if name in {"read", "readlines"}:
         size = args[0] if args else None
         if type(size) is int and size >= 0 and name == "read":
@@ -133,7 +133,7 @@ def is_long(name: str, raw: RingFileIO, args: tuple[Any, ...]) -> bool:
     if name == "write":
         return bool(args) and type(args[0]) is str and len(args[0]) > TEXT_MAX
     if name == "writelines":
-        # Anything but a list runs the program's own code, which may take its time.
+        # Anything but a list or tuple runs the program's own code, which may take long.
         return not args or not _is_short(args[0])
     return False
 
@@ -157,7 +157,7 @@ def _left(raw: RingFileIO) -> int:
 async def close(
     files: FilesRun, method: Callable[[], T], raw: RingFileIO, *, shielded: bool = False
 ) -> T:
-    """Close a file over *raw*, even if a task waits for a pipe inside it."""
+    """Close a file over *raw*; wake the task that waits for a pipe inside it, if there is one."""
     if raw.busy and not raw.closed and raw.is_stream:
         raw.closing = True
         files.manager.notify_closing(raw.fileno())

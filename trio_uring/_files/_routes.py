@@ -1,14 +1,14 @@
-"""The route table: which synchronous calls have a twin on the ring.
+"""The route table: which synchronous calls have an equivalent on the ring.
 
-Asked where Trio, or AnyIO's backend, would hand a call to a worker thread. Matches are exact:
-the function as it was when this module was imported, a path of exactly `pathlib.PosixPath`, a
-file made by `open_file`. So subclasses, replaced functions and fake file systems go to threads,
-as do calls with arguments that only the real function should judge.
+It is used where Trio, or AnyIO's backend, would call a function in a worker thread. Matches are
+exact: the function as it was when this module was imported, a path of exactly the class
+`pathlib.PosixPath`, a file made by `open_file`. So subclasses, replaced functions and fake file
+systems go to threads, and so do calls with unusual or wrong arguments, which the real function
+then judges.
 
-What is not here goes to a thread as before: there is no operation for listing a directory,
-``chmod``, ``readlink``, ``utime`` (so ``touch``) or ``truncate`` by path, nor for the look-ups
-of ``owner`` and ``group``; ``glob``, ``resolve`` and ``samefile`` are made of those and of
-much else.
+Everything else goes to a thread, too. The kernel has no operation for listing a directory,
+``chmod``, ``readlink``, ``utime`` (so ``touch``) or ``truncate`` by path, or for looking up
+``owner`` and ``group``; ``glob``, ``resolve`` and ``samefile`` consist of these and of much else.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def open_call(
         return None
     call = partial(open_file, *args, **keywords)
     opener = keywords.get("opener", args[7] if len(args) > 7 else None)
-    # An opener is the program's own code, and may take its time; the file is ours all the same.
+    # An opener is the program's own code, which may take long. The file uses the ring all the same.
     return partial(files.call_in_thread, call) if opener is not None else partial(files.call, call)
 
 
@@ -120,7 +120,7 @@ _PATHS: Final = frozenset((str, bytes, pathlib.PosixPath, trio.PosixPath))
 
 
 def _is_path(path: object) -> bool:
-    # With a zero in it, the real function has its own words for that, which differ by version.
+    # The error for a path with a zero in it differs by version, so the real function raises it.
     if type(path) is bytes:
         return b"\0" not in path
     return type(path) in _PATHS and "\0" not in str(path)
@@ -157,8 +157,8 @@ def _numbers(count: int) -> Callable[..., bool]:
     return are_numbers
 
 
-# Measured beside a call in a thread, alone and with 32 tasks: benchmarks/bench_files.py. Alone,
-# most of the time goes to the kernel's own worker thread, which these operations need.
+# Compared with calls in threads, with one task and with 32, in benchmarks/bench_files.py. With one
+# task, most of the time is spent on the kernel's worker, which these operations need.
 _Row = tuple[Callable[..., Any], Callable[..., bool]]
 _OS: Final[dict[str, _Row]] = {
     "stat": (paths.stat, _path_or_fd),
@@ -218,7 +218,7 @@ def _path_call(
 
 
 def _is_intact() -> bool:
-    """Whether nobody has replaced what these methods are made of."""
+    """Whether everything that these methods call is still the standard library's."""
     return all(map(is_, map(getattr, _OWNERS, _NAMES), _THINGS))
 
 
@@ -257,8 +257,8 @@ def _data(data: object) -> bool:
     return isinstance(data, bytes | bytearray | memoryview)
 
 
-# By name: whether a call's arguments are plainly right; and what pathlib's own method must be
-# made of, in this version of Python, for `RingPath` to take effect.
+# By name: a function that says whether a call's arguments are certainly right; and names, of which
+# pathlib's method must use one, in this version of Python, for `RingPath` to have an effect.
 _ROWS: Final[dict[str, tuple[Callable[..., bool], str]]] = {
     "stat": (_flags, ""),
     "lstat": (_flags, "stat"),
@@ -273,9 +273,9 @@ _ROWS: Final[dict[str, tuple[Callable[..., bool], str]]] = {
     "open": (_open, ""),
     "read_bytes": (_flags, "open"),
     "read_text": (_read_text, "open read_text"),
-    # Creating or truncating, and writing, take a kernel worker each. Alone, write_bytes takes a
-    # quarter more CPU time than in a thread; with 32 tasks a quarter less, and the rate is 1.4
-    # times as high (benchmarks/bench_linked_files.py).
+    # Creating or truncating, and writing, need a kernel worker each. With one task, write_bytes
+    # takes a quarter more CPU time than in a thread; with 32 tasks a quarter less, at 1.4 times the
+    # rate (benchmarks/bench_linked_files.py).
     "write_bytes": (_data, "open"),
     "write_text": (_write_text, "open write_text"),
     "unlink": (_flags, ""),
@@ -311,7 +311,7 @@ _OWNERS: Final = tuple(owner for owner, _ in _WATCHED)
 _NAMES: Final = tuple(name for _, name in _WATCHED)
 _THINGS: Final = tuple(map(getattr, _OWNERS, _NAMES))
 
-# What needs no path object, which takes longer to make than some of them to do.
+# Methods that need no path object: making one takes longer than some of these calls.
 _TWINS: Final[dict[str, Callable[..., object]]] = {
     "stat": paths.stat,
     "lstat": paths.lstat,
