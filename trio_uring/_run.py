@@ -34,7 +34,7 @@ from ._kernel import COMPILED
 from ._kernel.uapi import Opcode
 from ._operations import nop
 from ._statistics import totals
-from ._streams import _fd_stream, _socket_stream
+from ._streams import _fd_stream, _listener, _socket_stream
 from ._streams._native import use_native_engine
 from ._streams._socket import UringSocket
 from ._trio_private import (
@@ -43,6 +43,7 @@ from ._trio_private import (
     check_trio,
     patch_file_methods,
     patch_io_manager,
+    patch_listener,
     patch_socket_type,
     patch_thread_hop,
     set_stream_methods,
@@ -278,6 +279,7 @@ def _patch_trio() -> None:
         patch_io_manager(RunIOManager)
         patch_socket_type(UringSocket)
         set_stream_methods(trio.SocketStream, _socket_stream.receive_some, _socket_stream.send_all)
+        patch_listener(_listener.accept, _listener.run_handler)
         set_stream_methods(FdStream, _fd_stream.receive_some, _fd_stream.send_all)
         patch_thread_hop(_files.run_sync)
         patch_file_methods(_files.file_getattr, _files.file_aclose)

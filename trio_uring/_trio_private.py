@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import trio
 import trio._core._run as _run
 import trio._file_io as _file_io
+import trio._highlevel_serve_listeners as _serve_listeners
 import trio._path as _path
 import trio._socket as _socket
 import trio._threads as _threads
 from trio._core._io_epoll import EpollIOManager
-from trio._core._run import GLOBAL_RUN_CONTEXT
+from trio._core._run import GLOBAL_RUN_CONTEXT, SystemClock
 from trio._core._traps import WaitTaskRescheduled as WaitTaskRescheduled
 from trio._file_io import AsyncIOWrapper
 from trio._highlevel_socket import (
     _translate_socket_errors_to_stream_errors as socket_errors_as_stream_errors,
 )
 from trio._socket import _SocketType as TrioSocket
+from trio._util import ConflictDetector
 
 from ._errors import IncompatibleTrioError
 
@@ -65,7 +67,9 @@ __all__ = [
     "WaitTaskRescheduled",
     "at_cancel_point",
     "check_trio",
+    "count_schedule_point",
     "count_thread_hops",
+    "counts_steps",
     "current_io_manager",
     "current_reschedule",
     "current_run_is_guest",
@@ -73,15 +77,18 @@ __all__ = [
     "is_cancelled",
     "patch_file_methods",
     "patch_io_manager",
+    "patch_listener",
     "patch_socket_type",
     "patch_thread_hop",
     "release_send_conflict_detector",
     "send_conflict_detector",
     "set_stream_methods",
     "socket_errors_as_stream_errors",
+    "socket_stream",
     "trio_file_aclose",
     "trio_file_getattr",
     "trio_path_functions",
+    "trio_run_handler",
 ]
 
 OLDEST_TRIO: Final = (0, 32)
@@ -142,12 +149,15 @@ def _missing_names() -> list[str]:
     )
     if "run_sync" not in vars(_path) or "stat" not in trio_path_functions().values():
         missing.append("the thread hop of trio.Path")
+    if "_run_handler" not in _serve_listeners._serve_one_listener.__code__.co_names:
+        missing.append("_run_handler in serve_listeners")
     if "unrolled_run" not in vars(_run):
         missing.append("unrolled_run")
     for owner, name in (
         (EpollIOManager, "_epoll"),
         (EpollIOManager, "_registered"),
         (TrioSocket, "_resolve_address_nocp"),
+        (trio.SocketListener, "accept"),
         (trio.SocketStream, "receive_some"),
         (trio.SocketStream, "send_all"),
         (FdStream, "receive_some"),
@@ -178,6 +188,25 @@ def current_runner() -> object:
 def current_run_is_guest() -> bool:
     """Whether this thread's run is a guest of another event loop."""
     return GLOBAL_RUN_CONTEXT.runner.is_guest
+
+
+def counts_steps() -> bool:
+    """Whether something in this thread's run counts the steps of tasks.
+
+    A clock other than Trio's, such as `trio.testing.MockClock`, an instrument, or Trio's
+    deterministic scheduling, which Hypothesis uses.
+    """
+    runner = GLOBAL_RUN_CONTEXT.runner
+    return (
+        type(runner.clock) is not SystemClock
+        or bool(runner.instruments["_all"])
+        or _run._ALLOW_DETERMINISTIC_SCHEDULING
+    )
+
+
+def count_schedule_point() -> None:
+    """Note that the current task passed a schedule point, for `trio.testing.assert_checkpoints`."""
+    GLOBAL_RUN_CONTEXT.task._schedule_points += 1
 
 
 def current_reschedule() -> Callable[[Task | None, Unwrappable], None]:
@@ -230,6 +259,36 @@ def set_stream_methods(
     """Replace two method bodies of `trio.SocketStream` or `trio.lowlevel.FdStream`, both final."""
     stream_type.receive_some = receive_some  # type: ignore[assignment, method-assign]
     stream_type.send_all = send_all  # type: ignore[assignment, method-assign]
+
+
+def patch_listener(accept: Callable[..., object], run_handler: Callable[..., object]) -> None:
+    """Replace `trio.SocketListener.accept`, and what `trio.serve_listeners` starts as a task."""
+    trio.SocketListener.accept = accept  # type: ignore[assignment, method-assign]
+    setattr(_serve_listeners, "_run_handler", run_handler)  # noqa: B010
+
+
+trio_run_handler: Callable[..., Awaitable[None]] = vars(_serve_listeners)["_run_handler"]
+
+
+# What the constructor of a stream does, where it is the one that was read: it checks the socket,
+# gives the stream its two attributes, and sets two options.
+_STREAM_ATTRIBUTES: Final = ("socket", "_send_conflict_detector")
+_SEND_CONFLICT: Final = "another task is currently sending data on this SocketStream"
+_init_is_known: Final = set(trio.SocketStream.__init__.__code__.co_names) == {
+    "isinstance", "tsocket", "SocketType", "TypeError", "type", "SOCK_STREAM", "ValueError",
+    *_STREAM_ATTRIBUTES, "ConflictDetector", "suppress", "OSError", "setsockopt", "IPPROTO_TCP",
+    "TCP_NODELAY", "hasattr", "TCP_NOTSENT_LOWAT",
+} and _SEND_CONFLICT in trio.SocketStream.__init__.__code__.co_consts  # fmt: skip
+
+
+def socket_stream(socket: TrioSocket) -> trio.SocketStream:
+    """Return a stream of *socket*, which has the options already that a stream sets."""
+    if not _init_is_known:
+        return trio.SocketStream(socket)
+    stream = trio.SocketStream.__new__(trio.SocketStream)
+    stream.socket = socket
+    stream._send_conflict_detector = ConflictDetector(_SEND_CONFLICT)
+    return stream
 
 
 def send_conflict_detector(stream: trio.SocketStream) -> AbstractContextManager[None]:

@@ -20,6 +20,7 @@ from ._mailbox import ASLEEP, Mailbox
 from ._native_loop import count_native, open_native_loop, receive_natively
 from ._readiness import Readiness
 from ._run_state import RunState, run_state_without_ring
+from ._turn_budget import TurnBudget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,6 +92,7 @@ class UringIOManager(InFlightTable):
         self.pools: BufferPools = BufferPools(ring, config.receive_buffers)
         self.run_state: RunState = RunState()
         self.mailbox: Mailbox | None = None
+        self.turn_budget: TurnBudget = TurnBudget(config.turn_budget)
         self._reserved[WAKE] = self._woken
 
     def _begin(self) -> None:
@@ -174,6 +176,7 @@ class UringIOManager(InFlightTable):
 
     def process_events(self, events: Sequence[Completion]) -> None:
         """Wake the tasks whose operations completed."""
+        self.turn_budget.renew()
         self.dispatch(events)
 
     def _watch(self) -> None:
@@ -230,7 +233,7 @@ class UringIOManager(InFlightTable):
             fd = fd.fileno()
         if self.ring.usable:  # a forked child closes what it inherited; its epoll is its parent's
             self.close_fd(fd)
-            self._readiness.notify_closing(fd)
+            self._readiness.fd_closing(fd)
 
     def close(self) -> None:
         """Drain the ring and close it. Called once, by Trio, at the end of the run.

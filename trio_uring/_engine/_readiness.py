@@ -43,6 +43,26 @@ class HasFileNo(Protocol):
 class Readiness(EpollIOManager):
     """Trio's `EpollIOManager`, watched by a ring."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[int] = set()  # fds that may be in the epoll
+
+    async def wait_readable(self, fd: int | HasFileNo) -> None:
+        """Block until *fd* is readable; see Trio's docs."""
+        self._seen.add(fd if isinstance(fd, int) else fd.fileno())
+        await super().wait_readable(fd)
+
+    async def wait_writable(self, fd: int | HasFileNo) -> None:
+        """Block until *fd* is writable; see Trio's docs."""
+        self._seen.add(fd if isinstance(fd, int) else fd.fileno())
+        await super().wait_writable(fd)
+
+    def fd_closing(self, fd: int) -> None:
+        """Do what `notify_closing` does, but for most fds, which nobody waited for, nothing."""
+        if fd in self._seen:
+            self._seen.discard(fd)
+            self.notify_closing(fd)
+
     def watch(self) -> Operation[int]:
         """Return the operation that completes when `dispatch_ready` has something to do."""
         return poll_add(self._epoll.fileno(), select.POLLIN)

@@ -15,6 +15,7 @@ _SOURCES = (  # one unit, in this order
     "batch.c",
     "buffer_ring.c",
     "cached.c",
+    "accept.c",
     "engine_api.c",
 )
 

@@ -18,6 +18,7 @@ AF_UNIX: Final = _number("AF_UNIX")
 
 SOCK_CLOEXEC: Final = _number("SOCK_CLOEXEC")
 SOCK_NONBLOCK: Final = _number("SOCK_NONBLOCK")
+SOCK_STREAM: Final = _number("SOCK_STREAM")
 
 MSG_CMSG_CLOEXEC: Final = _number("MSG_CMSG_CLOEXEC")
 MSG_DONTROUTE: Final = _number("MSG_DONTROUTE")

@@ -37,8 +37,9 @@ in the same turn comes before what this turn's tasks have sent; but `shutdown`, 
 from __future__ import annotations
 
 import errno
+import os
 import socket as stdlib_socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -67,6 +68,14 @@ _NOT_RECEIVED: Final = (errno.ENOBUFS, errno.EAGAIN)
 _LATE_CONNECT_ERRORS: Final = frozenset(
     (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH)
 )
+
+# A socket that is made with this type does not have to be told that it is non-blocking.
+_NONBLOCKING_STREAM: Final = abi.SOCK_STREAM | abi.SOCK_NONBLOCK
+
+# As numbers: the properties of Python's class make an enum of them.
+_C_SOCKET: Final = vars(stdlib_socket.SocketType)
+_family: Final[Callable[[stdlib_socket.socket], int]] = _C_SOCKET["family"].__get__
+_proto: Final[Callable[[stdlib_socket.socket], int]] = _C_SOCKET["proto"].__get__
 
 _NOT_PLAIN: Final = (TypeError, ValueError, BufferError, OverflowError)
 
@@ -224,6 +233,21 @@ class UringSocket(TrioSocket):
         As Trio does it; but Ctrl-C between the system call and the new socket would lose its fd.
         """
         return await super().accept()
+
+    def stream_connection(self, fd: int) -> UringSocket:
+        """Return the socket of a non-blocking connection that this stream listener accepted.
+
+        It owns *fd*, which is closed if this fails.
+        """
+        own = self._sock
+        try:
+            sock = stdlib_socket.socket(_family(own), _NONBLOCKING_STREAM, _proto(own), fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        connection = UringSocket(sock)
+        connection.is_stream = True
+        return connection
 
     async def connect(self, address: object) -> None:
         """Like :meth:`socket.socket.connect`, but async.
