@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextvars
+import errno
 import gc
 import inspect
 import os
+import random
 import socket
 import sys
 import types
 import weakref
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import outcome
 import pytest
@@ -22,7 +24,7 @@ from trio.testing import wait_all_tasks_blocked
 import trio_uring
 from trio_uring import RingConfig, _trio_step
 from trio_uring._engine._io_manager import UringIOManager
-from trio_uring._engine._ring import engine_api_address
+from trio_uring._engine._ring import Ring, engine_api_address
 from trio_uring._kernel import native, why_no_native
 from trio_uring._streams import _native
 from trio_uring._streams._native import use_native_engine
@@ -564,6 +566,89 @@ async def test_one_buffer_for_many() -> None:
             nursery.start_soon(echo, a)
             nursery.start_soon(client, b)
     assert in_flight() == 0
+
+
+async def receive_all(
+    stream: trio.SocketStream, total: int, sizes: random.Random, bytes_: bytearray
+) -> None:
+    """Receive *total* bytes in pieces of random sizes; every third wait is cancelled at random."""
+    while len(bytes_) < total:
+        with trio.CancelScope() as scope:
+            if sizes.random() < 0.3:
+                scope.deadline = trio.current_time()  # while it is in flight
+            bytes_ += await stream.receive_some(sizes.choice((1, 7, 100, 5000, 65536)))
+
+
+@pytest.mark.parametrize(
+    "_buffers",
+    [
+        pytest.param(count, marks=pytest.mark.ring(receive_buffers=count), id=f"{count} buffers")
+        for count in (1, 2, 64)
+    ],
+)
+async def test_many_streams_that_share_buffers_keep_their_bytes(_buffers: int) -> None:
+    """Messages of all sizes, so that each begins somewhere in a buffer and some end with it."""
+    count, total = 20, 300_000
+    sent = [random.Random(number).randbytes(total) for number in range(count)]
+    received = [bytearray() for _ in range(count)]
+
+    async def send(stream: trio.SocketStream, data: bytes, sizes: random.Random) -> None:
+        start = 0
+        while start < total:
+            end = start + sizes.choice((1, 64, 4096, 20_000, 100_000))
+            await stream.send_all(data[start:end])
+            start = end
+
+    async with warm_streams(), AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        for number in range(count):
+            pair = [trio.SocketStream(sock) for sock in trio.socket.socketpair()]
+            writer, reader = [await stack.enter_async_context(stream) for stream in pair]
+            nursery.start_soon(send, writer, sent[number], random.Random(number))
+            nursery.start_soon(receive_all, reader, total, random.Random(-number), received[number])
+    assert [bytes(data) for data in received] == sent
+
+
+async def test_an_end_and_an_error_take_no_buffer() -> None:
+    """A thousand of each, with one buffer: each that took one would leave none."""
+    async with warm_streams():
+        for number in range(1000):
+            left, right = trio.socket.socketpair()
+            reader = trio.SocketStream(left)
+            if number % 2:
+                await left.send(b"unread")  # so the close is a reset
+            right.close()
+            with suppress(trio.BrokenResourceError):
+                assert await reader.receive_some() == b""
+            await reader.aclose()
+        async with warm_streams() as (a, b):
+            await a.send_all(b"still")
+            assert await b.receive_some() == b"still"
+    assert statistics().completed["RECV"] >= 1000
+
+
+async def test_a_kernel_without_incremental_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_buffer_ring = Ring.open_buffer_ring
+
+    def refusing(ring: Ring, *args: Any, incremental: bool = False) -> object:
+        if incremental:
+            raise OSError(errno.EINVAL, "Invalid argument")  # as before Linux 6.12
+        return open_buffer_ring(ring, *args)
+
+    monkeypatch.setattr(Ring, "open_buffer_ring", refusing)
+    async with warm_streams() as (a, b):
+        before = statistics().completed["RECV"]
+        for size in (1, 5000, 65536):
+            await a.send_all(bytes(size))
+            assert await receive_exactly(b, size) == bytes(size)
+        assert statistics().completed["RECV"] > before
+    assert any("incremental" in entry for entry in statistics().refused)
+
+
+async def receive_exactly(stream: trio.SocketStream, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += await stream.receive_some(size - len(data))
+    return data
 
 
 async def test_completions_are_counted() -> None:

@@ -41,6 +41,8 @@ _leaked: Final[list[mmap.mmap]] = []
 # The buffers that sockets and pipes receive into. 64 KiB is what Trio's streams ask for.
 RECEIVE_BUFFER_SIZE: Final = 65536
 _FIRST: Final = 8
+# Used from one end to the other, whatever the size of the messages: so 2 MiB, as processors cache.
+_FIRST_INCREMENTAL: Final = 32
 
 
 class BufferPool:
@@ -50,16 +52,29 @@ class BufferPool:
     cache when its turn comes: to receive a stream then costs a third more. So the kernel gets
     *first* of them (all, if None), and each time that it finds none, one more.
 
+    From an *incremental* pool a receive takes only as much of a buffer as it fills, and the next
+    receive goes on behind it. Only the native engine keeps account of that: `take` and `view` are
+    not for such a pool.
+
     Raises:
-      OSError: the kernel refused; ``EINVAL`` before Linux 5.19.
+      OSError: the kernel refused; ``EINVAL`` before Linux 5.19, or 6.12 for an incremental pool.
 
     Source: io_uring_register(2), io_uring_setup_buf_ring(3).
     """
 
     def __init__(
-        self, ring: Ring, *, group: int, count: int, size: int, first: int | None = None
+        self,
+        ring: Ring,
+        *,
+        group: int,
+        count: int,
+        size: int,
+        first: int | None = None,
+        incremental: bool = False,
     ) -> None:
         self.group = group
+        self.count = count
+        self.incremental = incremental
         self._unused = deque(range(count))
         self.size = size
         # Pages that were never used cost no memory. What is lent out keeps the whole in place.
@@ -67,7 +82,11 @@ class BufferPool:
         self._memory = mmap.mmap(-1, count * size, flags)
         self._ring = ring  # the C side reaches into it
         self._pool = ring.open_buffer_ring(
-            group, count, size, ffi.from_buffer("char[]", self._memory)
+            group,
+            count,
+            size,
+            ffi.from_buffer("char[]", self._memory),
+            incremental=incremental,
         )
         self._view = memoryview(self._memory).toreadonly()
         for _ in range(count if first is None else min(first, count)):
@@ -132,6 +151,7 @@ class BufferPools:
         self.receive: BufferPool | None = None
         self.refused: str = ""  # why there is no such pool
         self._for_streams: BufferPool | None = None
+        self._for_native: BufferPool | None = None
         self._streams_refused = False
 
     @enable_ki_protection
@@ -164,7 +184,31 @@ class BufferPools:
                 self._ring.note_refused("RECV with a limit", error)
         return self._for_streams
 
-    def open(self, count: int, size: int, first: int | None = None) -> BufferPool:
+    @enable_ki_protection
+    def for_native_engine(self, shared: BufferPool) -> BufferPool:
+        """Return the pool that the native engine receives into: *shared*, or a better one.
+
+        That is an incremental one, which serves hundreds of small messages from one buffer, where
+        the kernel has that (Linux 6.12).
+        """
+        if self._for_native is None:
+            try:
+                self._for_native = self.open(
+                    self._receive_count, RECEIVE_BUFFER_SIZE, _FIRST_INCREMENTAL, incremental=True
+                )
+            except OSError as exc:
+                self._ring.note_refused("PBUF_RING, incremental", exc)
+                self._for_native = shared
+        return self._for_native
+
+    def failed(self, res: int, flags: int) -> None:
+        """Take note that a receive of the native engine failed; see `BufferPool.failed`."""
+        if self._for_native is not None:
+            self._for_native.failed(res, flags)
+
+    def open(
+        self, count: int, size: int, first: int | None = None, *, incremental: bool = False
+    ) -> BufferPool:
         """Make a pool; to be closed with `close`, or with the ring.
 
         Raises:
@@ -175,7 +219,12 @@ class BufferPools:
         group = self._free_groups.pop() if self._free_groups else len(self._open)
         try:
             self._open[group] = pool = BufferPool(
-                self._ring, group=group, count=count, size=size, first=first
+                self._ring,
+                group=group,
+                count=count,
+                size=size,
+                first=first,
+                incremental=incremental,
             )
         except BaseException:
             self._free_groups.append(group)

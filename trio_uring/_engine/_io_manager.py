@@ -119,8 +119,9 @@ class UringIOManager(InFlightTable):
     def stream_buffers(self) -> BufferPool | None:
         """The same, for `recv_once`; None where the kernel has no such thing."""
         pool = self.pools.for_streams(self.perform_now)
-        if pool is not None and self.native is not None:
-            receive_natively(self.native, pool)
+        native = self.native
+        if pool is not None and native is not None and native.receive_operation is None:
+            receive_natively(native, self.pools.for_native_engine(pool))
         return pool
 
     def open_mailbox(self) -> Mailbox:

@@ -44,7 +44,13 @@ def open_native_loop(
 
 def receive_natively(loop: Loop, pool: BufferPool) -> None:
     """Let *loop* receive from streams into the buffers of *pool*, as `recv_once` does."""
-    loop.receive_into(*pool.addresses(), pool.size, pool.group, recv_once(-1, pool, pool.size))
+    loop.receive_into(
+        *pool.addresses(),
+        pool.size,
+        pool.count if pool.incremental else 0,
+        pool.group,
+        recv_once(-1, pool, pool.size),
+    )
 
 
 def count_native(loop: Loop, completed: list[int]) -> list[int]:

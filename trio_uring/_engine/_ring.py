@@ -329,10 +329,12 @@ class Ring:
         argument[0] = eventfd
         self.register(RegisterOpcode.EVENTFD, argument, 1)
 
-    def open_buffer_ring(self, group: int, count: int, size: int, memory: CData) -> CData:
+    def open_buffer_ring(
+        self, group: int, count: int, size: int, memory: CData, *, incremental: bool = False
+    ) -> CData:
         """Register *count* buffers of *size* bytes each as *group*; for `BufferPool`."""
         out = ffi.new("struct buffer_ring *[1]")
-        result = lib.buffer_ring_open(out, self._ring, group, count, size, memory)
+        result = lib.buffer_ring_open(out, self._ring, group, count, size, memory, incremental)
         if result < 0:
             raise ring_error(result)
         return out[0]

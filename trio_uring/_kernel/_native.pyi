@@ -42,6 +42,7 @@ class Loop:
         memory: object,
         address: int,
         size: int,
+        incremental_count: int,
         group: int,
         operation: Operation[object],
         /,

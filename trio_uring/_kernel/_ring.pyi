@@ -118,6 +118,7 @@ class _Lib:
         count: int,
         buffer_size: int,
         buffers: CData,
+        incremental: bool,
         /,
     ) -> int: ...
     def buffer_ring_add(self, pool: CData, id: int, /) -> None: ...

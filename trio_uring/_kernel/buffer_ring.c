@@ -34,9 +34,11 @@ static void buffer_ring_free(struct buffer_ring *pool)
     free(pool);
 }
 
-/* buffers has room for count buffers, and stays where it is until the ring is drained. */
+/* buffers has room for count buffers, and stays where it is until the ring is drained. From an
+ * incremental one a receive takes only what it fills: the next goes on behind it, until a
+ * completion without F_BUF_MORE says that the buffer is used up (Linux 6.12). */
 static int buffer_ring_open(struct buffer_ring **out, struct ring *ring, unsigned group,
-                            unsigned count, unsigned buffer_size, void *buffers)
+                            unsigned count, unsigned buffer_size, void *buffers, int incremental)
 {
     int refused = ring_refuses(ring);
     if (refused)
@@ -58,7 +60,8 @@ static int buffer_ring_open(struct buffer_ring **out, struct ring *ring, unsigne
     if ((void *)pool->entries != MAP_FAILED) {
         struct io_uring_buf_reg registration = {
             .ring_addr = (uint64_t)(uintptr_t)pool->entries,
-            .ring_entries = pool->places, .bgid = (uint16_t)group};
+            .ring_entries = pool->places, .bgid = (uint16_t)group,
+            .flags = incremental ? IOU_PBUF_RING_INC : 0};
         /* The kernel pins the entries; a child's copy-on-write must not split them off. */
         madvise(pool->entries, pool->entries_size, MADV_DONTFORK);
         result = ring_register(ring, IORING_REGISTER_PBUF_RING, &registration, 1);

@@ -193,6 +193,7 @@ URING_ASSERT_OFFSET(io_uring_sqe, __pad2, 56);
 #define IORING_CQE_F_BUFFER (1U << 0)
 #define IORING_CQE_F_MORE (1U << 1)
 #define IORING_CQE_F_NOTIF (1U << 3)
+#define IORING_CQE_F_BUF_MORE (1U << 4)
 #define IORING_CQE_BUFFER_SHIFT 16
 
 /* The kernel's version ends in big_cqe[], 16 bytes more on a CQE32 ring; we make no such ring. */
@@ -311,6 +312,9 @@ struct io_uring_buf_ring {
 URING_ASSERT_SIZE(io_uring_buf_ring, 16);
 URING_ASSERT_OFFSET(io_uring_buf_ring, tail, 14);
 URING_ASSERT_OFFSET(io_uring_buf_ring, bufs, 0);
+
+/* In the flags of io_uring_buf_reg. */
+#define IOU_PBUF_RING_INC (1U << 1)
 
 struct io_uring_buf_reg {
     uint64_t ring_addr; /* 0 with IOU_PBUF_RING_MMAP */

@@ -89,13 +89,8 @@ async def _recv_twin(sock: UringSocket, buflen: int) -> bytes:
 
 
 async def _recv_again(manager: UringIOManager, op: Op, sock: UringSocket, buflen: int) -> bytes:
-    _note_no_buffer(manager, op)
+    manager.pools.failed(op.res, op.flags)
     return await sock.recv_directly(buflen)
-
-
-def _note_no_buffer(manager: UringIOManager, op: Op) -> None:
-    if manager.pools.receive is not None:
-        manager.pools.receive.failed(op.res, op.flags)
 
 
 def _failed(manager: UringIOManager, op: Op) -> object:
@@ -133,7 +128,7 @@ async def receive_some(self: trio.SocketStream, max_bytes: int | None = None) ->
 async def _receive_some_again(
     manager: UringIOManager, op: Op, stream: trio.SocketStream, max_bytes: int | None
 ) -> bytes:
-    _note_no_buffer(manager, op)
+    manager.pools.failed(op.res, op.flags)
     assert isinstance(stream.socket, UringSocket)  # or it would not have been native
     with socket_errors_as_stream_errors():
         return await stream.socket.recv_directly(max_bytes or 65536)

@@ -117,6 +117,7 @@ struct Loop {
     char *memory;
     PyObject *memory_owner;
     Py_ssize_t buffer_size;
+    uint32_t *consumed; /* of each buffer, where they are incremental; or NULL */
     unsigned group;
 
     PyObject *runner;

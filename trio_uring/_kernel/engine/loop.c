@@ -113,11 +113,18 @@ static void take_buffer(Loop *loop, Op *op)
         return;
     }
     unsigned id = op->flags >> IORING_CQE_BUFFER_SHIFT;
+    uint32_t consumed = loop->consumed != NULL ? loop->consumed[id] : 0;
     if (op->res >= 0 && op->task != NULL) {
-        char *data = loop->memory + (size_t)id * (size_t)loop->buffer_size;
+        char *data = loop->memory + (size_t)id * (size_t)loop->buffer_size + consumed;
         op->received = PyBytes_FromStringAndSize(data, op->res);
     }
-    op->flags &= ~IORING_CQE_F_BUFFER; /* given back: nobody else must */
+    op->flags &= ~IORING_CQE_F_BUFFER; /* seen to: nobody else must */
+    if (loop->consumed != NULL && op->flags & IORING_CQE_F_BUF_MORE) {
+        loop->consumed[id] = consumed + (uint32_t)(op->res > 0 ? op->res : 0);
+        return;
+    }
+    if (loop->consumed != NULL)
+        loop->consumed[id] = 0;
     api->buffer_ring_add(loop->pool, id);
 }
 
@@ -294,15 +301,24 @@ static PyObject *loop_begin(Loop *loop, PyObject *runner)
     Py_RETURN_NONE;
 }
 
-/* receive_into(pool, memory, address, size, group, operation): the buffers to receive into. */
+/* receive_into(pool, memory, address, size, incremental_count, group, operation): the buffers to
+ * receive into, and how many they are if they are incremental. */
 static PyObject *loop_receive_into(Loop *loop, PyObject *args)
 {
     unsigned long long pool, address;
     PyObject *memory, *operation;
-    Py_ssize_t size;
+    Py_ssize_t size, count;
     unsigned group;
-    if (!PyArg_ParseTuple(args, "KOKnIO", &pool, &memory, &address, &size, &group, &operation))
+    if (!PyArg_ParseTuple(args, "KOKnnIO", &pool, &memory, &address, &size, &count, &group,
+                          &operation))
         return NULL;
+    if (count > 0) {
+        uint32_t *consumed = PyMem_Calloc((size_t)count, sizeof *consumed);
+        if (consumed == NULL)
+            return PyErr_NoMemory();
+        PyMem_Free(loop->consumed);
+        loop->consumed = consumed;
+    }
     loop->pool = (struct buffer_ring *)(uintptr_t)pool;
     loop->memory = (char *)(uintptr_t)address;
     loop->buffer_size = size;
@@ -367,6 +383,7 @@ static void loop_dealloc(Loop *loop)
     Py_CLEAR(loop->send_operation);
     PyMem_Free(loop->slots);
     PyMem_Free(loop->cqes);
+    PyMem_Free(loop->consumed);
     Py_TYPE(loop)->tp_free(loop);
 }
 
