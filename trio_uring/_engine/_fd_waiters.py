@@ -1,8 +1,8 @@
-"""`FdWaiters`: the one table of who waits on which fd.
+"""`FdWaiters`: the operations and reservations on each fd.
 
-Every operation that can be cancelled stands here from its push to its last CQE. The table answers
-two questions: who must be cancelled before an fd can be closed, and whether another task already
-waits for the same thing on it. Readiness waits are in epoll's own table, which is asked too.
+Every operation that can be cancelled is registered here from its push to its last CQE. The table
+says which operations must be cancelled before an fd is closed, and whether an exclusive operation
+may start. Tasks that wait for readiness are in Trio's epoll manager, which is checked too.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ if TYPE_CHECKING:
 
 
 class FdWaiter:
-    """What waits on the fds of its *operation*."""
+    """Waits on the fds of its *operation*: an operation in flight, or a reservation."""
 
     __slots__ = ()
 
     operation: Operation[object]
-    user_data: int = 0  # while it is in flight
+    user_data: int = 0  # 0 if it is not in flight
 
     def fd_closing(self) -> None:
         """End the wait, because one of the fds is about to be closed."""
         raise NotImplementedError
 
     def finish_cancelled(self) -> None:
-        """If the wait was cancelled, see it end."""
+        """If the wait was cancelled, wait for its end."""
 
 
 @attrs.define(eq=False)
 class FdReservation(FdWaiter):
-    """Keeps other tasks from an fd as *operation* would, also while that is not in flight."""
+    """Reserves an fd as *operation* would, including while that operation is not in flight."""
 
     operation: Operation[object]
     on_close: Callable[[], None]
 
     def fd_closing(self) -> None:
-        """Tell the owner."""
+        """Call *on_close*."""
         self.on_close()
 
 
 class FdWaiters(dict[int, list[FdWaiter]]):
-    """By fd, who waits on it; no fd has an empty list."""
+    """Maps each fd to its waiters. No list is empty."""
 
     def __init__(self, readiness: Readiness) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class FdWaiters(dict[int, list[FdWaiter]]):
         """Add *waiter*.
 
         Raises:
-          trio.BusyResourceError: another task waits for the same thing on the same fd.
+          trio.BusyResourceError: another task has an exclusive operation on the same fd.
         """
         operation = waiter.operation
         fd = operation.fd
@@ -68,7 +68,7 @@ class FdWaiters(dict[int, list[FdWaiter]]):
         waiters = self.get(fd)
         if operation.exclusive is not None and (waiters or fd in self._readiness.waits):
             self.check_not_busy(fd, operation.exclusive)
-            waiters = self.get(fd)  # one that was cancelled may be gone
+            waiters = self.get(fd)  # check_not_busy() may have removed a cancelled one
         if waiters is None:
             self[fd] = [waiter]
         else:
@@ -77,7 +77,10 @@ class FdWaiters(dict[int, list[FdWaiter]]):
             self.setdefault(operation.second_fd, []).append(waiter)
 
     def unregister(self, waiter: FdWaiter) -> None:
-        """Remove *waiter*. After notify_closing() the list may be gone, or be a new file's."""
+        """Remove *waiter*, if it is registered.
+
+        After notify_closing() the fd's list may be gone or may belong to a new file.
+        """
         operation = waiter.operation
         self._remove(operation.fd, waiter)
         if operation.second_fd >= 0:
@@ -92,14 +95,14 @@ class FdWaiters(dict[int, list[FdWaiter]]):
                 waiters.remove(waiter)
 
     def count(self, exclusive: Exclusive) -> int:
-        """Return how many operations exclude others of the kind *exclusive*."""
+        """Return the number of waiters whose operation has the kind *exclusive*."""
         kinds = [waiter.operation.exclusive for waiters in self.values() for waiter in waiters]
         return kinds.count(exclusive)
 
     def check_not_busy(self, fd: int | HasFileNo, exclusive: Exclusive) -> None:
-        """Raise `trio.BusyResourceError` if a task waits for *exclusive* on *fd*.
+        """Raise `trio.BusyResourceError` if another task waits for *exclusive* on *fd*.
 
-        One that was cancelled does not count, as with Trio, but its operation has to end first.
+        A cancelled operation does not count, as in Trio. This waits for its end first.
         """
         if not isinstance(fd, int):
             fd = fd.fileno()

@@ -1,9 +1,9 @@
-"""The hot path, whole: from an `Operation` to its result.
+"""The hot path: how an `Operation` is submitted, waited for and completed.
 
-Read it from top to bottom, as an operation travels. `InFlightTable.perform` submits it as an
-`InFlight` entry and puts the task to sleep; a turn of the loop hands the SQEs to the kernel and
-fetches the CQEs (`_ring.py`, `_io_manager.py`); `InFlightTable.dispatch` wakes the task; `perform`
-returns the result. Behind that: cancellation, closing an fd, and draining the ring at the end.
+`InFlightTable.perform` submits the operation as an `InFlight` entry and suspends the task. The loop
+iteration submits the SQEs and fetches the CQEs (`_ring.py`, `_io_manager.py`).
+`InFlightTable.dispatch` reschedules the task, and `perform` returns the result. The code is in this
+order. Cancellation, closing an fd, and draining the ring follow.
 """
 
 from __future__ import annotations
@@ -55,53 +55,54 @@ T = TypeVar("T")
 _F_MORE: Final = int(CqeFlag.MORE)
 _F_NOTIF: Final = int(CqeFlag.NOTIF)
 
-# user_data counts up and never repeats within a ring, so a late completion can never be taken
-# for that of another operation: each operation is its own generation. These stand for no entry.
-IGNORED: Final = 0  # an entry that is not in flight has it, too
+# user_data counts up and never repeats within a ring, so a late completion cannot be mistaken for
+# that of another operation. The values below `_FIRST` are reserved and belong to no entry.
+IGNORED: Final = 0  # also the user_data of an entry that is not in flight
 CANCEL: Final = 1
-BATCH_DONE: Final = 2  # the C core makes these completions: batch.c
-WAKE: Final = 3  # sent by another ring
-NATIVE_DONE: Final = 4  # the native engine has completions of its own: engine/loop.c
+BATCH_DONE: Final = 2  # a completion batch is done; made by the C core (batch.c)
+WAKE: Final = 3  # a wake message from another ring
+NATIVE_DONE: Final = 4  # the native engine has fetched completions of its own (engine/loop.c)
 _FIRST: Final = 5
 
-# How long draining waits for operations that do not end when cancelled, such as an fsync.
+# How long drain() waits for operations that do not end when cancelled, such as an fsync.
 _DRAIN_SECONDS: Final = 2.0
 
-# The operation of entries that are not in use, so that they keep no buffers alive.
+# The operation of the entries in the free list, so that they keep no buffers alive.
 _NOTHING: Final = nop()
 
 
 @attrs.define(eq=False)
 class InFlight(FdWaiter):
-    """An operation between its push and its last CQE, and the task that waits for it."""
+    """An in-flight entry: an operation from its push to its last CQE, and the waiting task."""
 
     table: InFlightTable
     operation: Operation[object]
     user_data: int = IGNORED
-    task: Task | None = None  # None if nobody waits, and once it is done
+    task: Task | None = None  # None if no task waits, and after the completion
     res: int = 0
     flags: int = 0
     cancel_asked: bool = False
-    # Which of the two came first says what the task gets, should the kernel obey.
+    # If the kernel cancels the operation, the task gets `Cancelled` if `raise_cancel` was set
+    # first, and `ClosedResourceError` if `closing` was.
     raise_cancel: RaiseCancelT | None = None
     closing: bool = False
-    # What the task yields to sleep. Making one takes longer than everything else that an
-    # operation costs in Python, so entries are used again (benchmarks/bench_echo.py).
+    # What the task yields to be suspended. Creating one takes longer than everything else that
+    # an operation costs in Python, so entries are reused (benchmarks/bench_echo.py).
     trap: WaitTaskRescheduled | None = None
-    # Called at the end, where no task waits.
+    # Called on the last completion if no task waits.
     on_done: Callable[[InFlight], None] | None = None
 
     @property
     def in_flight(self) -> bool:
-        """Whether it was submitted and its last CQE has not come."""
+        """Whether it was pushed and its last CQE has not been dispatched."""
         return self.user_data != IGNORED
 
     def abort(self, raise_cancel: RaiseCancelT) -> Abort:
-        """Ask the kernel to stop the operation, for Trio.
+        """Ask the kernel to cancel the operation. Trio calls this to cancel the task.
 
-        We can only ask. Until the CQE arrives the kernel may still write to the buffer, so the
-        task stays parked and the buffer stays pinned. If the operation was faster than our
-        request, its result wins: no data is lost.
+        Until the CQE arrives the kernel may still write to the buffer, so the task stays suspended
+        and the buffer stays pinned. If the operation completes before the kernel cancels it, the
+        task gets its result, and no data is lost.
         """
         if not self.closing:
             self.raise_cancel = raise_cancel
@@ -110,31 +111,35 @@ class InFlight(FdWaiter):
         return Abort.FAILED
 
     def fd_closing(self) -> None:
-        """Ask the kernel to stop the operation, because its fd is about to be closed."""
+        """Ask the kernel to cancel the operation, because its fd is about to be closed."""
         self.closing = self.raise_cancel is None
         self.table.request_cancel(self)
 
     def finish_cancelled(self) -> None:
-        """If the kernel was asked to stop the operation, see it end."""
+        """Wait for the end of the operation if it was cancelled.
+
+        If cancellation was requested, submit it and fetch completions until the operation ends,
+        unless an io-wq worker has it.
+        """
         if self.cancel_asked and self.table.finish_cancelled(self.user_data):
             self.table.fd_waiters.unregister(self)
 
     def discard(self) -> None:
-        """Drop a result that no task will see: close an fd that it carries."""
+        """Discard a result that no task will get: close the fd, if it is one."""
         if self.res >= 0 and self.operation.discard is not None:
             self.operation.discard(self.res)
 
     def done(self) -> None:
-        """Call whoever asked to hear of the end, where no task waits."""
-        on_done, self.on_done = self.on_done, None  # or it would be cyclic garbage
+        """Call `on_done`. Called on the last completion if no task waits."""
+        on_done, self.on_done = self.on_done, None  # breaks a reference cycle
         if on_done is not None:
             on_done(self)
 
     def unwrap(self) -> None:
-        """Stand for ``outcome.Value(None)`` in reschedule.
+        """Return None: `reschedule` gets this entry instead of `outcome.Value(None)`.
 
-        A completion wakes its task with this entry itself: making a `Value` and unwrapping it
-        would be a tenth of the time that an operation takes (benchmarks/bench_echo.py).
+        Creating and unwrapping a `Value` would take a tenth of the time of an operation
+        (benchmarks/bench_echo.py).
         """
 
 
@@ -142,37 +147,38 @@ def _abort_shielded(_raise_cancel: RaiseCancelT) -> Abort:
     return Abort.FAILED
 
 
-# What a task yields where the operation is to go on, whatever happens.
+# The trap of a wait that ignores cancellation.
 SHIELDED: Final = WaitTaskRescheduled(_abort_shielded)
 
 
 class InFlightTable:
-    """The operations in flight on *ring*; *file_operations_max* of those on files at once."""
+    """The operations in flight on *ring*, of which at most *file_operations_max* are on files."""
 
     def __init__(self, ring: Ring, readiness: Readiness, file_operations_max: int) -> None:
         self.ring = ring
         self.fd_waiters: FdWaiters = FdWaiters(readiness)
         self.file_limiter: Limiter = Limiter(file_operations_max)
-        # Called when a cancel finds nothing: an operation of a chain that has not begun cannot be
-        # cancelled yet, see `trio_uring._batch`.
+        # Called when a cancellation finds no operation. An operation of a linked chain that has
+        # not started cannot be cancelled yet: see `trio_uring._batch`.
         self.on_cancel_missed: set[Callable[[], object]] = set()
         self._entries: dict[int, InFlight] = {}
         self._free_entries: list[InFlight] = []
         self._batches = CompletionBatches(ring)
         self._next_user_data = _FIRST
-        self._cancels: deque[int] = deque()  # by user_data, what there was no room to cancel yet
+        # The user_data of operations whose cancellation found no room in the SQ yet.
+        self._cancels: deque[int] = deque()
         self._submit_cancels_at_once = False
-        # Completions that were fetched to make room, for the next turn of the loop.
+        # Completions that were fetched to make room; the next loop iteration dispatches them.
         self._backlog: list[Completion] = []
-        # What was fetched, and dispatch() has not come to yet.
+        # Completions that were fetched but not dispatched yet.
         self._undispatched: Iterable[Completion] = ()
-        # What to do with the completions that belong to no entry, by user_data.
+        # The handlers of completions with a reserved user_data, which is the index.
         self._reserved: list[Callable[[int], object]] = [_ignore] * _FIRST
         self._reserved[CANCEL] = self._cancel_done
         self._reserved[BATCH_DONE] = self._batch_done
         self._cancel_opcode: int = async_cancel(IGNORED).opcode
-        self._completed: list[int] = [0] * 256  # by opcode, which is one byte
-        self.native: Loop | None = None  # the native engine's operations, where it is in use
+        self._completed: list[int] = [0] * 256  # counts by opcode, which is one byte
+        self.native: Loop | None = None  # None if the native engine is not in use
         self._cancelled = 0
 
     # ---- Performing ------------------------------------------------------------------------
@@ -184,8 +190,8 @@ class InFlightTable:
         Raises:
           OSError: the kernel's answer, as the standard library would raise it.
           UnsupportedOpcodeError: the running kernel does not know the operation.
-          trio.BusyResourceError: another task waits for the same thing on the same fd.
-          trio.ClosedResourceError: the fd was closed while we waited.
+          trio.BusyResourceError: another task has an exclusive operation on the same fd.
+          trio.ClosedResourceError: the fd was closed while the operation was in flight.
           trio.Cancelled: the kernel confirmed the cancellation.
         """
         entry: InFlight | None = None
@@ -205,7 +211,8 @@ class InFlightTable:
                 entry.discard()
             raise
         finally:
-            # Not while the kernel may still touch the buffers: a crashing run ends up here too.
+            # In a crashing run the operation may still be in flight here. Then the kernel may
+            # still access the buffers, so they stay pinned.
             if operation.pins and (entry is None or not entry.user_data):
                 operation.release()
 
@@ -213,8 +220,8 @@ class InFlightTable:
     async def perform_shielded(self, operation: Operation[T]) -> T:
         """Perform *operation* in the middle of a call that must not end there.
 
-        Like `perform`, but it ignores cancellation, before and meanwhile, and an operation that a
-        signal interrupted is begun again, as the standard library does (:pep:`475`).
+        Like `perform`, but cancellation is ignored, and an operation that a signal interrupted is
+        repeated, as in the standard library (:pep:`475`).
         """
         entry: InFlight | None = None
         task = current_task()
@@ -234,7 +241,7 @@ class InFlightTable:
                 operation.release()
 
     def start(self, operation: Operation[object], task: Task | None) -> InFlight:
-        """Submit *operation* for *task*."""
+        """Push *operation* and return its entry. Its completion reschedules *task*, if any."""
         if self._free_entries:
             entry = self._free_entries.pop()
             entry.operation = operation
@@ -245,7 +252,7 @@ class InFlightTable:
                 self.fd_waiters.register(entry)
             user_data = self._next_user_data
             while not self.ring.push(operation, user_data):
-                # Not even submitting made room: completions must be taken out first.
+                # Submitting made no room: the kernel takes no SQEs until CQEs are reaped.
                 self._backlog += self.ring.submit_and_wait(0) or ()
         except BaseException:
             self.fd_waiters.unregister(entry)
@@ -259,7 +266,7 @@ class InFlightTable:
         return entry
 
     def start_if_room(self, entry: InFlight) -> bool:
-        """Submit *entry*, for whose end no task waits; False if there is no room now."""
+        """Push *entry*, for which no task waits. Return False if there is no room."""
         user_data = self._next_user_data
         if not self.ring.push(entry.operation, user_data):
             return False
@@ -269,9 +276,9 @@ class InFlightTable:
         return True
 
     def start_many(self, entries: Sequence[InFlight], array: OperationArray[object]) -> None:
-        """Submit *entries*, whose operations *array* describes, and for whose end no task waits.
+        """Push *entries*, for which no task waits. *array* has their operations.
 
-        The caller has registered those that can be cancelled.
+        The caller has added those that can be cancelled to `fd_waiters`.
         """
         first = self._next_user_data
         self._next_user_data = first + len(entries)
@@ -281,7 +288,7 @@ class InFlightTable:
         self._push_many(array, 0, array.count, first)
 
     def start_batch(self, batch: CompletionBatch) -> None:
-        """Submit *batch*, whose task is woken when all of it is done."""
+        """Push *batch*. Its task is rescheduled when all its operations are done."""
         user_data = self._batches.open(batch)
         self._push_many(batch.array, batch.start, batch.end, user_data - batch.start)
 
@@ -293,7 +300,7 @@ class InFlightTable:
 
     @trio.lowlevel.enable_ki_protection
     def perform_now(self, operation: Operation[object]) -> tuple[int, int]:
-        """Perform *operation*, which need not wait; returns its ``res`` and ``flags``."""
+        """Perform *operation*, which must not block; return its ``res`` and ``flags``."""
         ring, found = self.ring, None
         while not ring.push(operation, IGNORED):
             self._backlog += ring.submit_and_wait(0) or ()
@@ -308,7 +315,7 @@ class InFlightTable:
     # ---- Completions -----------------------------------------------------------------------
 
     def dispatch(self, completions: Iterable[Completion]) -> None:
-        """Wake the tasks whose operations completed."""
+        """Reschedule the tasks whose operations completed."""
         if self.native is not None:
             self.native.dispatch()
         entries = self._entries
@@ -323,14 +330,14 @@ class InFlightTable:
             if flags & _F_MORE:
                 if operation.on_cqe_more is not None:
                     operation.on_cqe_more(res, flags)
-                else:  # a zero-copy send: the kernel still uses the buffer
+                else:  # the result of a zero-copy send; the kernel still uses the buffer
                     entry.res = res
                 continue
             if not flags & _F_NOTIF:
                 entry.res = res
                 entry.flags = flags
             else:
-                entry.flags = res  # what became of the buffer, if the operation asked
+                entry.flags = res  # NOTIF_USAGE_ZC_COPIED, if ZC_REPORT_USAGE asked for it
             del entries[user_data]
             entry.user_data = IGNORED
             self._completed[operation.opcode] += 1
@@ -360,10 +367,10 @@ class InFlightTable:
     # ---- Results ---------------------------------------------------------------------------
 
     def _result(self, operation: Operation[T], entry: InFlight) -> T:
-        """Return or raise what *operation* completed with; its entry can be used again."""
+        """Return or raise the result of *operation*, and return its entry to the free list."""
         res, flags = entry.res, entry.flags
         if res < 0:
-            entry.trap = None  # or it would be cyclic garbage
+            entry.trap = None  # breaks a reference cycle
             return self.failed(operation, entry)
         if entry.raise_cancel is None and not entry.closing:
             entry.operation = _NOTHING
@@ -373,7 +380,7 @@ class InFlightTable:
         return operation.decode(res, flags)
 
     def failed(self, operation: Operation[T], entry: InFlight | Op) -> T:
-        """Raise what a negative result means."""
+        """Raise the exception for a negative result."""
         res = entry.res
         if operation.buffers is not None:
             operation.buffers.failed(res, entry.flags)
@@ -394,7 +401,7 @@ class InFlightTable:
     # ---- Cancelling ------------------------------------------------------------------------
 
     def request_cancel(self, entry: InFlight | Op) -> None:
-        """Ask the kernel to stop an operation. Never raises: Trio's abort must not."""
+        """Ask the kernel to cancel an operation. Never raises, because Trio's abort must not."""
         if entry.cancel_asked or not entry.user_data or self.ring.closed:
             return
         entry.cancel_asked = True
@@ -405,18 +412,18 @@ class InFlightTable:
                 self._submit_now()
 
     def _push_cancels(self) -> None:
-        # With no room, or in a forked child, the rest stays queued.
+        # If there is no room, or in a forked child, the rest stays queued.
         with suppress(OSError, RuntimeError):
             while self._cancels and self.ring.push(async_cancel(self._cancels[0]), CANCEL):
                 self._cancels.popleft()
 
     def finish_cancelled(self, user_data: int) -> bool:
-        """See a cancelled operation end, so that another one may begin.
+        """Fetch completions until a cancelled operation has ended, so that another may start.
 
-        Its task is told in the next turn of the loop.
+        The next loop iteration reschedules its task.
 
         Returns:
-          Whether it has ended: not if a worker has it.
+          Whether it has ended. It has not if an io-wq worker has it.
         """
         pending = {user_data}
         self._submit_now()
@@ -424,11 +431,12 @@ class InFlightTable:
         return not pending
 
     def close_fd(self, fd: int) -> None:
-        """Cancel what waits on *fd*, which is about to be closed.
+        """Cancel the operations on *fd*, which is about to be closed.
 
-        An operation in flight holds its file open: until it ends, the peer sees no FIN and the
-        port stays taken. So cancel, and see it end, before the caller's close(2). SQEs for it that
-        are not submitted yet go first too, or they would act on what gets the fd's number next.
+        An operation in flight keeps its file open: until it ends, the peer gets no FIN and the port
+        stays in use. So this waits for the operations to end before the caller calls close(2).
+        Unsubmitted SQEs for *fd* are submitted first. Otherwise they would act on the next file
+        that gets the same number.
         """
         waiters = self.fd_waiters.pop(fd, ())
         for waiter in waiters:
@@ -438,9 +446,10 @@ class InFlightTable:
             self._fetch_until_done({waiter.user_data for waiter in waiters} - {IGNORED})
 
     def _fetch_until_done(self, pending: set[int]) -> None:
-        """Fetch completions until the cancelled operations *pending*, by user_data, are done.
+        """Fetch completions until the cancelled operations with user_data in *pending* have ended.
 
-        Unless a worker has one of them: that ends when it ends.
+        Those that have ended are removed from *pending*. Operations that an io-wq worker has are
+        not waited for.
         """
         completions = self._backlog
         while True:
@@ -455,22 +464,22 @@ class InFlightTable:
             self._backlog += completions
 
     def submit_for(self, fd: int) -> None:
-        """Submit now what acts on *fd*, if there is anything: a system call for it follows."""
+        """Submit the unsubmitted SQEs if any acts on *fd*, before a system call on *fd*."""
         if self.ring.usable and self.ring.unsubmitted_for(fd):
             self._submit_now()
 
     def _submit_now(self) -> None:
         self.ring.flush()
-        while self._cancels or self.ring.unsubmitted:  # there was no room, or no memory, for all
+        while self._cancels or self.ring.unsubmitted:  # not enough room or memory for all of them
             self._backlog += self.ring.submit_and_wait(0) or ()
             self._push_cancels()
 
     # ---- The end ---------------------------------------------------------------------------
 
     def drain(self) -> bool:
-        """Cancel everything and wait until nothing is in flight; False if that takes too long.
+        """Cancel everything and wait until nothing is in flight. Return False on a timeout.
 
-        Closing a ring is no barrier: the kernel goes on writing into buffers after close(2) and
+        Closing the ring is not enough: the kernel goes on writing into buffers after close(2) and
         munmap(2) have returned (seen on Linux 6.18 with O_DIRECT reads).
         """
         for entry in self._entries.values():
@@ -498,7 +507,7 @@ class InFlightTable:
         return native or bool(self._entries or self._batches)
 
     def discard(self, user_data: int, res: int, flags: int) -> None:
-        """Take note of a completion that no task will see; close an fd that it carries."""
+        """Process a completion that no task will get; close the fd, if it is one."""
         if user_data == BATCH_DONE:
             self._batches.close(res).discard()
         if user_data < _FIRST:
@@ -513,9 +522,9 @@ class InFlightTable:
             entry.operation.release()
 
     def leak(self) -> Sequence[object]:
-        """Return what the kernel may still write to, to be kept for ever."""
+        """Return the objects that the kernel may still write to. They must never be freed."""
         return [*self._entries.values(), *self._batches.values(), self.native]
 
 
 def _ignore(_res: int) -> None:
-    """Do nothing with a completion that says nothing."""
+    """Ignore a completion with a reserved `user_data` that needs no handling."""

@@ -1,7 +1,7 @@
-"""`Limiter`: at most so many operations at once, first come, first served.
+"""`Limiter`: limits the number of operations in flight; serves waiters in FIFO order.
 
-Trio's `trio.CapacityLimiter` belongs to tasks and releases in the task that acquired. Here the
-completion of an operation gives its token back, in no task, and a batch takes many at once.
+`trio.CapacityLimiter` cannot be used: the task that acquired a token must release it. Here the
+completion of an operation releases its token, outside of any task, and a batch takes many at once.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from trio.lowlevel import ParkingLot
 
 @attrs.define(eq=False)
 class Limiter:
-    """A number of tokens, and the tasks that wait for one."""
+    """A number of tokens, and the tasks that wait for one of them."""
 
     available_tokens: int
     waiters: ParkingLot = attrs.Factory(ParkingLot)
     _many: trio.StrictFIFOLock = attrs.Factory(trio.StrictFIFOLock)
 
     async def acquire(self) -> None:
-        """Take a token. If cancelled while waiting, none was taken."""
+        """Take a token. If cancelled, no token was taken."""
         if self.available_tokens:
             self.available_tokens -= 1
         else:
-            await self.waiters.park()  # release() hands its token over
+            await self.waiters.park()  # release() passes its token to this task
 
     async def acquire_shielded(self) -> None:
-        """Take a token; the wait for it cannot be cancelled."""
+        """Take a token. Cancellation is ignored."""
         if self.available_tokens:
             self.available_tokens -= 1
         else:
@@ -35,11 +35,11 @@ class Limiter:
                 await self.waiters.park()
 
     async def acquire_many(self, count: int) -> None:
-        """Take *count* tokens; no more than there are altogether.
+        """Take *count* tokens, which must not exceed the limiter's total.
 
-        They are taken one by one, in line with all other waiters. Two tasks that take many at the
-        same time could each hold what the other waits for, so only one does, and then the next.
-        If cancelled, none was taken.
+        They are taken one by one, each in FIFO order with all other waiters. Only one task at a
+        time takes many tokens. Otherwise two of them could deadlock, each holding tokens that the
+        other needs. If cancelled, no token was taken.
         """
         if self.available_tokens >= count:
             self.available_tokens -= count
@@ -55,14 +55,14 @@ class Limiter:
                 raise
 
     def release(self) -> None:
-        """Give a token to the first waiter, if there is one."""
+        """Pass a token to the first waiter, or return it if there is none."""
         if self.waiters:
             self.waiters.unpark()
         else:
             self.available_tokens += 1
 
     def release_many(self, count: int) -> None:
-        """Give *count* tokens back."""
+        """Release *count* tokens."""
         if self.waiters:
             for _ in range(count):
                 self.release()
