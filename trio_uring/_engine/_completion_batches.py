@@ -1,7 +1,7 @@
-"""`CompletionBatch`: operations that end by themselves, whose completions come as one.
+"""`CompletionBatch`: operations whose completions are reported as one.
 
-The C core counts the CQEs of a batch, keeps their results, and hands Python one completion when
-the last has come (batch.c).
+The C core counts the CQEs of a batch and stores their results. It reports one completion to Python
+when the last CQE has arrived (batch.c). The operations must end without being cancelled.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ class CompletionBatch:
     array: OperationArray[object]
     start: int
     end: int
-    opcodes: Mapping[int, int]  # how many of each
-    tokens: int  # of the limiter of file operations
+    opcodes: Mapping[int, int]  # the number of operations by opcode
+    tokens: int  # taken from the limiter of file operations
     task: Task
-    results: Sequence[tuple[int, int]] = ()  # res and flags of each, once it is done
+    results: Sequence[tuple[int, int]] = ()  # res and flags of each operation, when all are done
     raise_cancel: RaiseCancelT | None = None
 
     def abort(self, raise_cancel: RaiseCancelT) -> Abort:
-        """Remember that the task was cancelled; the operations end by themselves."""
+        """Record that the task was cancelled. The operations end without being cancelled."""
         self.raise_cancel = raise_cancel
         return Abort.FAILED
 
     def unwrap(self) -> None:
-        """As `InFlight.unwrap`."""
+        """Return None, as `InFlight.unwrap`."""
 
     def discard(self) -> None:
-        """Drop the results, which no task will see; close the fds among them."""
+        """Discard the results, which no task will get; close the fds among them."""
         operations = self.array.operations[self.start : self.end]
         for operation, (res, _) in zip(operations, self.results, strict=False):
             if res >= 0 and operation.discard is not None:
@@ -52,24 +52,24 @@ class CompletionBatch:
 
 
 class CompletionBatches(dict[int, CompletionBatch]):
-    """The batches in flight, by the number that the ring gave each."""
+    """The batches in flight. The keys are the ring's numbers for them."""
 
     def __init__(self, ring: Ring) -> None:
         super().__init__()
         self._ring = ring
 
     def open(self, batch: CompletionBatch) -> int:
-        """Add *batch*; returns the user_data of its first operation."""
+        """Add *batch* and return the user_data of its first operation."""
         number, user_data = self._ring.open_batch(batch.end - batch.start)
         self[number] = batch
         return user_data
 
     def close(self, number: int) -> CompletionBatch:
-        """Remove a batch that is done; returns it with its results."""
+        """Remove a batch that is done, and return it with its results."""
         batch = self.pop(number)
         batch.results = self._ring.close_batch(number, batch.end - batch.start)
         return batch
 
     def operations(self) -> int:
-        """Return how many operations are in flight in batches."""
+        """Return the number of operations of the batches in flight."""
         return sum(batch.end - batch.start for batch in self.values())

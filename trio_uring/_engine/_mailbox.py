@@ -1,13 +1,14 @@
-"""`Mailbox`: what other threads deliver to the tasks of a run, and how its loop is woken for it.
+"""`Mailbox`: deliveries from other threads to the tasks of a run, and how its loop is woken.
 
-A message from ring to ring (``IORING_OP_MSG_RING``) carries a few numbers. Ours mean nothing: the
-deliveries are in a queue in memory, and the message only makes the loop look there. So a message
-that is lost, late or duplicated does no harm, and no pointer goes through the kernel.
+A message between rings (``IORING_OP_MSG_RING``) carries a few numbers. The numbers in our messages
+are not used. The deliveries are in a queue in memory, and the message only wakes the loop, which
+then processes the queue. So a message that is lost, late or duplicated does no harm, and no pointer
+goes through the kernel.
 
-The target's fd must stay open while a message to it is in flight. Its number could otherwise be
-reused, and the message would reach a ring that does not expect it. The sending thread cannot know
-when the other thread closes its ring. So messages go to a duplicate of that fd, and its last user
-closes it: the run itself, or the last message in flight.
+The target's fd must stay open while a message to it is in flight. Otherwise its number could be
+reused, and the message would reach another ring. The sending thread cannot know when the other
+thread closes its ring. So messages are sent to a duplicate of that fd. Its last user closes it: the
+run itself, or the last message in flight.
 """
 
 from __future__ import annotations
@@ -34,45 +35,46 @@ if TYPE_CHECKING:
     from ._ring import Ring
 
 
-# A loop's `Mailbox.last_iteration` while it waits in the kernel.
+# The value of `Mailbox.last_iteration` while the loop waits in the kernel.
 ASLEEP: Final = inf
 
 
 class Delivery(Protocol):
-    """What another thread delivers to a task of the mailbox's run."""
+    """A delivery from another thread to a task of the mailbox's run."""
 
     def deliver(self) -> None:
         """Deliver it. Called in the run's thread."""
 
     def undelivered(self) -> None:
-        """Take it back, because the run has ended. Called in any thread."""
+        """Undo it, because the run has ended. Called in any thread."""
 
 
 class Dependent(Protocol):
-    """What a run uses and must be told when the run ends."""
+    """An object that a run uses, and that is notified when the run ends."""
 
     def run_ended(self, mailbox: Mailbox) -> None:
         """The run with *mailbox* has ended. Called in its thread."""
 
 
 class Mailbox(RunResource):
-    """The queue of deliveries to the current run; *ring* is its ring, or None if it has none."""
+    """The queue of deliveries to the current run. *ring* is None if the run has no ring."""
 
     def __init__(self, ring: Ring | None) -> None:
         self._ring = ring
         self._token = trio.lowlevel.current_trio_token()
         self.dependents: WeakSet[Dependent] = WeakSet()
-        # When a loop with a ring last left the kernel: if it had no mailbox then, about now.
+        # When the loop last returned from the kernel. It starts as the creation time for a run
+        # with a ring, and as 0.0 for one without.
         self.last_iteration: float = 0.0 if ring is None else time.monotonic()
-        self._lock = threading.Lock()  # guards what follows; no code of others runs under it
+        self._lock = threading.Lock()  # guards what follows; no callback is called while it is held
         self._deliveries: deque[Delivery] = deque()
-        self._notified = False  # and `deliver_all` has not run since
+        self._notified = False  # whether the run was woken and has not called `deliver_all` yet
         self.closed: bool = False
-        self._users = 1
+        self._users = 1  # of `_fd`: this mailbox, and each message in flight
         self._fd = -1
-        self._process = -1  # which has that fd
+        self._process = -1  # the process that opened `_fd`
         if ring is not None:
-            with suppress(OSError):  # too many open files: `notify` works without
+            with suppress(OSError):  # too many open files; `notify` works without the fd
                 self._fd = ring.dup_fd()
                 self._process = os.getpid()
 
@@ -91,7 +93,7 @@ class Mailbox(RunResource):
         return False
 
     def acquire_fd(self) -> int:
-        """Return an fd of the ring that stays open until `release_fd`; -1 if there is none."""
+        """Return an fd of the ring, which stays open until `release_fd`; -1 if there is none."""
         with self._lock:
             if self.closed or self._fd < 0:
                 return -1
@@ -104,13 +106,14 @@ class Mailbox(RunResource):
             with self._lock:
                 self._users -= 1
                 last = not self._users
-            if last and os.getpid() == self._process:  # a forked child has closed it
+            if last and os.getpid() == self._process:  # in a forked child it is closed already
                 os.close(fd)
 
     def wake_from(self, table: InFlightTable) -> bool:
-        """Wake the run with a message from the ring of *table*; False if that is not possible.
+        """Wake the run with a message from the ring of *table*. Called in that ring's thread.
 
-        Called in the thread of that ring.
+        Returns:
+          Whether the message was submitted. If not, the caller must use `notify`.
         """
         fd = self.acquire_fd()
         operation = msg_ring(fd, WAKE)
@@ -122,17 +125,18 @@ class Mailbox(RunResource):
         if not pushed:
             self.release_fd(fd)
             return False
-        with suppress(OSError):  # at once: this loop may not submit again before the other answers
+        # Submit now: this loop may not submit again before the other run answers.
+        with suppress(OSError):
             table.ring.flush()
         return not table.ring.unsubmitted
 
     def notify(self) -> None:
-        """Have the run call `deliver_all`, through Trio's `TrioToken`. Called in any thread."""
+        """Make the run call `deliver_all`, through its `TrioToken`. Called in any thread."""
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self.deliver_all, idempotent=True)
 
     def deliver_all(self) -> None:
-        """Deliver what is queued. Called in the run's thread."""
+        """Make the queued deliveries. Called in the run's thread."""
         with self._lock:
             deliveries, self._deliveries = self._deliveries, deque()
             self._notified = False
@@ -140,7 +144,10 @@ class Mailbox(RunResource):
             delivery.deliver()
 
     def close(self, *, drained: bool) -> None:
-        """Refuse further deliveries. Called when the run ends, in its thread."""
+        """Undo the queued deliveries and refuse further ones. Called at the end of the run.
+
+        Must be called in the run's thread.
+        """
         with self._lock:
             if self.closed:
                 return
@@ -150,23 +157,24 @@ class Mailbox(RunResource):
             self._ring.forget_dup_fd()
         for dependent in list(self.dependents):
             dependent.run_ended(self)
-        for delivery in reversed(deliveries):  # each goes back to the front of its queue
+        # Each delivery goes back to the front of its queue, so the last one goes first.
+        for delivery in reversed(deliveries):
             delivery.undelivered()
         self.release_fd(self._fd)
 
 
 @attrs.define(eq=False)
 class WakeMessage(InFlight):
-    """The message that wakes another run's ring for its mailbox. No task waits for it."""
+    """The message that wakes another run for its mailbox. No task waits for it."""
 
     mailbox: Mailbox = attrs.field(kw_only=True)
 
     def done(self) -> None:
-        """Release the other ring's fd; if the message failed, wake the run through its token."""
+        """Release the other ring's fd. If the message failed, wake the run through its token."""
         self.mailbox.release_fd(self.operation.fd)
         if self.res < 0:
             self.mailbox.notify()
 
     def discard(self) -> None:
-        """Do as `done`, while our own ring is being closed."""
+        """Do the same as `done`, while our own ring is being closed."""
         self.done()

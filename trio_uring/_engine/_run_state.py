@@ -1,7 +1,8 @@
-"""`RunState`: what the package keeps for one run: made on first use, closed when the run ends.
+"""`RunState`: the objects that the package keeps for one run.
 
-A run with a ring keeps it in its I/O manager. For other runs it is in a `trio.lowlevel.RunVar`, and
-a system task, which Trio cancels at the end of the run, closes it.
+Each object is created on first use and closed when the run ends. The state of a run with a ring is
+in its I/O manager. The state of another run is in a `trio.lowlevel.RunVar`. A system task, which
+Trio cancels at the end of the run, closes it.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ if TYPE_CHECKING:
 
 
 class RunResource:
-    """Something that a run keeps. The defaults are for what needs no closing and counts nothing."""
+    """An object that is kept for one run. The default methods do nothing and report nothing."""
 
     def close(self, *, drained: bool) -> None:
         """Close it, at the end of the run.
 
         Args:
-          drained: Whether nothing is in flight any more. If False, the kernel may still use what
-            belongs to operations, and the calling thread may be another one than the run's.
+          drained: Whether nothing is in flight any more. If False, the kernel may still access the
+            memory and files of operations, and the calling thread may not be the run's.
         """
 
     def routes(self) -> Mapping[str, int]:
-        """Return `RingStatistics.routes`, as far as this counts them."""
+        """Return this object's part of `RingStatistics.routes`."""
         return {}
 
     def refused(self) -> tuple[str, ...]:
-        """Return what belongs into `RingStatistics.refused`."""
+        """Return this object's part of `RingStatistics.refused`."""
         return ()
 
 
@@ -43,20 +44,20 @@ ResourceT = TypeVar("ResourceT", bound=RunResource)
 
 
 class RunState:
-    """The `RunResource` objects of one run, by their classes."""
+    """The `RunResource` objects of one run, one of each class."""
 
     def __init__(self) -> None:
         self._resources: dict[object, RunResource] = {}
 
     def get(self, kind: Callable[[Unpack[Ts]], ResourceT], *args: Unpack[Ts]) -> ResourceT:
-        """Return the run's object of class *kind*, which is ``kind(*args)`` on first use."""
+        """Return the run's object of class *kind*; on first use, create it as ``kind(*args)``."""
         resource = self._resources.get(kind)
         if resource is None:
             resource = self._resources[kind] = kind(*args)
-        return resource  # type: ignore[return-value]  # a cast costs as much as all of it
+        return resource  # type: ignore[return-value]  # typing.cast would double the call's time
 
     def routes(self) -> Mapping[str, int]:
-        """Return how many calls went which way."""
+        """Return how many calls took each route."""
         return {
             route: count
             for resource in self._resources.values()
@@ -64,13 +65,13 @@ class RunState:
         }
 
     def refused(self) -> tuple[str, ...]:
-        """Return what the run asked for and did not get."""
+        """Return what the run requested and did not get."""
         return tuple(
             reason for resource in self._resources.values() for reason in resource.refused()
         )
 
     def close(self, *, drained: bool) -> None:
-        """Close all of it; see `RunResource.close`."""
+        """Close every object; see `RunResource.close`."""
         for resource in self._resources.values():
             resource.close(drained=drained)
 
