@@ -1,10 +1,10 @@
-"""`BufferPool`: buffers that the kernel chooses from when data is there.
+"""`BufferPool`: provided buffers, from which the kernel picks one when it has data.
 
-A receive that waits with a buffer of its own pins that buffer for as long as the peer is
-silent: 5,000 idle connections with 64 KiB each hold 313 MiB. Here the waiting receives share
-one group of buffers, and the kernel takes one at the moment it has data. The bytes are copied
-out and the buffer is given back in the same turn of the loop, so a small pool serves any
-number of connections. The copy costs nothing extra: `bytes` are made by copying anyway.
+A receive with a buffer of its own pins that buffer while it waits: 5,000 idle connections with
+64 KiB each pin 313 MiB. Receives with provided buffers share one buffer group, and the kernel
+picks a buffer at the moment it has data. The bytes are copied and the buffer is returned in the
+same loop iteration, so a small pool serves any number of connections. The copy is not an extra
+cost: `bytes` are created by copying anyway.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _F_MORE: Final = int(CqeFlag.MORE)
 _MAP_NORESERVE: Final = 0x4000  # from asm-generic/mman.h; in Python since 3.13
 _GROUPS_MAX: Final = 1 << 16  # an SQE has 16 bits for the group
 
-# What the kernel may still write to when a group could not be unregistered: kept for ever.
+# Memory of groups that could not be unregistered. The kernel may still write to it, so it is
+# never freed.
 _leaked: Final[list[mmap.mmap]] = []
 
 # The buffers that sockets and pipes receive into. 64 KiB is what Trio's streams ask for.
@@ -48,9 +49,9 @@ _FIRST_INCREMENTAL: Final = 32
 class BufferPool:
     """A buffer ring of *count* buffers of *size* bytes, registered as *group*.
 
-    The kernel takes the buffers in turn, so that with many each is long out of the processor's
-    cache when its turn comes: to receive a stream then costs a third more. So the kernel gets
-    *first* of them (all, if None), and each time that it finds none, one more.
+    The kernel uses the buffers in turn. With many buffers, each has left the processor's cache when
+    it is used again, and receiving a stream takes a third longer. So at first the kernel gets only
+    *first* buffers (all, if None). Each time that it finds none, it gets one more.
 
     From an *incremental* pool a receive takes only as much of a buffer as it fills, and the next
     receive goes on behind it. Only the native engine keeps account of that: `take` and `view` are
@@ -77,10 +78,10 @@ class BufferPool:
         self.incremental = incremental
         self._unused = deque(range(count))
         self.size = size
-        # Pages that were never used cost no memory. What is lent out keeps the whole in place.
+        # Pages that were never used cost no memory. A memoryview of it keeps the mapping open.
         flags = mmap.MAP_ANONYMOUS | mmap.MAP_PRIVATE | _MAP_NORESERVE
         self._memory = mmap.mmap(-1, count * size, flags)
-        self._ring = ring  # the C side reaches into it
+        self._ring = ring  # the C structure points to the ring's
         self._pool = ring.open_buffer_ring(
             group,
             count,
@@ -93,15 +94,15 @@ class BufferPool:
             lib.buffer_ring_add(self._pool, self._unused.popleft())
 
     def addresses(self) -> tuple[int, object, int]:
-        """Return where the C structure is, what keeps the buffers, and where they are."""
+        """Return the C structure's address, the owner of the buffers, and their address."""
         memory = ffi.from_buffer("char[]", self._memory)
         structure, start = (int(ffi.cast("uintptr_t", it)) for it in (self._pool, memory))
         return structure, (self._memory, memory), start
 
     def take(self, res: int, flags: int) -> bytes:
-        """Copy out the *res* bytes of a completion with *flags*, and give its buffer back."""
+        """Return a copy of the *res* bytes of a completion with *flags*; return its buffer."""
         if not flags & _F_BUFFER:
-            assert res == 0, res  # the end of a stream may come without a buffer
+            assert res == 0, res  # the end of a stream may have no buffer
             return b""
         buffer_id = flags >> CQE_BUFFER_SHIFT
         start = buffer_id * self.size
@@ -110,25 +111,28 @@ class BufferPool:
         return data
 
     def view(self, res: int, flags: int) -> memoryview:
-        """Show the *res* bytes of a completion with *flags*, until `give_back`; no copy."""
+        """Return the *res* bytes of a completion with *flags* without a copy.
+
+        The view is valid until `give_back`.
+        """
         start = (flags >> CQE_BUFFER_SHIFT) * self.size
         return self._view[start : start + res]
 
     def failed(self, res: int, flags: int) -> None:
-        """Take note of a completion that failed; give its buffer back, if it has one."""
+        """Process a completion that failed: return its buffer; if there was none, add one."""
         self.give_back(flags)
         if -res == errno.ENOBUFS and self._unused:
             lib.buffer_ring_add(self._pool, self._unused.popleft())
 
     def give_back(self, flags: int) -> None:
-        """Give back the buffer, if there is one, of a completion with *flags*."""
+        """Return the buffer of a completion with *flags* to the kernel, if it has one."""
         if flags & _F_BUFFER:
             lib.buffer_ring_add(self._pool, flags >> CQE_BUFFER_SHIFT)
 
     def close(self) -> None:
-        """Unregister. No operation that selects from it may be in flight.
+        """Unregister the buffers. No operation that selects from them may be in flight.
 
-        The memory is freed when nothing shows it any more.
+        The memory is freed when no memoryview uses it any more.
         """
         result = lib.buffer_ring_close(self._pool)
         if result < 0:
@@ -138,9 +142,9 @@ class BufferPool:
 
 
 class BufferPools:
-    """The pools of a ring; among them the one that all sockets and pipes of the run share.
+    """The pools of a ring, one of which all sockets and pipes of the run share.
 
-    That one has *receive_count* buffers, and is made when the first of them receives.
+    The shared pool has *receive_count* buffers. It is opened when a socket or pipe first receives.
     """
 
     def __init__(self, ring: Ring, receive_count: int) -> None:
@@ -149,14 +153,14 @@ class BufferPools:
         self._open: dict[int, BufferPool] = {}
         self._free_groups: list[int] = []
         self.receive: BufferPool | None = None
-        self.refused: str = ""  # why there is no such pool
+        self.refused: str = ""  # why there is no shared pool
         self._for_streams: BufferPool | None = None
         self._for_native: BufferPool | None = None
         self._streams_refused = False
 
     @enable_ki_protection
     def open_receive(self) -> BufferPool | None:
-        """Make the pool that all share; None where the kernel refuses it, now or before."""
+        """Open and return the shared pool; None if the kernel refuses or has refused it."""
         if not self.refused:
             try:
                 self.receive = self.open(self._receive_count, RECEIVE_BUFFER_SIZE, _FIRST)
@@ -167,9 +171,9 @@ class BufferPools:
     def for_streams(
         self, perform_now: Callable[[Operation[bytes]], tuple[int, int]]
     ) -> BufferPool | None:
-        """Return that pool, if `recv_once` can use it; None where the kernel refuses.
+        """Return the shared pool, if `recv_once` works with it; otherwise None.
 
-        *perform_now* performs an operation that need not wait, and returns ``res`` and ``flags``.
+        *perform_now* performs an operation that does not block, and returns ``res`` and ``flags``.
         """
         global _recv_once_works
         if self._for_streams is None and not self._streams_refused:
@@ -209,7 +213,7 @@ class BufferPools:
     def open(
         self, count: int, size: int, first: int | None = None, *, incremental: bool = False
     ) -> BufferPool:
-        """Make a pool; to be closed with `close`, or with the ring.
+        """Open a pool. It must be closed with `close` or `close_all`.
 
         Raises:
           OSError: as `BufferPool`; ``ENOSPC`` if there are 65536 already.
@@ -232,24 +236,24 @@ class BufferPools:
         return pool
 
     def close(self, pool: BufferPool) -> None:
-        """Close one of them; see `BufferPool.close`."""
+        """Close *pool*; see `BufferPool.close`."""
         del self._open[pool.group]
         self._free_groups.append(pool.group)
         pool.close()
 
     def close_all(self) -> None:
-        """Close those that are open."""
+        """Close all open pools."""
         for pool in list(self._open.values()):
             self.close(pool)
 
 
-_recv_once_works = False  # known once a process
+_recv_once_works = False  # tested once per process
 
 
 def _try_recv_once(
     pool: BufferPool, perform_now: Callable[[Operation[bytes]], tuple[int, int]]
 ) -> OSError | None:
-    """Receive two bytes that are there; returns the error: ``EINVAL`` before Linux 6.17."""
+    """Test `recv_once` on a socket pair; return its error: ``EINVAL`` before Linux 6.17."""
     left, right = socket.socketpair()
     with left, right:
         right.send(b"xx")

@@ -1,4 +1,4 @@
-"""A run's part of the native engine: `Loop`, and what Python tells it."""
+"""Sets up the native engine's `Loop` of a run."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 def open_native_loop(
     table: object, ring: Ring, waiters: FdWaiters, registered: Mapping[int, object]
 ) -> Loop:
-    """Return the native engine's part of the current run, which then fetches all completions.
+    """Return the native engine's `Loop` of the current run. It fetches all completions from now on.
 
     Args:
       table: The run's `InFlightTable`, for what the engine leaves to Python.
-      ring: The run's.
-      waiters: Where its operations are entered, as a plain dict.
-      registered: By fd, who waits in epoll; a plain dict, too.
+      ring: The run's ring.
+      waiters: The table where its operations are registered; used as a plain dict.
+      registered: The fds with tasks waiting in epoll; a plain dict too.
     """
     loop = native.Loop(
         ring=ring.address,
@@ -43,7 +43,7 @@ def open_native_loop(
 
 
 def receive_natively(loop: Loop, pool: BufferPool) -> None:
-    """Let *loop* receive from streams into the buffers of *pool*, as `recv_once` does."""
+    """Make *loop* receive from streams into the buffers of *pool*, as `recv_once` does."""
     loop.receive_into(
         *pool.addresses(),
         pool.size,
@@ -54,7 +54,7 @@ def receive_natively(loop: Loop, pool: BufferPool) -> None:
 
 
 def count_native(loop: Loop, completed: list[int]) -> list[int]:
-    """Add to the counts of Python's completions, by opcode, those of *loop*."""
+    """Return *completed*, the counts of completions by opcode, with those of *loop* added."""
     counts = completed.copy()
     counts[loop.send_operation.opcode] += loop.sends
     if loop.receive_operation is not None:

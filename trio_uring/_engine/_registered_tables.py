@@ -1,6 +1,6 @@
 """`RegisteredTable`: a ring's table of fixed files, or of registered buffers.
 
-A ring has one table of each kind. It is registered with empty places, which are filled and emptied
+A ring has one table of each kind. It is registered with empty slots, which are filled and emptied
 one by one while operations are in flight.
 """
 
@@ -21,12 +21,12 @@ _REGISTER = struct.Struct("=IIQQQ")
 
 
 class RegisteredTable:
-    """A table with *size* empty places, registered with *ring*.
+    """A table of *size* empty slots, registered with *ring*.
 
     Args:
-      ring: Which has no such table yet.
+      ring: A ring without such a table.
       opcode: ``FILES2`` or ``BUFFERS2``.
-      size: How many places.
+      size: The number of slots.
 
     Raises:
       OSError: ``EINVAL`` before Linux 5.19.
