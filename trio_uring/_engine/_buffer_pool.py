@@ -100,7 +100,7 @@ class BufferPool:
         return structure, (self._memory, memory), start
 
     def take(self, res: int, flags: int) -> bytes:
-        """Return a copy of the *res* bytes of a completion with *flags*; return its buffer."""
+        """Copy the *res* bytes of a completion with *flags*, and give its buffer back."""
         if not flags & _F_BUFFER:
             assert res == 0, res  # the end of a stream may have no buffer
             return b""
@@ -119,7 +119,7 @@ class BufferPool:
         return self._view[start : start + res]
 
     def failed(self, res: int, flags: int) -> None:
-        """Process a completion that failed: return its buffer; if there was none, add one."""
+        """Process a failed completion: return its buffer; if the kernel found none, add one."""
         self.give_back(flags)
         if -res == errno.ENOBUFS and self._unused:
             lib.buffer_ring_add(self._pool, self._unused.popleft())

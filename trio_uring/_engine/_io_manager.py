@@ -1,8 +1,8 @@
-"""`UringIOManager`: Trio's I/O manager on a ring; how a task performs an operation.
+"""`UringIOManager`: Trio's I/O manager on a ring.
 
-One turn of Trio's loop is one `get_events` and one `process_events`: one system call submits
-every SQE pushed since the last turn and fetches every completion; each completion wakes its
-task. What still goes through epoll, and why, stands in `_readiness.py`.
+Each loop iteration calls `get_events` and `process_events`. One system call submits all SQEs that
+were pushed since the last iteration, and fetches all completions. Each completion reschedules its
+task. `_readiness.py` explains what is still done with epoll.
 """
 
 from __future__ import annotations
@@ -32,19 +32,21 @@ if TYPE_CHECKING:
     from ._readiness import HasFileNo
     from ._ring import Completion, Ring
 
-# What TRIO_URING_DISABLE can leave to Trio, in a run that has a ring.
+# The layers that TRIO_URING_DISABLE can leave to Trio in a run with a ring.
 Layer = Literal["files", "sockets"]
 LAYERS: Final[tuple[Layer, ...]] = ("files", "sockets")
 
-# "Not a timeout", where there is no completion to report: a signal, or the guest's worker.
+# Returned by get_events() if there are no completions but the time did not run out: after a signal,
+# or in the worker thread of a guest run.
 _SPURIOUS: Final = ((IGNORED, 0, 0),)
 
-# What the kernel may still write to when a ring could not be drained: kept for ever, on purpose.
+# Objects of rings that could not be drained. The kernel may still write to them, so they are never
+# freed.
 _leaked: Final[list[object]] = []
 
 
 def current_ring(layer: Layer) -> UringIOManager | None:
-    """Return the current run's manager, if that run has a ring and uses it for *layer*.
+    """Return the current run's I/O manager, if the run has a ring and uses it for *layer*.
 
     Raises:
       RuntimeError: outside a run.
@@ -56,7 +58,7 @@ def current_ring(layer: Layer) -> UringIOManager | None:
 
 
 def current_run_state() -> RunState:
-    """Return what the current run keeps, with a ring or without.
+    """Return the state of the current run, which may have a ring or not.
 
     Raises:
       RuntimeError: outside a run.
@@ -66,12 +68,12 @@ def current_run_state() -> RunState:
 
 
 class UringIOManager(InFlightTable):
-    """What stands in a Trio run's ``io_manager``; made at its start, closed at its end.
+    """The ``io_manager`` of a Trio run. It is created when the run starts and closed when it ends.
 
     It closes *ring*, which belongs to the thread of the run.
     """
 
-    begun: bool = False  # whether there was a first turn of the loop
+    begun: bool = False  # whether the first loop iteration has begun
 
     def __init__(
         self,
@@ -85,7 +87,7 @@ class UringIOManager(InFlightTable):
         super().__init__(ring, self._readiness, config.max_file_operations)
         self.config = config
         self.disabled = disabled
-        self.why_python: str = why_python  # and not the native engine; nothing if that is in use
+        self.why_python: str = why_python  # why the native engine is not used; empty if it is
         self._guest: GuestWakeup | None = None
         self._watch_operation = self._readiness.watch()
         self._watch_entry: InFlight | None = None
@@ -96,11 +98,14 @@ class UringIOManager(InFlightTable):
         self._reserved[WAKE] = self._woken
 
     def _begin(self) -> None:
-        """Finish setting up, in the first turn of the loop: only now it is known for what."""
+        """Finish the setup, in the first loop iteration.
+
+        Only now is it known whether this is a guest run.
+        """
         self.begun = True
         if current_run_is_guest():
             self._guest = GuestWakeup()
-            # The host may call cancel() while the worker thread sleeps.
+            # The host may call cancel() while the worker thread waits.
             self._submit_cancels_at_once = True
             self.ring.register_eventfd(self._guest.eventfd)
             self.why_python = self.why_python or "it is a guest run"
@@ -112,12 +117,12 @@ class UringIOManager(InFlightTable):
 
     @property
     def buffers(self) -> BufferPool | None:
-        """The buffers to receive into; None where the kernel has no such thing."""
+        """The buffers to receive into; None if the kernel does not support provided buffers."""
         return self.pools.receive or self.pools.open_receive()
 
     @property
     def stream_buffers(self) -> BufferPool | None:
-        """The same, for `recv_once`; None where the kernel has no such thing."""
+        """The buffers to receive into with `recv_once`; None if the kernel does not support it."""
         pool = self.pools.for_streams(self.perform_now)
         native = self.native
         if pool is not None and native is not None and native.receive_operation is None:
@@ -125,7 +130,7 @@ class UringIOManager(InFlightTable):
         return pool
 
     def open_mailbox(self) -> Mailbox:
-        """Return the run's mailbox. A run that uses no channels has none."""
+        """Return the run's mailbox. On the first call it is created: only channels need one."""
         if self.mailbox is None:
             self.mailbox = Mailbox(self.ring)
         return self.mailbox
@@ -139,7 +144,7 @@ class UringIOManager(InFlightTable):
     def get_events(self, timeout: float) -> Sequence[Completion]:
         """Submit, wait at most *timeout* seconds, and return the completions.
 
-        Falsy only if the time ran out, as Trio's clocks rely on.
+        The result is falsy only if the time ran out. Trio's clocks rely on that.
         """
         ring = self.ring
         if not self.begun:
@@ -153,14 +158,15 @@ class UringIOManager(InFlightTable):
             self._push_cancels()
         if self._watch_entry is None:
             self._watch()
-        # There is something to do already, or there was no room to ask for it: no sleep.
+        # There are completions to dispatch, or there was no room for a cancellation.
         dont_block = self._backlog or self._cancels
         mailbox = self.mailbox
         if mailbox is not None:
             mailbox.last_iteration = ASLEEP
         completions = ring.submit_and_wait(0 if dont_block else timeout)
         while not completions and self._guest is not None and ring.more_to_fetch:
-            # It did a part of its work, and that was in vain. The eventfd says nothing of the rest.
+            # The kernel ran a part of its work, which led to no completion. It does not signal the
+            # eventfd for the rest.
             self._guest.drain()
             completions = ring.submit_and_wait(0)
         if mailbox is not None:
@@ -176,12 +182,12 @@ class UringIOManager(InFlightTable):
         return completions
 
     def process_events(self, events: Sequence[Completion]) -> None:
-        """Wake the tasks whose operations completed."""
+        """Reschedule the tasks whose operations completed."""
         self.turn_budget.renew()
         self.dispatch(events)
 
     def _watch(self) -> None:
-        """Have the ring watch the epoll fd, until something is ready there."""
+        """Make the ring watch the epoll fd until an fd is ready there."""
         self._watch_entry = self.start(self._watch_operation, None)
         self._watch_entry.on_done = self._epoll_ready
 
@@ -204,7 +210,7 @@ class UringIOManager(InFlightTable):
         await self._readiness.wait_writable(fd)
 
     def statistics(self) -> RingStatistics:
-        """Return what the ring is, and what it has done so far."""
+        """Return the statistics of the ring."""
         readiness = self._readiness.statistics()
         watching = self._watch_entry is not None and self._watch_entry.in_flight
         in_flight = len(self._entries) - watching + self._batches.operations()
@@ -232,15 +238,15 @@ class UringIOManager(InFlightTable):
         """Wake every task that waits for *fd* with `trio.ClosedResourceError`; see Trio's docs."""
         if not isinstance(fd, int):
             fd = fd.fileno()
-        if self.ring.usable:  # a forked child closes what it inherited; its epoll is its parent's
+        if self.ring.usable:  # not in a forked child, whose epoll is its parent's
             self.close_fd(fd)
             self._readiness.fd_closing(fd)
 
     def close(self) -> None:
-        """Drain the ring and close it. Called once, by Trio, at the end of the run.
+        """Drain the ring and close it. Trio calls this once, at the end of the run.
 
-        From a foreign thread (a guest run that was abandoned and garbage collected) the kernel
-        lets nobody drain the ring. Then what it may still write to is leaked, on purpose.
+        The ring cannot be drained in another thread, for example if an abandoned guest run is
+        garbage collected there. Then the objects that the kernel may still write to are leaked.
         """
         totals.add(self.statistics())
         if self.mailbox is not None:

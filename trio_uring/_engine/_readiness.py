@@ -1,21 +1,21 @@
-"""Trio's own epoll, beside the ring: for `wait_readable`, `wait_writable` and other threads.
+"""Trio's epoll manager, used for `wait_readable`, `wait_writable` and wake-ups by other threads.
 
 Why readiness is not IORING_OP_POLL_ADD
 ---------------------------------------
 
-Facts. The kernel adds POLLRDHUP to every POLL_ADD, asked for or not (IO_POLL_UNMASK in
-io_uring/poll.c). So once the peer has shut down its side, a wait for POLLOUT on a full
-socket completes at once with res == POLLRDHUP, and so does every retry. poll(2) and epoll(7)
-keep waiting. On a regular file POLL_ADD says "ready" where epoll says EPERM. And it holds the
-file open after close(2). Seen on Linux 6.18.
+The kernel adds POLLRDHUP to the events of every POLL_ADD (IO_POLL_UNMASK in io_uring/poll.c). So
+once the peer has shut down its side, a wait for POLLOUT on a full socket completes at once with
+res == POLLRDHUP, and so does every retry. poll(2) and epoll(7) keep waiting. On a regular file,
+POLL_ADD completes where epoll fails with EPERM. POLL_ADD also keeps the file open after close(2).
+Seen on Linux 6.18.
 
-What does this mean for us? A wait_writable() built on POLL_ADD burns 100 % CPU until the peer
-reads. Trio's own test_socket_actual_streaming catches it.
+A wait_writable() built on POLL_ADD would use 100 % CPU until the peer reads. Trio's
+test_socket_actual_streaming finds this.
 
-So readiness stays with Trio's EpollIOManager, semantics and all, and the ring watches the
-epoll fd with one POLL_ADD, armed again after each batch. The price is one epoll_wait(2) for a
-batch of readiness events; our own operations never pay it. Wake-ups by other threads arrive
-the same way, through the socketpair that Trio keeps in its epoll.
+So readiness stays with Trio's EpollIOManager and keeps its semantics. The ring watches the epoll fd
+with one POLL_ADD, which is submitted again after each batch of readiness events. The cost is one
+epoll_wait(2) for each batch; operations on the ring do not need it. Wake-ups by other threads
+arrive the same way, through the socketpair in Trio's epoll.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class HasFileNo(Protocol):
-    """A socket, a file, or the like."""
+    """An object with a file descriptor, such as a socket or a file."""
 
     def fileno(self) -> int:
         """Return the file descriptor."""
@@ -41,7 +41,7 @@ class HasFileNo(Protocol):
 
 
 class Readiness(EpollIOManager):
-    """Trio's `EpollIOManager`, watched by a ring."""
+    """Trio's `EpollIOManager`, whose epoll fd a ring watches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Readiness(EpollIOManager):
             self.notify_closing(fd)
 
     def watch(self) -> Operation[int]:
-        """Return the operation that completes when `dispatch_ready` has something to do."""
+        """Return an operation that completes when `dispatch_ready` has something to do."""
         return poll_add(self._epoll.fileno(), select.POLLIN)
 
     def dispatch_ready(self) -> None:
@@ -73,11 +73,11 @@ class Readiness(EpollIOManager):
 
     @property
     def waits(self) -> Mapping[int, object]:
-        """The fds that tasks wait for."""
+        """The fds that tasks wait on."""
         return self._registered
 
     def is_busy(self, fd: int, exclusive: Exclusive) -> bool:
-        """Whether a task waits for *fd* to be readable, or writable."""
+        """Whether a task waits until *fd* is readable or writable, as *exclusive* says."""
         if fd not in self._registered:
             return False
         waiters = self._registered[fd]

@@ -1,7 +1,7 @@
-"""`Ring`: one io_uring, from set-up to close. It knows the C core and no task.
+"""`Ring`: one io_uring, from setup to close. It calls the C core and knows nothing of tasks.
 
-All of it but `Ring.close` is for the thread that made it. Another thread, a forked child, and
-calls that come after `Ring.close` are refused with an exception; none reaches freed memory.
+All methods except `Ring.close` must be called in the thread that created the ring. Calls by another
+thread, in a forked child or after `Ring.close` raise an exception; none accesses freed memory.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 Completion = tuple[int, int, int]  # user_data, res, flags
 
-# CQEs copied out in one turn; the rest wait for the next. 16 KiB. Half would do for any
-# program that was measured, and double gains nothing.
+# The most CQEs that one call fetches: 16 KiB. The rest are fetched by the next call. Half of it was
+# enough for every program that was measured, and twice as many were no faster.
 REAP_MAX: Final = 1024
 
-# struct statx of linux/stat.h, with room for fields to come.
+# The size of struct statx in linux/stat.h, which has room for future fields.
 STATX_SIZE: Final = 256
 
 _CQE = struct.Struct("=QiI")
-_RESULT = struct.Struct("=iI")  # of an operation in a batch
+_RESULT = struct.Struct("=iI")  # res and flags of an operation in a batch
 
-# struct io_uring_restriction: what kind of rule, and for which opcode, or for which flags.
+# struct io_uring_restriction: the kind of rule, and its opcode or flags.
 _RESTRICTION = struct.Struct("=HB13x")
 _ALWAYS_ALLOWED: Final = frozenset({"NOP", "POLL_ADD", "ASYNC_CANCEL"})
 _ALL_SQE_FLAGS: Final = 0x7F
-# What rings are asked for once they run.
+# The registrations that are used after the ring was enabled.
 _REGISTRATIONS: Final = (
     RegisterOpcode.EVENTFD,
     RegisterOpcode.UNREGISTER_EVENTFD,
@@ -60,15 +60,14 @@ _OPCODES_MAX: Final = 256  # an opcode is one byte
 
 
 class Ring:
-    """A ring, set up as well as this kernel and these limits allow.
+    """A ring, set up with as many of the requested flags and entries as the kernel allows.
 
     Args:
-      config: Sizes and flags asked for.
-      register_fd: Register the ring's own fd, which makes each enter cheaper. Not for a
-        ring whose thread may end before it: the registration keeps the ring alive.
+      config: The requested sizes and flags.
+      register_fd: Whether to call `register_fd`.
 
     Raises:
-      RingUnavailableError: no ring can be had; names the cause and the remedy.
+      RingUnavailableError: the kernel refuses a ring. The message has the cause and the remedy.
 
     Source: io_uring_setup(2).
     """
@@ -83,8 +82,8 @@ class Ring:
         self.entries: int = lib.ring_sq_entries(self._ring)
         self.completion_entries: int = lib.ring_cq_entries(self._ring)
         self.closed: bool = False
-        self.worker_limits: dict[str, int] = {}  # as the kernel has them
-        self.native: Loop | None = None  # fetches completions, if it is in use
+        self.worker_limits: dict[str, int] = {}  # as reported by the kernel
+        self.native: Loop | None = None  # fetches the completions, unless it is None
         self._cqes = ffi.new("struct io_uring_cqe[]", REAP_MAX)
         self._cqe_bytes = memoryview(ffi.buffer(self._cqes))
         try:
@@ -116,8 +115,8 @@ class Ring:
         )
 
     def _limit_workers(self, config: RingConfig, attempts: SetupLog) -> None:
-        # Without, the kernel would start tens of thousands for operations that can block for
-        # ever. Linux 5.15; older kernels keep their default, and the statistics say so.
+        # By default the kernel starts tens of thousands of workers for operations that may block
+        # indefinitely. Before Linux 5.15 that cannot be changed, and the statistics say so.
         workers = ffi.new("unsigned int[2]")
         workers[0] = config.bounded_workers
         workers[1] = config.unbounded_workers
@@ -125,7 +124,8 @@ class Ring:
         if result < 0:
             attempts.refused("IOWQ_MAX_WORKERS", result)
             return
-        # The kernel cuts what RLIMIT_NPROC forbids; asked with zeros, it changes nothing.
+        # The kernel lowers the limits to RLIMIT_NPROC. A call with zeros changes nothing and
+        # returns the limits.
         workers[0] = workers[1] = 0
         lib.ring_register(self._ring, RegisterOpcode.IOWQ_MAX_WORKERS, workers, 2)
         self.worker_limits = {
@@ -134,8 +134,9 @@ class Ring:
         }
 
     def _restrict(self, opcodes: frozenset[int]) -> None:
-        # Until the ring is enabled it takes no operation, and from then on only these. What is
-        # not named is forbidden, so flags and registrations that harm nobody are named, too.
+        # Until the ring is enabled, the kernel refuses all operations; after that, all but these.
+        # Flags and registrations without a rule are refused too, so rules allow all SQE flags and
+        # the registrations that we use.
         rules = [_RESTRICTION.pack(Restriction.SQE_OP, opcode) for opcode in sorted(opcodes)]
         rules.append(_RESTRICTION.pack(Restriction.SQE_FLAGS_ALLOWED, _ALL_SQE_FLAGS))
         rules += (_RESTRICTION.pack(Restriction.REGISTER_OP, op) for op in _REGISTRATIONS)
@@ -148,17 +149,18 @@ class Ring:
                 raise setup_error(result, "allowed_operations (IORING_REGISTER_RESTRICTIONS)")
 
     def allows(self, opcode: int) -> bool:
-        """Whether the settings allow *opcode*."""
+        """Whether `RingConfig.allowed_operations` allows *opcode*."""
         return self._allowed is None or opcode in self._allowed
 
     def offers(self, opcode: int) -> bool:
-        """Whether the kernel knows *opcode*, and the settings allow it."""
+        """Whether the kernel supports *opcode* and the configuration allows it."""
         return opcode in self.supported and self.allows(opcode)
 
     def register_fd(self) -> None:
         """Register the ring's own fd, which makes each enter cheaper.
 
-        Not for a ring whose thread may end before it: the registration keeps the ring alive.
+        The registration keeps the ring alive, so it must not be used if the thread may end before
+        the ring is closed.
         """
         result = lib.ring_register_ring_fd(self._ring)
         if result < 0:
@@ -166,17 +168,17 @@ class Ring:
 
     @property
     def refused(self) -> tuple[str, ...]:
-        """What was asked of the kernel and refused."""
+        """What the kernel refused."""
         return tuple(self._attempts.steps)
 
     def note_refused(self, what: str, error: OSError) -> None:
-        """Have the statistics say, once, that *what* is not in use."""
+        """Record once, for the statistics, that *what* was refused with *error*."""
         if not any(step.startswith(f"{what}: ") for step in self._attempts.steps):
             self._attempts.refused(what, -(error.errno or 0))
 
     @property
     def address(self) -> int:
-        """Where the C structure is, for the native engine."""
+        """The address of the C structure, for the native engine."""
         return int(ffi.cast("uintptr_t", self._ring))
 
     @property
@@ -185,7 +187,7 @@ class Ring:
         return lib.ring_fd(self._ring)
 
     def dup_fd(self) -> int:
-        """Return a duplicate of the fd, which a forked child closes until `forget_dup_fd`.
+        """Return a duplicate of the fd. A forked child closes it until `forget_dup_fd` is called.
 
         Raises:
           OSError: ``EMFILE``.
@@ -196,47 +198,47 @@ class Ring:
         return fd
 
     def forget_dup_fd(self) -> None:
-        """Leave the duplicate to its users, who close it."""
+        """Stop closing the duplicate of the fd in forked children. Its users close it."""
         lib.ring_forget_dup(self._ring)
 
     @property
     def usable(self) -> bool:
-        """Whether it takes calls: it is open, of this process, and of the calling thread."""
+        """Whether it is open, and belongs to this process and the calling thread."""
         return lib.ring_refuses(self._ring) == 0
 
     @property
     def enters(self) -> int:
-        """How many times io_uring_enter(2) was called."""
+        """The number of calls of io_uring_enter(2)."""
         return lib.ring_enters(self._ring)
 
     @property
     def submitted(self) -> int:
-        """How many SQEs the kernel has taken."""
+        """The number of SQEs that the kernel has taken."""
         return lib.ring_submitted(self._ring)
 
     @property
     def unsubmitted(self) -> int:
-        """How many SQEs were pushed and not taken yet."""
+        """The number of SQEs that were pushed and that the kernel has not taken yet."""
         return lib.ring_unsubmitted(self._ring)
 
     @property
     def more_to_fetch(self) -> bool:
-        """Whether the kernel says that it has more completions, or work for this thread."""
+        """Whether the kernel has more completions, or work to run in this thread."""
         return lib.ring_more_to_fetch(self._ring) != 0
 
     def unsubmitted_for(self, fd: int) -> bool:
-        """Whether an SQE that was pushed and not taken yet may act on *fd*."""
+        """Whether an unsubmitted SQE may act on *fd*."""
         return lib.ring_unsubmitted_for(self._ring, fd) != 0
 
     def push(self, operation: Operation[object], user_data: int) -> bool:
-        """Put *operation* in the SQ; False if there is no room before CQEs are reaped.
+        """Put *operation* in the SQ. Return False if there is no room until CQEs are reaped.
 
         Raises:
           ForkedRingError: in a child of the process that made the ring.
           RuntimeError: in another thread, or the ring is closed.
         """
-        # One C call, because this line runs once per operation: through cffi, filling the
-        # SQE field by field costs more than twice as much.
+        # This runs once per operation, so it is a single C call. Filling the SQE field by field
+        # through cffi takes more than twice as long.
         result = lib.ring_push(self._ring, user_data, *operation.sqe)
         if result == 0:
             return True
@@ -248,7 +250,7 @@ class Ring:
         """Put operations *start* to *end* of an array in the SQ, under *user_data* + index.
 
         Returns:
-          The index of the first for which there is no room before CQEs are reaped.
+          The index of the first that was not pushed, because CQEs must be reaped first; or *end*.
 
         Raises:
           OSError: ``EINVAL``: a linked chain is longer than the SQ.
@@ -261,11 +263,11 @@ class Ring:
         return result
 
     def open_batch(self, count: int) -> tuple[int, int]:
-        """Begin a batch: *count* operations whose completions `submit_and_wait` tells as one.
+        """Begin a batch of *count* operations, whose completions are reported as one.
 
         Returns:
-          The batch's number, which is the ``res`` of that completion; and the user_data for
-          its operations.
+          The batch's number, which is the ``res`` of that completion, and the user_data of the
+          first operation.
         """
         result = lib.batch_open(self._ring, count)
         if result < 0:
@@ -273,7 +275,7 @@ class Ring:
         return result, lib.batch_user_data(result)
 
     def close_batch(self, batch: int, count: int) -> list[tuple[int, int]]:
-        """End a batch that is done; returns ``res`` and ``flags`` of each operation."""
+        """End a batch that is done; return ``res`` and ``flags`` of each operation."""
         results = ffi.buffer(lib.batch_results(self._ring, batch), count * _RESULT.size)
         try:
             return list(_RESULT.iter_unpack(results))
@@ -281,21 +283,21 @@ class Ring:
             lib.batch_close(self._ring, batch)
 
     def flush(self) -> None:
-        """Submit what was pushed, and let cancelled operations let go of their files, now."""
+        """Submit all pushed SQEs, and let operations that have ended release their files."""
         result = lib.ring_flush(self._ring)
-        # EBUSY, EAGAIN: the kernel takes no more before completions are reaped. EINTR: a signal.
+        # EBUSY, EAGAIN: completions must be reaped first. EINTR: a signal.
         if result < 0 and -result not in (errno.EBUSY, errno.EAGAIN, errno.EINTR):
             raise ring_error(result)
 
     def submit_and_wait(self, timeout: float) -> list[Completion] | None:
-        """Submit what was pushed, wait, and return the completions.
+        """Submit all pushed SQEs, wait for a completion, and return the completions.
 
         Args:
-          timeout: Seconds to wait for one completion; 0 to only look.
+          timeout: How many seconds to wait for the first completion; 0 not to wait.
 
         Returns:
-          At most `REAP_MAX` completions; an empty list only if the time ran out; None if a
-          signal or the like ended the wait.
+          At most `REAP_MAX` completions. The list is empty only if the time ran out. None if the
+          wait ended for another reason, such as a signal.
         """
         if self.native is not None:
             found = self.native.turn(timeout)
@@ -313,10 +315,10 @@ class Ring:
         raise ring_error(count)
 
     def register(self, opcode: int, argument: object, count: int) -> int:
-        """Call io_uring_register(2) with a C argument; returns its result.
+        """Call io_uring_register(2) with a C argument; return its result.
 
         Raises:
-          OSError: the kernel refused.
+          OSError: the kernel refuses.
         """
         result = lib.ring_register(self._ring, opcode, argument, count)  # type: ignore[arg-type]
         if result < 0:
@@ -324,7 +326,7 @@ class Ring:
         return result
 
     def register_eventfd(self, eventfd: int) -> None:
-        """Have the kernel write to *eventfd* when a completion is there to be fetched."""
+        """Make the kernel write to *eventfd* when there is a completion to fetch."""
         argument = ffi.new("int[1]")
         argument[0] = eventfd
         self.register(RegisterOpcode.EVENTFD, argument, 1)
@@ -340,7 +342,10 @@ class Ring:
         return out[0]
 
     def close(self) -> None:
-        """Unmap and close. The caller has drained it: closing does not stop the kernel's writes."""
+        """Unmap and close the ring.
+
+        The caller must have drained it, because closing does not stop the kernel's writes.
+        """
         if not self.closed:
             self.closed = True
             lib.ring_close(self._ring)
@@ -348,15 +353,15 @@ class Ring:
 
 
 def engine_api_address() -> int:
-    """Return where the core's functions for the native engine are; see engine_api.h."""
+    """Return the address of the C core's functions for the native engine; see engine_api.h."""
     return int(ffi.cast("uintptr_t", lib.engine_api()))
 
 
 def open_cached(path: bytes, flags: int) -> int | None:
-    """Open an existing file if that needs no waiting; None if that cannot be told, or failed.
+    """Open an existing file if that does not block; return None if it might, or on an error.
 
-    What an ``openat`` operation does first, without the turn of the loop. The fd is not
-    inherited by child processes. *path* must not have a zero in it.
+    The kernel tries the same first for an ``openat`` operation. Calling it directly needs no loop
+    iteration. The fd is not inheritable. *path* must not contain a zero byte.
 
     Since: Linux 5.12; None before. Source: openat2(2).
     """
@@ -365,10 +370,10 @@ def open_cached(path: bytes, flags: int) -> int | None:
 
 
 def stat_cached(path: bytes, flags: int) -> bytearray | None:
-    """Return what statx(2) says of an existing file, if that needs no waiting; None if not.
+    """Return the status of an existing file if that does not block, otherwise None.
 
-    As `open_cached`. *flags*: `os.O_NOFOLLOW`, to ask for the status of a symbolic link itself.
-    No server is asked: of what is not on a disk it may be out of date.
+    See `open_cached`. A network file system does not ask its server, so the status may be out of
+    date there. If *flags* has `os.O_NOFOLLOW`, return the status of a symbolic link itself.
 
     Returns:
       A ``struct statx``.

@@ -1,4 +1,4 @@
-"""How a ring is set up: the ladder of flags, and what to do where memory is short."""
+"""Ring setup: which flags are tried, and what happens if memory is short."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from trio_uring._config import RingConfig
     from trio_uring._kernel import CData
 
-# The flag ladder. Each step gives up what an older kernel does not know (EINVAL), in the
-# order in which the flags came: DEFER_TASKRUN 6.1, SINGLE_ISSUER 6.0, COOP_TASKRUN and
-# TASKRUN_FLAG 5.19, SUBMIT_ALL 5.18. CLAMP and CQSIZE are older than our floor, 5.11.
-# TASKRUN_FLAG spares a turn with nothing to do its system call (tests/kernel/test_ring.py).
+# The flags to try, in this order. Each step leaves out flags that an older kernel refuses with
+# EINVAL. The kernels that added them: DEFER_TASKRUN 6.1, SINGLE_ISSUER 6.0, COOP_TASKRUN and
+# TASKRUN_FLAG 5.19, SUBMIT_ALL 5.18. CLAMP and CQSIZE are older than 5.11, the oldest kernel that
+# we support. With TASKRUN_FLAG, a loop iteration with nothing to do needs no system call
+# (tests/kernel/test_ring.py).
 _BASE = SetupFlag.CLAMP | SetupFlag.CQSIZE
 _DEFER = _BASE | SetupFlag.SUBMIT_ALL | SetupFlag.SINGLE_ISSUER | SetupFlag.DEFER_TASKRUN
 _LADDER: Final = (
@@ -31,7 +32,7 @@ _LADDER: Final = (
     _BASE | SetupFlag.SUBMIT_ALL,
     _BASE,
 )
-# SQPOLL refuses both *_TASKRUN flags.
+# With SQPOLL the kernel refuses the TASKRUN flags.
 _SQPOLL_LADDER: Final = (
     _BASE | SetupFlag.SQPOLL | SetupFlag.SUBMIT_ALL | SetupFlag.SINGLE_ISSUER,
     _BASE | SetupFlag.SQPOLL | SetupFlag.SUBMIT_ALL,
@@ -39,33 +40,34 @@ _SQPOLL_LADDER: Final = (
 )
 _ENTRIES_MIN: Final = 8
 
-# The kernel gives a ring's memory back a while after it was closed (some 10 ms on Linux 6.18),
-# and until then it counts against RLIMIT_MEMLOCK: a program of many short runs would meet that
-# limit with rings that it has closed. So a run that gets no memory waits for it, if a ring was
-# closed this short a time ago; only then it makes do with less.
+# The kernel frees a ring's memory some time after the ring was closed (about 10 ms on Linux 6.18).
+# Until then it counts against RLIMIT_MEMLOCK, so a program with many short runs would reach that
+# limit because of rings that it has closed. So if there is not enough memory and a ring was closed
+# within this time, setup waits and tries again. Otherwise it tries with fewer entries.
 _PATIENCE_SECONDS: Final = 0.5
 
 
 @attrs.define(eq=False)
 class SetupLog:
-    """Each step down the ladder that set-up had to take, for the statistics."""
+    """What the kernel refused during setup, for the statistics."""
 
     steps: list[str] = attrs.field(factory=list[str])
 
     def refused(self, what: str, result: int) -> None:
-        """Note that *what* was refused with *result*."""
+        """Record that *what* was refused with *result*, a negative error number."""
         self.steps.append(f"{what}: {errno.errorcode.get(-result, -result)}")
 
 
 @attrs.define
 class _Memory:
-    """What is known of the memory that this process may lock."""
+    """What is known about the memory that this process may lock."""
 
-    last_close: float = -_PATIENCE_SECONDS  # of a ring
-    too_many: int = 1 << 32  # entries that were refused while no closed ring could be to blame
+    last_close: float = -_PATIENCE_SECONDS  # when a ring was last closed
+    # The lowest number of entries that was refused when no ring had been closed just before.
+    too_many: int = 1 << 32
 
     def is_worth_waiting_for(self, entries: int) -> bool:
-        """Whether memory for *entries* may only be missing because a ring was just closed."""
+        """Whether memory for *entries* may be missing only because a ring was closed just now."""
         if time.monotonic() >= self.last_close + _PATIENCE_SECONDS:
             self.too_many = min(entries, self.too_many)
         return entries < self.too_many
@@ -75,12 +77,12 @@ _memory: Final = _Memory()
 
 
 def note_close() -> None:
-    """Remember that a ring was closed now."""
+    """Record that a ring was closed now."""
     _memory.last_close = time.monotonic()
 
 
 def open_ring(config: RingConfig, attempts: SetupLog) -> CData:
-    """Walk down the ladder: weaker flags on EINVAL, fewer entries on ENOMEM."""
+    """Set up a ring. Try fewer flags on EINVAL, and fewer entries on ENOMEM."""
     ladder = _LADDER if config.sqpoll is None else _SQPOLL_LADDER
     entries, step = config.entries, 0
     while True:
