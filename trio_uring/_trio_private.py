@@ -1,7 +1,7 @@
-"""The only file that names Trio's private side: what this package replaces or calls there.
+"""The private Trio APIs that this package calls or patches. Only `_trio_step` uses others.
 
-Read against Trio 0.32 to 0.35. `check_trio` compares what is installed with what was read,
-so that a Trio that moved one of these is refused by name instead of failing mysteriously.
+They were checked in Trio 0.32 to 0.35. `check_trio` checks that the installed Trio has them. If one
+is missing, it raises an error with the name, which is clearer than a failure later.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING or sys.platform != "win32":
 else:
 
     class FdStream:
-        """Windows has none; the package imports there all the same."""
+        """A stand-in on Windows, where Trio has none, so that the package can be imported."""
 
         receive_some = send_all = None
 
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from trio.lowlevel import Task
 
     class Unwrappable(Protocol):
-        """What reschedule takes: the trap that the task waits in calls its ``unwrap``."""
+        """An argument of ``reschedule``. The trap that the task waits in calls its ``unwrap``."""
 
         def unwrap(self) -> object:
-            """Return or raise what the trap shall."""
+            """Return or raise the result of the trap."""
 
 
 __all__ = [
@@ -106,7 +106,7 @@ _IO_MANAGER_MEMBERS: Final = (
     "notify_closing",
 )
 
-# Trio's own, as it was when this module was imported.
+# Trio's I/O manager class, as it was when this module was imported.
 TrioIOManager = _run.TheIOManager  # type: ignore[attr-defined]  # imported for its platform
 
 
@@ -117,7 +117,7 @@ trio_file_aclose: Callable[[AsyncIOWrapper[Any]], Awaitable[None]] = AsyncIOWrap
 
 
 def check_trio() -> None:
-    """Raise `IncompatibleTrioError` if the installed Trio is not one we know."""
+    """Raise `IncompatibleTrioError` if the installed Trio is not supported."""
     version = trio.__version__
     release = tuple(map(int, re.findall(r"\d+", version)[:2]))
     known = f"{_dotted(OLDEST_TRIO)} to {_dotted(NEWEST_TRIO)}"
@@ -169,10 +169,10 @@ def _missing_names() -> list[str]:
 
 
 def current_io_manager() -> object:
-    """Return the I/O manager of the run that this thread is inside.
+    """Return the I/O manager of this thread's current run.
 
     Raises:
-      RuntimeError: outside a run, in Trio's own words.
+      RuntimeError: outside a run, with the same message as Trio's.
     """
     try:
         return GLOBAL_RUN_CONTEXT.runner.io_manager
@@ -181,12 +181,12 @@ def current_io_manager() -> object:
 
 
 def current_runner() -> object:
-    """Return the run that this thread is inside, for the native engine."""
+    """Return the runner of this thread's current run, for the native engine."""
     return GLOBAL_RUN_CONTEXT.runner
 
 
 def current_run_is_guest() -> bool:
-    """Whether this thread's run is a guest of another event loop."""
+    """Whether this thread's current run is a guest run."""
     return GLOBAL_RUN_CONTEXT.runner.is_guest
 
 
@@ -210,31 +210,31 @@ def count_schedule_point() -> None:
 
 
 def current_reschedule() -> Callable[[Task | None, Unwrappable], None]:
-    """Return the current run's ``reschedule``, without the public function's look-up per call."""
-    return GLOBAL_RUN_CONTEXT.runner.reschedule  # type: ignore[return-value]  # an Outcome, it says
+    """Return the current run's ``reschedule``. Saves the look-up of the public function."""
+    return GLOBAL_RUN_CONTEXT.runner.reschedule  # type: ignore[return-value]  # takes an Outcome
 
 
 @types.coroutine
 def wait_rescheduled(
     message: WaitTaskRescheduled,
 ) -> Generator[WaitTaskRescheduled, Unwrappable, Unwrappable]:
-    """Like ``wait_task_rescheduled``, with a *message* that may be used again and again.
+    """Like ``wait_task_rescheduled``, but with a *message* that can be reused.
 
-    To make one takes longer than all the rest of it. What the task is rescheduled with is not
-    unwrapped, but returned.
+    Creating the message takes longer than everything else in this function. It returns the object
+    that the task was rescheduled with, and does not unwrap it.
     """
     return (yield message)
 
 
 def is_cancelled(task: Task) -> bool:
-    """Whether the next checkpoint of *task*, which is the current one, will raise."""
+    """Whether the next checkpoint of *task*, the current task, will raise."""
     return task._cancel_status.effectively_cancelled or (
         task is task._runner.main_task and task._runner.ki_pending
     )
 
 
 def at_cancel_point(task: Task) -> bool:
-    """Note that *task*, the current one, passes a cancel point; whether it is to be cancelled."""
+    """Count a cancel point of *task*, the current task; return whether it will be cancelled."""
     task._cancel_points += 1
     return task._cancel_status.effectively_cancelled or (
         task is task._runner.main_task and task._runner.ki_pending
@@ -242,12 +242,12 @@ def at_cancel_point(task: Task) -> bool:
 
 
 def patch_io_manager(io_manager: type) -> None:
-    """Let every later run construct *io_manager*; a class, since Trio's tests patch it."""
+    """Make every later run create an *io_manager*. It must be a class: Trio's tests patch it."""
     setattr(_run, "TheIOManager", io_manager)  # noqa: B010
 
 
 def patch_socket_type(socket_type: type[TrioSocket]) -> None:
-    """Let every way to make a socket give a *socket_type*."""
+    """Make all functions of Trio that create sockets return a *socket_type*."""
     setattr(_socket, "_SocketType", socket_type)  # noqa: B010
 
 
@@ -256,7 +256,7 @@ def set_stream_methods(
     receive_some: Callable[..., object],
     send_all: Callable[..., object],
 ) -> None:
-    """Replace two method bodies of `trio.SocketStream` or `trio.lowlevel.FdStream`, both final."""
+    """Replace two methods of `trio.SocketStream` or `trio.lowlevel.FdStream`, which are final."""
     stream_type.receive_some = receive_some  # type: ignore[assignment, method-assign]
     stream_type.send_all = send_all  # type: ignore[assignment, method-assign]
 
@@ -292,25 +292,25 @@ def socket_stream(socket: TrioSocket) -> trio.SocketStream:
 
 
 def send_conflict_detector(stream: trio.SocketStream) -> AbstractContextManager[None]:
-    """Return what keeps two tasks from sending on *stream* at the same time."""
+    """Return the conflict detector, which allows only one task to send on *stream* at a time."""
     return stream._send_conflict_detector
 
 
 def release_send_conflict_detector(stream: trio.SocketStream) -> None:
-    """Let another task send on *stream*, where the native engine has kept it from that."""
+    """Release the conflict detector of *stream*, which the native engine has acquired."""
     stream._send_conflict_detector.__exit__(None, None, None)
 
 
 class SteppedRun:
-    """A Trio run that its caller drives, one stretch after another, in the calling thread.
+    """A Trio run that its caller drives, part by part, in the calling thread.
 
-    `trio.run` in slices; or a guest run without a second thread, for a host that has nothing
-    to do while the guest waits. Between two stretches it is, like a guest run, the thread's
-    current run.
+    It does what `trio.run` does, divided into calls of `drive`. It can also be used as a guest run
+    without a second thread, for a host that has nothing to do while the guest waits. Between two
+    calls, it remains the thread's current run, as a guest run does.
 
     Args:
       async_fn: The main task.
-      clock: See `trio.run`, and so are the others.
+      clock: See `trio.run`.
       instruments: See `trio.run`.
       restrict_keyboard_interrupt_to_checkpoints: See `trio.run`.
       strict_exception_groups: See `trio.run`.
@@ -333,13 +333,14 @@ class SteppedRun:
         self.finished = False
 
     def drive(self, is_enough: Callable[[], bool]) -> None:
-        """Go on until *is_enough*, asked after each round of tasks, or the run is finished.
+        """Run until *is_enough* returns True or the run is finished.
 
-        Since the last stretch the caller has woken a task.
+        *is_enough* is called after each loop iteration. The caller must have rescheduled a task
+        since the last call.
         """
         library = _run.sniffio_library  # type: ignore[attr-defined]
         previous, library.name = library.name, "trio"
-        timeout = 0.0  # the one that the last stretch ended with is out of date
+        timeout = 0.0  # the timeout of the last call is out of date
         try:
             while not self.finished and not is_enough():
                 timeout = self._step(timeout)
@@ -347,11 +348,11 @@ class SteppedRun:
             library.name = previous
 
     def _step(self, timeout: float) -> float:
-        # As trio.run does it; nothing is awaited before the first round of tasks.
+        # The same as trio.run: there are no events before the first loop iteration.
         events = self._runner.io_manager.get_events(timeout) if self._begun else None
         self._begun = True
         try:
-            return self._loop.send(events)  # type: ignore[arg-type]  # None, the first time
+            return self._loop.send(events)  # type: ignore[arg-type]  # None in the first iteration
         except StopIteration:
             self.finished = True
         except BaseException:
@@ -367,7 +368,7 @@ class SteppedRun:
 
 
 def count_thread_hops() -> Callable[[], int]:
-    """Count the calls that Trio hands to worker threads from now on; returns how to ask."""
+    """Count Trio's thread hops from now on; return a function that returns the count."""
     hops = 0
     original = vars(_threads)["start_thread_soon"]
 
@@ -384,11 +385,11 @@ def count_thread_hops() -> Callable[[], int]:
 
 
 class _TrioForFiles:
-    """`trio`, as its file objects see it, with another thread hop.
+    """Replaces the global name `trio` in Trio's module of file objects, with another thread hop.
 
-    They look ``trio.to_thread.run_sync`` up at each call. To replace that would change the
-    public function; to replace their global name ``trio`` reaches them alone, whoever imported
-    them, and whenever.
+    The file objects look ``trio.to_thread.run_sync`` up at each call. Replacing that would change
+    the public function. Replacing the module's global name ``trio`` affects only the file objects,
+    and all of them, no matter who imported them and when.
     """
 
     def __init__(self, run_sync: Callable[..., Awaitable[object]]) -> None:
@@ -399,9 +400,9 @@ class _TrioForFiles:
 
 
 def patch_thread_hop(run_sync: Callable[..., Awaitable[object]]) -> None:
-    """Have `trio.open_file`, Trio's file objects and `trio.Path` call *run_sync*.
+    """Make `trio.open_file`, Trio's file objects and `trio.Path` call *run_sync*.
 
-    In place of `trio.to_thread.run_sync`, with its positional arguments.
+    It is called in place of `trio.to_thread.run_sync`, with its positional arguments.
     """
     setattr(_file_io, "trio", _TrioForFiles(run_sync))  # noqa: B010
     setattr(_path, "run_sync", run_sync)  # noqa: B010
@@ -411,13 +412,13 @@ def patch_file_methods(
     getattr_: Callable[[AsyncIOWrapper[object], str], object],
     aclose: Callable[[AsyncIOWrapper[Any]], Awaitable[None]],
 ) -> None:
-    """Replace how file objects make their methods, and how they close."""
+    """Replace how Trio's file objects create their methods, and how they are closed."""
     AsyncIOWrapper.__getattr__ = getattr_  # type: ignore[attr-defined]  # not for type checkers
     AsyncIOWrapper.aclose = aclose  # type: ignore[assignment, method-assign]
 
 
 def trio_path_functions() -> dict[object, str]:
-    """Return what the methods of `trio.Path` hand to their thread hop, and their names."""
+    """Return the functions that methods of `trio.Path` call in a thread, and the methods' names."""
     functions: dict[object, str] = {}
     for name, method in vars(trio.Path).items():
         if inspect.iscoroutinefunction(method):

@@ -1,15 +1,16 @@
-"""The native engine's way into Trio's loop; beside `_trio_private`, the only place with its names.
+"""Adds the native engine's task step to Trio's loop. Like `_trio_private`, it uses private names.
 
-The engine makes a task's step in C, which replaces the inner loop of ``unrolled_run``. There is no
-copy of Trio's loop here: its source is taken as installed, and one statement put in front of that
-inner loop, which makes the steps that are plain and leaves the rest of the batch to Trio's lines::
+The native engine runs the steps of tasks in C, in place of the inner loop of Trio's
+``unrolled_run``. This module has no copy of Trio's loop. It takes the source of the installed Trio
+and inserts one statement before the inner loop. That statement runs the steps that the engine
+supports and leaves the rest of the batch to the inner loop::
 
     step(runner, batch)
     while batch:
         ...
 
-What the C then does in the place of Trio's functions was read in those whose hash is below. Any
-other source, or none, and Trio's loop stays as it is.
+The C code does the same as the Trio functions whose hashes are below. If the installed Trio has
+other sources, or none, its loop is not changed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 _LOOP: Final = _run.unrolled_run
 
-# SHA-256 of what the C stands for, in Trio 0.32 to 0.35. (0.32 declares another type.)
+# SHA-256 of the functions that the C code replaces, in Trio 0.32 to 0.35. (In 0.32, `reschedule`
+# has another type annotation.)
 _READ: Final[dict[Callable[..., object], frozenset[str]]] = {
     _LOOP: frozenset({"9226ba6956c1ca77c9a82b37847f1aa5f2c2f39c37e7f9aed569590db6e98499"}),
     _run.Runner.reschedule: frozenset(
@@ -54,11 +56,11 @@ _READ: Final[dict[Callable[..., object], frozenset[str]]] = {
     ),
 }
 
-# Under which name Trio's module, whose globals the loop has, finds the step.
+# The name of `step` in Trio's module, whose globals the loop uses.
 _NAME: Final = "_trio_uring_step"
 
 
-# The slots that the C reads and writes: what it calls them, and what Trio does.
+# The slots that the C code reads and writes: its names for them, and Trio's.
 _TASK_SLOTS: Final = {
     "next_send_fn": "_next_send_fn",
     "next_send": "_next_send",
@@ -74,7 +76,7 @@ _RUNNER_SLOTS: Final = ("ki_pending", "main_task", "runq", "instruments", "io_ma
 
 
 def trio_names() -> dict[str, object]:
-    """Return what the engine uses of Trio: its slots, objects, and names of attributes.
+    """Return what the engine uses of Trio: slots, objects, and names of attributes.
 
     Raises:
       KeyError: there is no such slot.
@@ -107,9 +109,9 @@ def trio_names() -> dict[str, object]:
 
 
 def set_step(step: Step) -> str:
-    """Have Trio's loop call *step*; returns why that cannot be, or nothing.
+    """Make Trio's loop call *step*; return why that is not possible, or an empty string.
 
-    It is for good: *step* finds out for itself in which runs it has something to do.
+    It cannot be undone: *step* is called in every run, and does nothing in runs without the engine.
     """
     if _run.unrolled_run is not _LOOP:
         return "something else has replaced Trio's loop"
@@ -131,7 +133,7 @@ def set_step(step: Step) -> str:
 
 
 def _with_step(tree: ast.Module) -> ast.Module:
-    """Put the call in front of the one ``while batch:``."""
+    """Insert the call of `step` before the only ``while batch:``."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.While):
             continue
@@ -146,7 +148,7 @@ def _with_step(tree: ast.Module) -> ast.Module:
 
 
 def _compiled(tree: ast.Module, code: types.CodeType) -> types.CodeType:
-    """Compile *tree* in the place of *code*."""
+    """Compile *tree* with the file name and line numbers of *code*."""
     compiled: types.CodeType = compile(
         ast.increment_lineno(tree, code.co_firstlineno - 1),
         code.co_filename,
