@@ -1,8 +1,8 @@
-"""The border to the kernel: the compiled C core and native engine, and who may use them.
+"""The compiled C core (``ffi`` and ``lib``) and the native engine (``native``).
 
-``lib`` is for `_ring` and `_buffer_pool`, ``ffi`` for those and `_operations`. On systems
-without io_uring nothing is compiled; the package still imports there, and every run falls
-back to Trio's own I/O before one of these would be touched.
+``lib`` is used only by `_ring` and `_buffer_pool`, ``ffi`` by those and `_operations`. Systems
+without io_uring have no compiled modules. The package can be imported there, and every run falls
+back to Trio's own I/O before one of these names is used.
 """
 
 import sys
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     why_no_native: str = ""
 elif sys.platform == "linux":
     # In the root of a checkout, ``python -m trio_uring`` imports the source tree, which has no
-    # compiled module, in the place of the installed package, which has: take it from there.
+    # compiled modules. So they are also looked for in the installed package.
     __path__ += [str(Path(entry, "trio_uring", "_kernel")) for entry in sys.path]
     from ._ring import ffi, lib
 

@@ -1,4 +1,4 @@
-"""The native engine; what is in engine/, in the order of module.c."""
+"""Types of the native engine (engine/), in the order of module.c."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
@@ -6,7 +6,7 @@ from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._operations import Operation
 
 class Op:
-    """One operation that a task awaits; see `InFlight`, which it stands for."""
+    """One operation that a task awaits. It is the engine's `InFlight`."""
 
     res: int
     flags: int
@@ -20,7 +20,7 @@ class Op:
     def finish_cancelled(self) -> None: ...
 
 class Loop:
-    """A run's part of the engine."""
+    """The engine's state of one run."""
 
     in_flight: int
     send_operation: Operation[object]

@@ -7,7 +7,7 @@ from typing_extensions import Buffer
 
 @final
 class CData:
-    """A C pointer, array or structure; opaque but for what the wrappers need."""
+    """A C pointer, array or structure. Only the members that the wrappers use are declared."""
 
     # struct msghdr
     msg_name: CData
@@ -32,7 +32,7 @@ class CData:
 
 @final
 class MiniBuffer:
-    """ffi.buffer(): memory of the C side, without a copy."""
+    """The result of ffi.buffer(): C memory, without a copy."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: slice, /) -> bytes: ...

@@ -1,7 +1,7 @@
-"""cffi's builder: compiles the C core from the files beside it.
+"""The cffi builder, which compiles the C core from the files in this directory.
 
-cffi generates the glue when the package is built, so no generated C is kept in the
-repository and none can be out of date.
+cffi generates the wrapper code when the package is built. No generated C is in the repository, so
+none can be out of date.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ import cffi
 
 _HERE = Path(__file__).parent
 
-_SOURCES = (  # one unit, in this order
+_SOURCES = (  # compiled as one translation unit, in this order
     "ring.c",
     "batch.c",
     "buffer_ring.c",

@@ -1,7 +1,7 @@
-"""The socket constants that operations use, as plain numbers.
+"""The socket constants that operations use, as ints.
 
-Plain, because an ``IntFlag`` in an expression costs a microsecond. And 0 where a system lacks
-one: the package imports there too, and no operation is ever made.
+They are plain ints because an ``IntFlag`` in an expression costs a microsecond. A constant that the
+system lacks is 0, so that the package can be imported there. No operation is created there.
 """
 
 import socket

@@ -1,14 +1,14 @@
 /*
  * The part of the kernel's io_uring ABI that the C core speaks, declared by us.
  *
- * Why not <linux/io_uring.h>: wheels are built in images whose kernel headers are older than
- * the features we use, and what the running kernel can do is asked of it at run time. So this
- * file stands alone and must not be mixed with the system's header. Names and layouts are the
- * kernel's; the assertions below each structure are what keeps a slip of the pen from becoming
- * a write to the wrong address. Source: include/uapi/linux/io_uring.h.
+ * <linux/io_uring.h> is not used, because wheels are built in images whose kernel headers are older
+ * than the features that we use. (What the running kernel supports is found at run time.) This file
+ * must not be included together with that header. Names and layouts are the kernel's. The
+ * assertions below each structure check its layout: an error in it would lead to a write to the
+ * wrong address. Source: include/uapi/linux/io_uring.h.
  *
- * Reserved fields must be zero: the kernel answers EINVAL otherwise, so clear the structure
- * first and fill it then.
+ * Reserved fields must be zero, otherwise the kernel returns EINVAL. So clear a structure before
+ * filling it.
  */
 #ifndef TRIO_URING_UAPI_H
 #define TRIO_URING_UAPI_H
@@ -22,8 +22,8 @@
 #include <sys/syscall.h>
 
 /*
- * io_uring came after the numbers of all architectures were brought in step: 425 to 427
- * everywhere but on Alpha (which CPython wheels do not know), whose own header names them.
+ * New system calls have had the same numbers on all architectures since before io_uring, which has
+ * 425 to 427. Alpha is the exception: its own header has them, and it has no CPython wheels.
  */
 #ifndef __NR_io_uring_setup
 #define __NR_io_uring_setup 425
@@ -52,11 +52,11 @@
 #define IORING_FEAT_NODROP (1U << 1)
 #define IORING_FEAT_EXT_ARG (1U << 8)
 
-/* The offsets of mmap(2) choose what the ring's file maps; unsigned, for off_t is 64 bits. */
+/* The offset for mmap(2) chooses what is mapped. Unsigned, because off_t has 64 bits. */
 #define IORING_OFF_SQ_RING 0ULL
 #define IORING_OFF_SQES 0x10000000ULL
 
-/* The kernel's answer: where in the mapping each shared word lies. */
+/* Filled by the kernel: the offset of each shared word in the mapping. */
 struct io_sqring_offsets {
     uint32_t head;
     uint32_t tail;
@@ -79,7 +79,7 @@ struct io_cqring_offsets {
     uint32_t ring_entries;
     uint32_t overflow;
     uint32_t cqes;
-    uint32_t flags; /* 0 before Linux 5.8: there is no such word to read */
+    uint32_t flags; /* 0 before Linux 5.8, which has no such word */
     uint32_t resv1;
     uint64_t user_addr; /* only with IORING_SETUP_NO_MMAP */
 };
@@ -117,9 +117,8 @@ URING_ASSERT_OFFSET(io_uring_params, cq_off, 80);
 #define IORING_RECV_MULTISHOT (1U << 1)
 
 /*
- * The kernel has some twenty names for the word at byte 28 (rw_flags, msg_flags, open_flags,
- * ...), one per kind of operation. We call it op_flags: the core fills it without knowing
- * the opcode.
+ * The kernel has about twenty names for the word at byte 28 (rw_flags, msg_flags, open_flags, ...),
+ * depending on the opcode. Our name is op_flags, because the C core fills it for any opcode.
  */
 struct io_uring_sqe {
     uint8_t opcode;
@@ -196,7 +195,7 @@ URING_ASSERT_OFFSET(io_uring_sqe, __pad2, 56);
 #define IORING_CQE_F_BUF_MORE (1U << 4)
 #define IORING_CQE_BUFFER_SHIFT 16
 
-/* The kernel's version ends in big_cqe[], 16 bytes more on a CQE32 ring; we make no such ring. */
+/* The kernel's version ends with big_cqe[], which has 16 bytes on a CQE32 ring. We use no CQE32. */
 struct io_uring_cqe {
     uint64_t user_data;
     int32_t res;
@@ -215,9 +214,9 @@ URING_ASSERT_OFFSET(io_uring_cqe, flags, 12);
 #define IORING_ENTER_REGISTERED_RING (1U << 4)
 
 /*
- * struct __kernel_timespec under a name of our own: <linux/time_types.h>, which some libc
- * headers pull in, defines it too, and C11 allows no second definition. libc's own struct
- * timespec will not do, since its fields are 32 bits wide on some 32-bit systems.
+ * struct __kernel_timespec under another name. <linux/time_types.h>, which some libc headers
+ * include, defines it too, and C11 allows no second definition. libc's struct timespec cannot be
+ * used, because its fields have 32 bits on some 32-bit systems.
  */
 struct uring_timespec {
     int64_t tv_sec;
@@ -247,7 +246,7 @@ URING_ASSERT_OFFSET(io_uring_getevents_arg, ts, 16);
 #define IORING_REGISTER_PBUF_RING 22
 #define IORING_UNREGISTER_PBUF_RING 23
 
-/* IORING_REGISTER_RING_FDS takes this one: offset is the slot, data the ring's fd. */
+/* For IORING_REGISTER_RING_FDS: offset is the slot, data the ring's fd. */
 struct io_uring_rsrc_update {
     uint32_t offset;
     uint32_t resv;
@@ -289,10 +288,10 @@ URING_ASSERT_OFFSET(io_uring_buf, bid, 12);
 URING_ASSERT_OFFSET(io_uring_buf, resv, 14);
 
 /*
- * The ring's tail lives in the reserved field of its first buffer, so buffer 0 must be filled
- * field by field: assigning the whole structure would reset the tail. The empty structure is
- * what lets a flexible array start a union in C11 with GNU extensions, without the warnings
- * that an array of length zero earns at every access.
+ * The ring's tail is in the reserved field of its first entry. So entry 0 must be filled field by
+ * field: assigning the whole structure would reset the tail. In C11 with GNU extensions, a flexible
+ * array can be in a union only behind such an empty structure. An array of length zero would cause
+ * warnings at every access.
  */
 struct io_uring_buf_ring {
     union {
@@ -321,7 +320,7 @@ struct io_uring_buf_reg {
     uint32_t ring_entries;
     uint16_t bgid;
     uint16_t flags;
-    uint32_t min_left; /* reserved, so 0, before the kernels that know it */
+    uint32_t min_left; /* reserved in older kernels, so it must be 0 there */
     uint32_t resv[5];
 };
 URING_ASSERT_SIZE(io_uring_buf_reg, 40);

@@ -1,9 +1,9 @@
-"""The constants of the kernel's ``io_uring.h``, mirrored whole.
+"""All constants of the kernel's ``io_uring.h``.
 
-A member has the kernel's name without the prefix that its class stands for:
-``IORING_SETUP_CLAMP`` is ``SetupFlag.CLAMP``. What belongs to no class is a number at the end
-of this file. The list is whole so that a new operation needs no change here; whether the
-running kernel knows a number is asked of that kernel, never of this file.
+A member has the kernel's name without its class's prefix: ``IORING_SETUP_CLAMP`` is
+``SetupFlag.CLAMP``. Constants that belong to no class are at the end of this file. The list is
+complete, so that a new operation needs no change here. It does not say what the running kernel
+supports: the kernel itself is asked.
 """
 
 from collections.abc import Mapping
@@ -81,9 +81,9 @@ class Opcode(IntEnum):
     URING_CMD128 = 64
 
 
-# The first opcode of each release that brought any; opcodes are only ever appended.
-# Source: io_uring_enter(2) and the kernel's history. The manual says 6.5 for WAITID, but it
-# was merged for 6.7, as its number between two others of 6.7 shows.
+# The first new opcode of each release that added any. New opcodes are always added at the end.
+# Source: io_uring_enter(2) and the kernel's history. The manual says 6.5 for WAITID, but it was
+# merged for 6.7: its number is between two others of 6.7.
 _FIRST_OPCODE_OF: Final = {
     "5.1": Opcode.NOP,
     "5.2": Opcode.SYNC_FILE_RANGE,
@@ -108,19 +108,19 @@ _FIRST_OPCODE_OF: Final = {
     "6.19": Opcode.NOP128,
 }
 
-# For error messages and nothing else: distributions backport, so support is asked of the
-# running kernel (IORING_REGISTER_PROBE).
+# Only for error messages. Distributions backport opcodes, so the running kernel is asked what it
+# supports (IORING_REGISTER_PROBE).
 OPCODE_SINCE: Final[Mapping[Opcode, str]] = {
     opcode: [release for release, first in _FIRST_OPCODE_OF.items() if first <= opcode][-1]
     for opcode in Opcode
 }
 
 
-# The ring: io_uring_setup(2), io_uring_enter(2) and the words shared with the kernel.
+# The ring: io_uring_setup(2), io_uring_enter(2) and the flags in shared memory.
 
 
 class SetupFlag(IntFlag):
-    """``IORING_SETUP_*``: how a ring is made; see io_uring_setup(2)."""
+    """``IORING_SETUP_*``: how a ring is set up; see io_uring_setup(2)."""
 
     IOPOLL = 1 << 0
     SQPOLL = 1 << 1
@@ -146,7 +146,7 @@ class SetupFlag(IntFlag):
 
 
 class FeatureFlag(IntFlag):
-    """``IORING_FEAT_*``: what the kernel says it can do; see io_uring_setup(2)."""
+    """``IORING_FEAT_*``: features of the running kernel; see io_uring_setup(2)."""
 
     SINGLE_MMAP = 1 << 0
     NODROP = 1 << 1
@@ -169,7 +169,7 @@ class FeatureFlag(IntFlag):
 
 
 class EnterFlag(IntFlag):
-    """``IORING_ENTER_*``: what one system call is to do; see io_uring_enter(2)."""
+    """``IORING_ENTER_*``: what the system call does; see io_uring_enter(2)."""
 
     GETEVENTS = 1 << 0
     SQ_WAKEUP = 1 << 1
@@ -182,7 +182,7 @@ class EnterFlag(IntFlag):
 
 
 class SqeFlag(IntFlag):
-    """``IOSQE_*``: flags that any operation may have; see io_uring_enter(2)."""
+    """``IOSQE_*``: flags for any operation; see io_uring_enter(2)."""
 
     FIXED_FILE = 1 << 0
     IO_DRAIN = 1 << 1
@@ -203,12 +203,12 @@ class CqeFlag(IntFlag):
     BUF_MORE = 1 << 4
     SKIP = 1 << 5
     F_32 = 1 << 15
-    # Shares its bit with the buffer ID: only completions of SocketUringOp.TX_TIMESTAMP have it.
+    # The same bit is part of the buffer ID. Only completions of SocketUringOp.TX_TIMESTAMP have it.
     TSTAMP_HW = 1 << 16
 
 
 class SqFlag(IntFlag):
-    """``IORING_SQ_*``: the flags word of the SQ, written by the kernel; see io_uring(7)."""
+    """``IORING_SQ_*``: the flags of the SQ, written by the kernel; see io_uring(7)."""
 
     NEED_WAKEUP = 1 << 0
     CQ_OVERFLOW = 1 << 1
@@ -216,7 +216,7 @@ class SqFlag(IntFlag):
 
 
 class CqFlag(IntFlag):
-    """``IORING_CQ_*``: the flags word of the CQ, written by us; see io_uring_register(2)."""
+    """``IORING_CQ_*``: the flags of the CQ, written by us; see io_uring_register(2)."""
 
     EVENTFD_DISABLED = 1 << 0
 
@@ -276,7 +276,7 @@ class RestrictionOpcode(IntEnum):
     SQE_FLAGS_REQUIRED = 3
 
 
-# Operations: what their SQEs carry in op_flags, ioprio, len or addr.
+# Operations: constants for op_flags, ioprio, len or addr of their SQEs.
 
 
 class FsyncFlag(IntFlag):
@@ -349,10 +349,10 @@ class Futex2Flag(IntFlag):
     PRIVATE = 1 << 7
 
 
-# Single numbers; without IORING_ in front, unless the comment says otherwise.
+# Single constants, without the prefix IORING_ unless the comment says otherwise.
 
 FILE_INDEX_ALLOC: Final = 0xFFFFFFFF  # in file_index: pick a free slot
 RSRC_REGISTER_SPARSE: Final = 1 << 0
 NOTIF_USAGE_ZC_COPIED: Final = 1 << 31  # in res, after RecvSendFlag.ZC_REPORT_USAGE
-CQE_BUFFER_SHIFT: Final = 16  # of the buffer ID, in a CQE's flags
-FUTEX_BITSET_MATCH_ANY: Final = 0xFFFFFFFF  # this is its whole name
+CQE_BUFFER_SHIFT: Final = 16  # the position of the buffer ID in a CQE's flags
+FUTEX_BITSET_MATCH_ANY: Final = 0xFFFFFFFF  # has no prefix
