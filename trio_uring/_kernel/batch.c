@@ -1,10 +1,10 @@
 /*
- * Filling SQEs, one or many by one call; and many CQEs told to Python as one.
+ * Fills SQEs, one or many in one call, and reports the CQEs of a batch to Python as one.
  *
- * Compiled into one unit with ring.c, which calls batch_collect at the end of each turn.
+ * Compiled as one unit with ring.c, which calls batch_collect after fetching CQEs.
  */
-/* A full SQ is no error: what is queued is submitted, and under SQPOLL we wait until the thread
- * took some. -EAGAIN: still no room for count SQEs (the caller reaps and tries again). */
+/* Make room for count SQEs. If the SQ is full, submit; with SQPOLL, wait until the thread has taken
+ * some. Returns -EAGAIN if there is still no room: the caller reaps CQEs and tries again. */
 static int ring_make_room(struct ring *ring, unsigned count)
 {
     if (ring->sq_entries - ring_unsubmitted(ring) >= count)
@@ -56,17 +56,17 @@ static int ring_push(struct ring *ring, uint64_t user_data, unsigned opcode, uns
 
 /* ---- Batches ---------------------------------------------------------------------------
  *
- * The user_data of an operation in a batch: BATCH_BIT, the batch's slot in our table (31 bits),
- * and the operation's index in the batch (32 bits). A slot is taken again only when every last
- * CQE of its batch has come, so no late one can be taken for another's.
+ * The user_data of an operation in a batch consists of BATCH_BIT, the batch's slot in ring->batches
+ * (31 bits), and the operation's index in the batch (32 bits). A slot is reused only after the last
+ * CQE of every operation of its batch, so a late CQE cannot be mistaken for that of another batch.
  */
 #define BATCH_BIT (1ULL << 63)
-#define BATCH_DONE 2 /* the user_data under which Python is told; as in _in_flight.py */
+#define BATCH_DONE 2 /* the user_data of a batch's completion for Python; as in _in_flight.py */
 
 struct batch_result { int32_t res; uint32_t flags; };
 
 struct batch {
-    unsigned left; /* operations whose last CQE has not come */
+    unsigned left; /* the number of operations without their last CQE */
     struct batch_result results[];
 };
 
@@ -108,7 +108,7 @@ static void batch_close(struct ring *ring, unsigned slot)
     ring->batches_open--;
 }
 
-/* Only we write to results, never the kernel: they can go whatever is still in flight. */
+/* The kernel never writes to results, so they can be freed while operations are in flight. */
 static void batch_free_all(struct ring *ring)
 {
     for (unsigned slot = 0; slot < ring->batch_slots; slot++)
@@ -116,8 +116,8 @@ static void batch_free_all(struct ring *ring)
     free(ring->batches);
 }
 
-/* Take the CQEs of batches out of what a turn returns, and put one in for each batch that is
- * done. With none left, -EINTR: something came, so the time did not run out. */
+/* Remove the CQEs of batches from cqes, and add one for each batch that is done. Returns the number
+ * of CQEs; -EINTR if none is left, because the time did not run out. */
 static int batch_collect(struct ring *ring, struct io_uring_cqe *cqes, unsigned count)
 {
     unsigned kept = 0;
@@ -129,7 +129,8 @@ static int batch_collect(struct ring *ring, struct io_uring_cqe *cqes, unsigned 
         }
         unsigned slot = (unsigned)(user_data >> 32) & 0x7fffffff;
         struct batch *batch = ring->batches[slot];
-        /* A zero-copy send has two CQEs: its result, and the end of its use of the buffer. */
+        /* A zero-copy send has two CQEs: the result, and the notification that the kernel no longer
+         * uses the buffer. */
         if (!(cqes[i].flags & IORING_CQE_F_NOTIF)) {
             batch->results[(uint32_t)user_data].res = cqes[i].res;
             batch->results[(uint32_t)user_data].flags = cqes[i].flags;
@@ -143,9 +144,9 @@ static int batch_collect(struct ring *ring, struct io_uring_cqe *cqes, unsigned 
     return kept > 0 ? (int)kept : -EINTR;
 }
 
-/* Fill the SQEs of operations start to end; returns the index of the first for which there was
- * no room (the caller reaps and comes again). A linked chain ends where an enter's SQEs end, so
- * none of it is filled before there is room for all of it. */
+/* Fill the SQEs of operations start to end. Returns the index of the first for which there was no
+ * room (the caller reaps CQEs and calls again), or end. A linked chain cannot span two enters, so
+ * its SQEs are filled only if there is room for all of them. */
 static int ring_push_many(struct ring *ring, const struct sqe_fields *fields, unsigned start,
                           unsigned end, uint64_t user_data)
 {

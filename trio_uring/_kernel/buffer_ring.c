@@ -1,10 +1,11 @@
 /*
- * Provided buffers: a ring of buffers from which the kernel takes one when it has data.
+ * Provided buffers: a ring of buffers, from which the kernel picks one when it has data.
  *
- * Compiled into one unit with ring.c, after it. The tail is written by us and read by the
- * kernel: a store-release, after the entry is filled.
+ * Compiled as one unit with ring.c, after it. We write the tail and the kernel reads it, so it is
+ * stored with release ordering after the entry is filled.
  *
- * The memory of the buffers is Python's, and may outlive all this; the entries are ours.
+ * Python owns the memory of the buffers, which may be freed later than the buffer ring. The entries
+ * are allocated here.
  */
 struct buffer_ring {
     struct ring *ring;
@@ -18,7 +19,7 @@ struct buffer_ring {
 static void buffer_ring_add(struct buffer_ring *pool, unsigned id)
 {
     if (pool->ring->forked)
-        return; /* the entries are the parent's; a task may still take what came before */
+        return; /* the parent owns the entries; a task may still take data received before */
     struct io_uring_buf *entry = &pool->entries->bufs[pool->tail & (pool->places - 1)];
     entry->addr = (uint64_t)(uintptr_t)(pool->buffers + (size_t)id * pool->buffer_size);
     entry->len = pool->buffer_size;
@@ -34,9 +35,10 @@ static void buffer_ring_free(struct buffer_ring *pool)
     free(pool);
 }
 
-/* buffers has room for count buffers, and stays where it is until the ring is drained. From an
- * incremental one a receive takes only what it fills: the next goes on behind it, until a
- * completion without F_BUF_MORE says that the buffer is used up (Linux 6.12). */
+/* buffers has room for count buffers, and must not be freed or moved until the ring is drained. If
+ * incremental, a receive takes only the part of a buffer that it fills, and the next receive takes
+ * the part behind it. A completion without F_BUF_MORE says that the buffer is used up (Linux 6.12).
+ */
 static int buffer_ring_open(struct buffer_ring **out, struct ring *ring, unsigned group,
                             unsigned count, unsigned buffer_size, void *buffers, int incremental)
 {
@@ -62,7 +64,8 @@ static int buffer_ring_open(struct buffer_ring **out, struct ring *ring, unsigne
             .ring_addr = (uint64_t)(uintptr_t)pool->entries,
             .ring_entries = pool->places, .bgid = (uint16_t)group,
             .flags = incremental ? IOU_PBUF_RING_INC : 0};
-        /* The kernel pins the entries; a child's copy-on-write must not split them off. */
+        /* The kernel pins the pages of the entries. After a fork, copy-on-write would give us other
+         * pages. */
         madvise(pool->entries, pool->entries_size, MADV_DONTFORK);
         result = ring_register(ring, IORING_REGISTER_PBUF_RING, &registration, 1);
     }
@@ -74,8 +77,8 @@ static int buffer_ring_open(struct buffer_ring **out, struct ring *ring, unsigne
     return 0;
 }
 
-/* Unregister and free. The caller knows that no operation selects from the group any more, and
- * that the ring is open. The entries of a forked child are its parent's. */
+/* Unregister and free. No operation may select from the group any more, and the ring must be open.
+ * A forked child does not unmap the entries, which are its parent's. */
 static int buffer_ring_close(struct buffer_ring *pool)
 {
     struct io_uring_buf_reg registration = {.bgid = (uint16_t)pool->group};

@@ -1,8 +1,7 @@
-/* What the kernel knows of a path by heart: opening, and the status, without waiting.
+/* Opens a path or gets its status without blocking, if the kernel has the whole path in its cache.
  *
- * What it does with an IORING_OP_OPENAT as it takes the SQE: open without waiting, if all that
- * is on the path is in its cache. Called directly, that needs no turn of the loop. The caller
- * sends what is refused, for whatever reason, through the ring.
+ * The kernel tries the same first for an IORING_OP_OPENAT. Calling it directly needs no loop
+ * iteration. On any error, the caller performs the operation on the ring.
  */
 #include <fcntl.h>
 
@@ -18,8 +17,8 @@ struct uring_open_how { uint64_t flags, mode, resolve; };
 #define URING_AT_STATX_DONT_SYNC 0x4000
 #define URING_STATX_BASIC_STATS 0x7ff
 
-/* O_NONBLOCK keeps the open of a FIFO, or of a file with a lease, from waiting. With O_PATH
- * nothing waits. */
+/* With O_NONBLOCK, opening a FIFO or a file with a lease does not block. With O_PATH it never
+ * does. */
 static int open_cached(const char *path, int flags)
 {
     int nonblock = flags & O_PATH ? 0 : O_NONBLOCK;
@@ -33,9 +32,9 @@ static int open_cached(const char *path, int flags)
     return fd;
 }
 
-/* What statx(2) says of an existing file, into the 256 bytes of a struct statx. flags are those of
- * open(2) that say which file. A file system that would ask a server does not: what it answers
- * then may be out of date, but for the device. */
+/* Write the statx(2) status of an existing file to the 256 bytes of a struct statx. flags are
+ * open(2) flags that choose the file. A network file system does not ask its server, so the status,
+ * except for the device, may be out of date. */
 static int stat_cached(const char *path, int flags, void *status)
 {
 #ifdef __NR_statx

@@ -1,5 +1,5 @@
-/* The functions that engine_api.h declares, as one structure. Compiled into one unit with ring.c,
- * after what it names. */
+/* Returns the functions that engine_api.h declares. Compiled as one unit with ring.c, after the
+ * functions that it names. */
 static const void *engine_api(void)
 {
     static const struct engine_api api = {ENGINE_API_LAYOUT, ring_push_many, ring_turn,

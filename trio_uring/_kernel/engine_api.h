@@ -1,6 +1,6 @@
 /*
- * What the native engine (engine/) calls of the ring's core, which is compiled once, into the cffi
- * module. There is one list of rings for fork, one idea of whose thread a ring is, and one turn.
+ * The functions of the C core that the native engine (engine/) calls. The core is compiled only
+ * into the cffi module, so that there is one list of rings for fork and one numbering of threads.
  */
 #ifndef ENGINE_API_H
 #define ENGINE_API_H
@@ -9,12 +9,12 @@
 
 #include "uapi.h"
 
-#define ENGINE_API_LAYOUT 1 /* changes with anything in this file */
+#define ENGINE_API_LAYOUT 1 /* must change with every change of this file */
 
 struct ring;
 struct buffer_ring;
 
-/* What Python says of an operation: an SQE without what the ring adds. */
+/* An operation as Python describes it: the fields of an SQE except user_data. */
 struct sqe_fields {
     uint8_t opcode, sqe_flags;
     uint16_t ioprio;

@@ -1,10 +1,10 @@
 /*
- * The ring: what must be C because Python cannot express it (memory ordering, shared memory)
- * or because it runs once per operation (filling an SQE) or once per loop turn (enter, drain).
- * Every policy lives in Python. Raw syscalls and our own ABI (uapi.h): no liburing needed.
+ * The ring. The code here is in C because Python cannot express it (memory ordering, shared memory)
+ * or because it runs once per operation (filling an SQE) or once per loop iteration (enter, drain).
+ * All policy is in Python. It uses raw system calls and our own header (uapi.h), not liburing.
  *
- * Errors are returned as -errno, as the kernel does; nothing here prints, raises or retries
- * without a bound.
+ * Errors are returned as -errno, as by the kernel. Nothing here prints or raises, and every retry
+ * is bounded.
  *
  * Memory ordering, as io_uring(7) asks:
  *
@@ -14,7 +14,7 @@
  *   CQ head   we write, the kernel reads     store-release, after we have copied the CQEs
  *   SQ flags  the kernel writes, we read     relaxed, but see ring_sq_needs_wakeup
  */
-#ifndef _GNU_SOURCE /* Python.h may have said so already */
+#ifndef _GNU_SOURCE /* Python.h may have defined it already */
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
@@ -41,14 +41,14 @@ struct ring {
     unsigned setup_flags;
     unsigned features;
     int closed;             /* unmapped; only this structure is left */
-    int used;               /* for more than NOPs */
-    int forked;             /* set in a child: its parent owns the ring */
+    int used;               /* an operation other than NOP was pushed */
+    int forked;             /* set in a forked child: its parent owns the ring */
     int dup_fd;             /* see ring_dup; -1 if there is none */
-    uint64_t thread;        /* that set it up, see this_thread() */
+    uint64_t thread;        /* the thread that set it up, see this_thread() */
 
     unsigned *sq_head, *sq_tail, *sq_flags;
     unsigned sq_mask, sq_entries;
-    unsigned sq_pushed;     /* our copy of *sq_tail; runs ahead of it until ring_publish */
+    unsigned sq_pushed;     /* our copy of *sq_tail; ahead of it until ring_publish */
     struct io_uring_sqe *sqes;
 
     unsigned *cq_head, *cq_tail;
@@ -61,7 +61,7 @@ struct ring {
     unsigned long long enters, pushed;
     struct batch **batches; /* see batch.c */
     unsigned batch_slots, batches_open;
-    struct ring *next, **link;  /* every open ring of this process, for fork */
+    struct ring *next, **link;  /* the list of all open rings of this process, for fork */
 };
 
 static int batch_collect(struct ring *ring, struct io_uring_cqe *cqes, unsigned count);
@@ -69,11 +69,11 @@ static void batch_free_all(struct ring *ring);
 
 /* ---- Fork ------------------------------------------------------------------------------
  *
- * A child that pushed an SQE into memory shared with its parent would have the parent submit
- * it. So the mappings are not inherited (MADV_DONTFORK), and each ring remembers in ordinary
- * memory that it is now in a child. The child's fd is closed: it would keep the operations of a
- * parent that dies in flight, and so its sockets open. pthread_atfork also sees forks that
- * Python does not.
+ * If a child pushed an SQE into memory that it shares with its parent, the parent would submit it.
+ * So the mappings are not inherited (MADV_DONTFORK), and `forked`, in memory that is not shared,
+ * says that the ring is in a child. The child's fd is closed. Otherwise, if the parent died, its
+ * operations would stay in flight and its sockets open. pthread_atfork also handles forks that do
+ * not go through Python.
  */
 static pthread_mutex_t all_rings_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct ring *all_rings;
@@ -121,9 +121,9 @@ static void forget_ring(struct ring *ring)
 
 /* ---- Who may use a ring ------------------------------------------------------------------
  *
- * Only the thread that set it up: with SINGLE_ISSUER the kernel refuses others, without it
- * they would get into each other's way, and a registered ring fd means another ring in another
- * thread. Pthreads uses the identity of a thread that ended again, so we count our own.
+ * Only the thread that set it up may use a ring. With SINGLE_ISSUER the kernel refuses other
+ * threads. Without it they would race with each other. And a registered ring fd is another ring in
+ * another thread. Pthreads reuses the ID of a thread that has ended, so threads get numbers here.
  */
 static uint64_t this_thread(void)
 {
@@ -136,7 +136,7 @@ static uint64_t this_thread(void)
 
 static int ring_is_mine(struct ring *ring) { return ring->thread == this_thread(); }
 
-/* 0, or why the ring takes no call: it is closed, it is a parent's, it is another thread's. */
+/* Returns 0, or why calls are refused: the ring is closed, the parent's, or another thread's. */
 static int ring_refuses(struct ring *ring)
 {
     if (ring->closed)
@@ -203,7 +203,7 @@ static int map_rings(struct ring *ring, struct io_uring_params *params)
     ring->cq_entries = params->cq_entries;
     ring->cqes = (struct io_uring_cqe *)(base + params->cq_off.cqes);
 
-    /* SQE i always stands at index i: the indirection of the SQ array is not used. */
+    /* SQE i is always at index i: the indirection of the SQ array is not used. */
     unsigned *array = (unsigned *)(base + params->sq_off.array);
     for (unsigned i = 0; i < params->sq_entries; i++)
         array[i] = i;
@@ -212,7 +212,7 @@ static int map_rings(struct ring *ring, struct io_uring_params *params)
 
 static void unmap_and_close(struct ring *ring)
 {
-    /* In a forked child the addresses were never mapped, and may be somebody else's by now. */
+    /* In a forked child the rings are not mapped, and the addresses may be in use by others. */
     if (!ring->forked) {
         if (ring->rings_map != MAP_FAILED)
             munmap(ring->rings_map, ring->rings_size);
@@ -223,7 +223,7 @@ static void unmap_and_close(struct ring *ring)
         close(ring->fd);
 }
 
-/* A ring that is not open yet. Python owns it before it has anything that could leak. */
+/* Allocate a ring that is not open yet. Python owns it before it has resources that could leak. */
 static struct ring *ring_new(void)
 {
     struct ring *ring = calloc(1, sizeof *ring);
@@ -235,7 +235,7 @@ static struct ring *ring_new(void)
     return ring;
 }
 
-/* Set up one ring exactly as asked; the ladder of weaker flags is in Python. */
+/* Set up a ring exactly as requested. Python tries weaker flags (_ring_setup.py). */
 static int ring_open(struct ring *ring, unsigned entries, unsigned cq_entries,
                      unsigned setup_flags, unsigned sq_thread_idle_ms, unsigned sq_thread_cpu)
 {
@@ -256,7 +256,8 @@ static int ring_open(struct ring *ring, unsigned entries, unsigned cq_entries,
     ring->thread = this_thread();
     ring->setup_flags = params.flags;
     ring->features = params.features;
-    /* 5.4, 5.5 and 5.11: one map for both rings, no completion ever dropped, timeouts in enter. */
+    /* Linux 5.4, 5.5 and 5.11: one mapping for both rings, no dropped completions, and timeouts in
+     * enter. */
     unsigned needed = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG;
     int result = (ring->features & needed) == needed ? map_rings(ring, &params) : -ENOSYS;
     if (result < 0) {
@@ -269,7 +270,7 @@ static int ring_open(struct ring *ring, unsigned entries, unsigned cq_entries,
     return 0;
 }
 
-/* Pushed, and not yet taken by the kernel. */
+/* The number of SQEs that were pushed and that the kernel has not taken yet. */
 static unsigned ring_unsubmitted(struct ring *ring)
 {
     if (ring->closed || ring->forked)
@@ -277,8 +278,8 @@ static unsigned ring_unsubmitted(struct ring *ring)
     return ring->sq_pushed - __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE);
 }
 
-/* Whether one of them may act on fd: that stands in one of these three fields, or another number
- * does. */
+/* Whether an unsubmitted SQE may act on fd. An fd is in one of three fields. For some opcodes these
+ * fields have other meanings, so the result may be a false positive. */
 static int ring_unsubmitted_for(struct ring *ring, int fd)
 {
     unsigned count = ring_unsubmitted(ring);
@@ -295,7 +296,7 @@ static unsigned long long ring_submitted(struct ring *ring)
     return ring->pushed - ring_unsubmitted(ring);
 }
 
-/* With the ring's fd registered, enter need not look it up. Linux 5.18. */
+/* Register the ring's fd, so that enter need not look it up. Linux 5.18. */
 static int ring_register_ring_fd(struct ring *ring)
 {
     struct io_uring_rsrc_update update = {.offset = -1U, .data = (uint64_t)ring->fd};
@@ -307,9 +308,9 @@ static int ring_register_ring_fd(struct ring *ring)
     return 0;
 }
 
-/* Unmap and close. The caller has drained the ring: closing is no barrier for the kernel's
- * writes into buffers. A registered ring fd would keep the ring alive, so it goes first; only
- * the thread that registered it can undo that, and from any other thread we do not try. */
+/* Unmap and close. The caller has drained the ring, because closing does not stop the kernel's
+ * writes into buffers. A registered ring fd would keep the ring alive, so it is unregistered first.
+ * Only the thread that registered it can do so; in other threads it is not tried. */
 static void ring_close(struct ring *ring)
 {
     if (ring->closed)
@@ -325,8 +326,9 @@ static void ring_close(struct ring *ring)
     ring->fd = -1;
 }
 
-/* The structure outlives the ring, for calls that come late. A ring that nobody closed is leaked,
- * because the kernel may still use it; unless it had but NOPs, when a run could not start. */
+/* The structure is freed after the ring was closed, so that late calls are refused. A ring that was
+ * not closed is leaked, because the kernel may still use its memory. If only NOPs were pushed, as
+ * when a run could not start, it is closed here. */
 static void ring_free(struct ring *ring)
 {
     if (ring != NULL && !ring->used)
@@ -343,7 +345,7 @@ static int ring_register(struct ring *ring, unsigned opcode, void *argument, uns
     return refused ? refused : sys_register(ring->fd, opcode, argument, count);
 }
 
-/* Duplicate the ring's fd, once. A forked child closes that, too, until ring_forget_dup. */
+/* Duplicate the ring's fd; called once. A forked child closes it too, until ring_forget_dup. */
 static int ring_dup(struct ring *ring)
 {
     int refused = ring_refuses(ring);
@@ -372,24 +374,24 @@ static unsigned long long ring_enters(struct ring *ring) { return ring->enters; 
 
 /* ---- The submission queue -------------------------------------------------------------- */
 
-/* Show the kernel what was pushed; returns how many SQEs it has not taken yet. */
+/* Publish the pushed SQEs to the kernel; return how many it has not taken yet. */
 static unsigned ring_publish(struct ring *ring)
 {
     __atomic_store_n(ring->sq_tail, ring->sq_pushed, __ATOMIC_RELEASE);
     return ring->sq_pushed - __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE);
 }
 
-/* SQPOLL: must we wake the kernel's thread? It sets NEED_WAKEUP, looks at the tail once more,
- * and sleeps. We store the tail, and look at NEED_WAKEUP. With only release and acquire, both
- * could miss the other's store (store buffering), and the SQE would lie there for ever; a full
- * fence between our store and our load rules that out. tests/model/sqpoll.pml proves it. */
+/* SQPOLL: whether the kernel's thread must be woken. The thread sets NEED_WAKEUP, reads the tail
+ * once more, and sleeps. We store the tail and read NEED_WAKEUP. With only release and acquire,
+ * each could miss the other's store (store buffering), and the SQE would never be taken. A full
+ * fence between our store and our load prevents that. tests/model/sqpoll.pml proves it. */
 static int ring_sq_needs_wakeup(struct ring *ring)
 {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     return (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_NEED_WAKEUP) != 0;
 }
 
-/* Hand all pushed SQEs to the kernel without waiting for completions. */
+/* Submit all pushed SQEs without waiting for completions. */
 static int ring_submit(struct ring *ring, unsigned flags)
 {
     unsigned to_submit = ring_publish(ring);
@@ -401,9 +403,10 @@ static int ring_submit(struct ring *ring, unsigned flags)
     return sys_enter(ring, to_submit, 0, flags, NULL, 0);
 }
 
-/* SQPOLL: wait until the thread has taken every SQE. It moves the head on only after it has
- * issued what it took, so by then every fd has been looked up and every cancel carried out.
- * Bounded by the thread's own work: if it sleeps we wake it, and if it is gone enter says so. */
+/* SQPOLL: wait until the thread has taken every SQE. It advances the head only after it has issued
+ * the SQEs that it took. So by then it has looked up every fd and performed every cancellation. The
+ * wait is bounded by the thread's work: if it sleeps it is woken, and if it has ended, enter fails.
+ */
 static int ring_wait_until_taken(struct ring *ring)
 {
     struct timespec pause = {.tv_nsec = 50000};
@@ -414,7 +417,7 @@ static int ring_wait_until_taken(struct ring *ring)
             if (result < 0)
                 return result;
         }
-        /* Mostly it takes a microsecond or two. But the thread may want our CPU. */
+        /* Usually it takes a microsecond or two. But the thread may need our CPU. */
         if (looks < 1000)
             sched_yield();
         else
@@ -423,8 +426,8 @@ static int ring_wait_until_taken(struct ring *ring)
     return 0;
 }
 
-/* Submit, and let cancelled and finished operations let go of their files now, before the
- * caller closes an fd. The CQEs stay in the CQ. */
+/* Submit, and make operations that were cancelled or are finished release their files now, before
+ * the caller closes an fd. The CQEs stay in the CQ. */
 static int ring_flush(struct ring *ring)
 {
     int result = ring_refuses(ring);
@@ -432,7 +435,7 @@ static int ring_flush(struct ring *ring)
         return result;
     if (ring->setup_flags & IORING_SETUP_SQPOLL)
         return ring_wait_until_taken(ring);
-    do /* without SUBMIT_ALL, a bad SQE stops the batch */
+    do /* without SUBMIT_ALL, the kernel stops submitting at an invalid SQE */
         result = ring_submit(ring, IORING_ENTER_GETEVENTS);
     while (result > 0 && ring_unsubmitted(ring) != 0);
     return result;
@@ -445,7 +448,7 @@ static unsigned ring_ready(struct ring *ring)
     return __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE) - *ring->cq_head;
 }
 
-/* Copy at most room CQEs out and give their places back to the kernel. */
+/* Copy at most room CQEs out of the CQ, and make their entries free for the kernel. */
 static unsigned ring_drain(struct ring *ring, struct io_uring_cqe *out, unsigned room)
 {
     unsigned head = *ring->cq_head;
@@ -463,9 +466,9 @@ static int ring_overflowed(struct ring *ring)
     return (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
 }
 
-/* Whether the kernel says that another enter would fetch more. Without TASKRUN_FLAG it never does:
- * then an enter fetches all there is. (With DEFER_TASKRUN, since Linux 6.13, one enter does some 20
- * pieces of work at most.) */
+/* Whether the kernel says that another enter would fetch more. Without TASKRUN_FLAG it never does,
+ * and one enter fetches everything. (With DEFER_TASKRUN, since Linux 6.13, one enter runs at most
+ * about 20 work items.) */
 static int ring_more_to_fetch(struct ring *ring)
 {
     if (ring->closed || ring->forked || !(ring->setup_flags & IORING_SETUP_TASKRUN_FLAG))
@@ -474,8 +477,8 @@ static int ring_more_to_fetch(struct ring *ring)
     return (flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
 }
 
-/* Whether an enter would fetch nothing. With TASKRUN_FLAG the kernel says in the SQ's flags when
- * it has completions that it posts only inside an enter; without, only an enter can tell. */
+/* Whether an enter would certainly fetch nothing. With TASKRUN_FLAG the SQ's flags say whether the
+ * kernel has completions that it posts only inside an enter. Without it, only an enter can tell. */
 static int ring_nothing_to_fetch(struct ring *ring)
 {
     unsigned flags = __atomic_load_n(ring->sq_flags, __ATOMIC_ACQUIRE);
@@ -483,15 +486,16 @@ static int ring_nothing_to_fetch(struct ring *ring)
            !(flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
 }
 
-/* One turn of the loop: submit all, wait at most timeout seconds for one completion (0: do
- * not wait), copy out up to room CQEs. Returns how many; 0 only if the time ran out.
+/* Submit all pushed SQEs, wait at most timeout seconds for one completion (0: do not wait), and
+ * copy out up to room CQEs. Returns their number; 0 only if the time ran out.
  *
- * -EINTR: a signal came, or the kernel cannot tell whether the time ran out, because the same
- * enter also submitted (its result is then the number of SQEs). Not a timeout: come again.
+ * Returns -EINTR after a signal, or if it is not known whether the time ran out, because the same
+ * enter also submitted: its result is then the number of SQEs. The caller must not treat that as a
+ * timeout, and calls again.
  *
- * With timeout 0 and nothing to submit we enter if there may be something to fetch: under
- * DEFER_TASKRUN completions are only posted inside an enter with GETEVENTS. Under SQPOLL the
- * thread submits and posts, so we enter only to wake it or to wait. */
+ * With timeout 0 and nothing to submit, enter is called only if there may be something to fetch:
+ * with DEFER_TASKRUN, completions are only posted inside an enter with GETEVENTS. With SQPOLL the
+ * kernel's thread submits and posts, so enter is called only to wake it or to wait. */
 static int ring_turn(struct ring *ring, double timeout, struct io_uring_cqe *out, unsigned room)
 {
     int refused = ring_refuses(ring);
@@ -522,8 +526,8 @@ static int ring_turn(struct ring *ring, double timeout, struct io_uring_cqe *out
             result = sys_enter(ring, to_submit, 0, flags, NULL, 0);
     }
     unsigned count = ring_drain(ring, out, room);
-    /* The CQ was full: completions wait in the kernel. Fetch them while there is room; more
-     * than room are fetched by the next turn. */
+    /* The CQ was full, and the kernel has more completions. Fetch as many as there is room for. The
+     * next call fetches the rest. */
     while (count < room && ring_overflowed(ring)) {
         if (sys_enter(ring, 0, 0, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
             break;
@@ -536,7 +540,7 @@ static int ring_turn(struct ring *ring, double timeout, struct io_uring_cqe *out
         return ring->batches_open ? batch_collect(ring, out, count) : (int)count;
     if (result == -ETIME)
         return 0;
-    /* No memory for requests or completions just now: what was pushed stays in the SQ. */
+    /* The kernel has no memory for requests or completions now. The SQEs stay in the SQ. */
     if (result == -EAGAIN || result == -EBUSY)
         return -EINTR;
     if (result < 0)
