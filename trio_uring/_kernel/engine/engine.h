@@ -1,17 +1,17 @@
 /*
- * The native engine: what runs once per operation, per completion and per step of a task, in C.
+ * The native engine: C code for what runs once per operation, per completion and per task step.
  *
- * C does only the case that succeeds. Whatever is not plain (a closed socket, a cancelled task,
- * odd arguments, an error) goes to the Python function of the same name, its twin, which is the
- * specification; so does everything outside of a run with a ring. See op.c.
+ * The C code handles only the common case, which succeeds. Everything else (a closed socket, a
+ * cancelled task, unusual arguments, an error, a run without a ring) is delegated to the Python
+ * function of the same name, its twin. The twin is the specification. See op.c.
  *
- *   module.c    what Python gives at the start; the names that Python imports
- *   step.c      a task's step, as Trio's loop makes it, and waking a task
- *   loop.c      a run's part of the engine: slots, the turn, completions
+ *   module.c    the module: setup by Python, and the functions that Python imports
+ *   step.c      runs a task's step, in place of Trio's loop, and reschedules tasks
+ *   loop.c      the engine's state of one run: slots, fetching and dispatching completions
  *   op.c        one awaitable operation
- *   sockets.c   receiving and sending: what is pushed, and what is made of the result
+ *   sockets.c   receiving and sending: the SQEs, and the results
  *
- * Everything here runs with the GIL held. Errors are Python's.
+ * Everything here runs with the GIL held. Errors are Python exceptions.
  */
 #ifndef ENGINE_H
 #define ENGINE_H
@@ -24,10 +24,10 @@
 typedef struct Op Op;
 typedef struct Loop Loop;
 
-/* What Python gave with setup(): the offsets of Trio's slots, and its objects. */
+/* What Python passed to setup(): offsets of Trio's slots, objects, and names of attributes. */
 struct trio {
     PyTypeObject *task_type, *runner_type, *status_type, *wait_type, *detector_type;
-    PyTypeObject *manager_type, *socket_type; /* ours, in the place of Trio's */
+    PyTypeObject *manager_type, *socket_type; /* our classes, used in place of Trio's */
     PyObject *checkpoint;    /* the message of a shielded checkpoint */
     PyObject *value, *error; /* outcome.Value and outcome.Error */
     PyObject *abort_failed;
@@ -47,16 +47,17 @@ extern const struct engine_api *api;
 
 /* ---- op.c ------------------------------------------------------------------------------ */
 
-/* What an operation does. Each returns as PyIter_Send does; NEXT with the operation itself. */
+/* A kind of operation. start and finish return the same as PyIter_Send; with PYGEN_NEXT, the result
+ * is the operation itself. */
 struct kind {
     const char *name;
     uint8_t opcode;
-    int reads;   /* it waits: it can be cancelled, and only one at a time may on an fd */
+    int reads;   /* it waits for data, so it is cancellable, and exclusive on its fd */
     PySendResult (*start)(Op *, PyObject **result);
     PySendResult (*finish)(Op *, PyObject **result);
-    PyObject *twin;   /* the Python function, for all that is not plain */
-    PyObject *rest;   /* goes on with what the kernel did only in part, or not at all */
-    PyObject *failed; /* raises what a completion with an error means */
+    PyObject *twin;   /* the Python function that it is delegated to */
+    PyObject *rest;   /* the Python function that does what the kernel left undone */
+    PyObject *failed; /* the Python function that raises the exception for an error */
 };
 
 enum state { FRESH, IN_FLIGHT, COMPLETE, DELEGATED, ENDED };
@@ -66,20 +67,20 @@ struct Op {
     struct kind *kind;
     enum state state;
     char cancel_asked, closing; /* as in InFlight, for Python */
-    char detector_held;
+    char detector_held;         /* whether this operation holds detector */
     int32_t res;
     uint32_t flags;
     unsigned long long user_data;
-    Loop *loop;             /* since it was pushed */
+    Loop *loop;             /* NULL until it is pushed */
     PyObject *owner;        /* the socket or stream */
     PyObject *argument;     /* the size, or the data */
-    PyObject *fd;           /* under which it stands among those who wait, or NULL */
-    PyObject *task;         /* while it waits; NULL if nobody does */
-    PyObject *raise_cancel; /* once the task was cancelled */
-    PyObject *detector;     /* of a stream's send_all */
-    PyObject *received;     /* copied out when the completion came */
-    PyObject *delegate;     /* the twin's coroutine */
-    Py_buffer view;         /* view.obj is NULL if there is none */
+    PyObject *fd;           /* its key in the fd waiters; NULL if it is not registered */
+    PyObject *task;         /* the waiting task; NULL if there is none */
+    PyObject *raise_cancel; /* set if the task was cancelled */
+    PyObject *detector;     /* the stream's conflict detector, for send_all */
+    PyObject *received;     /* the received bytes, copied when the completion was dispatched */
+    PyObject *delegate;     /* the coroutine of a Python function, if delegated */
+    Py_buffer view;         /* the data; view.obj is NULL if there is none */
 };
 extern PyTypeObject OpType;
 
@@ -93,13 +94,13 @@ void op_let_go(Op *);
 
 /* ---- loop.c ---------------------------------------------------------------------------- */
 
-/* Where an operation waits for its completion. Its user_data: NATIVE, the slot's generation, which
- * no two operations in it share, and the slot. Never a pointer: another ring's message can have
- * any user_data. */
+/* An operation in flight has a slot. Its user_data consists of NATIVE, the slot's generation and
+ * the slot's index. Each operation in a slot has another generation. user_data is not a pointer,
+ * because a message from another ring can have any user_data. */
 #define NATIVE (1ULL << 62)
 #define GENERATIONS (1u << 30)
 struct slot {
-    Op *op; /* the kernel's reference; NULL while free */
+    Op *op; /* a reference for the kernel; NULL if the slot is free */
     uint32_t generation;
     uint32_t next_free;
 };
@@ -107,12 +108,12 @@ struct slot {
 struct Loop {
     PyObject_HEAD
     struct ring *ring;
-    PyObject *manager;    /* cancels, and keeps the ring */
-    PyObject *waiters;    /* by fd, who waits on it: Python's table, and the only one */
-    PyObject *registered; /* by fd, who waits in epoll */
-    PyObject *receive_operation, *send_operation; /* what Python reads of an operation */
+    PyObject *manager;    /* the I/O manager, which cancels operations and owns the ring */
+    PyObject *waiters;    /* the FdWaiters, shared with Python */
+    PyObject *registered; /* the fds with tasks waiting in epoll */
+    PyObject *receive_operation, *send_operation; /* the `operation` of each Op, for Python */
 
-    /* The buffers that receives share; NULL until there are some. */
+    /* The pool of provided buffers; NULL until receive_into(). */
     struct buffer_ring *pool;
     char *memory;
     PyObject *memory_owner;
@@ -121,16 +122,16 @@ struct Loop {
     unsigned group;
 
     PyObject *runner;
-    PyObject *hooks;   /* of the runner's instruments: only "_all" where there is none */
-    PyObject *wake;    /* the append of its queue of tasks */
-    PyObject *context; /* of this thread, where Trio says which task runs; during a step */
-    PyObject *task;    /* the task that runs, borrowed; during a step */
+    PyObject *hooks;   /* the hooks of the runner's instruments; only "_all" if there are none */
+    PyObject *wake;    /* the append method of the runner's run queue */
+    PyObject *context; /* Trio's context of this thread, with the current task; during a step */
+    PyObject *task;    /* the current task, borrowed; during a step */
 
     struct slot *slots;
     uint32_t slot_count, first_free, in_flight;
-    struct io_uring_cqe *cqes; /* fetched, and not dispatched yet: from cqe_next to cqe_count */
+    struct io_uring_cqe *cqes; /* those from cqe_next to cqe_count are not dispatched yet */
     uint32_t cqe_room, cqe_next, cqe_count;
-    unsigned long long completed[2]; /* sends, and what reads */
+    unsigned long long completed[2]; /* the numbers of sends and of receives */
 };
 extern PyTypeObject LoopType;
 
@@ -149,7 +150,7 @@ int init_step(void);
 
 extern struct kind socket_recv, socket_send, stream_receive_some, stream_send_all;
 
-/* ---- What older Pythons lack ------------------------------------------------------------- */
+/* ---- For Python before 3.12 --------------------------------------------------------------- */
 
 #if PY_VERSION_HEX < 0x030c0000
 static inline PyObject *PyErr_GetRaisedException(void)

@@ -1,11 +1,11 @@
 /*
- * Loop: a run's part of the engine. It fetches completions for Python as well, and keeps those of
- * its own operations until Trio's loop comes to process_events.
+ * Loop: the engine's state of one run. It fetches all completions, returns those of Python's
+ * operations, and keeps its own until Trio's loop calls process_events.
  */
 #include "engine.h"
 
-#define REAP_MAX 1024 /* as in _ring.py: CQEs fetched in one turn */
-#define NATIVE_DONE 4 /* as in _in_flight.py: the user_data that tells of the engine's */
+#define REAP_MAX 1024 /* as in _ring.py: the most CQEs that one call fetches */
+#define NATIVE_DONE 4 /* as in _in_flight.py: the engine has fetched completions of its own */
 
 /* ---- Slots ----------------------------------------------------------------------------- */
 
@@ -33,10 +33,10 @@ static struct slot *slot_of(Loop *loop, uint64_t user_data)
     return &loop->slots[index];
 }
 
-/* ---- Who waits on an fd ---------------------------------------------------------------- */
+/* ---- Fd waiters ------------------------------------------------------------------------ */
 
-/* Note that op waits on its fd, if nobody else does in any way; 0 if somebody does, -1 raises.
- * What is stored is what Python stores: a list of entries. */
+/* Register op for fd, as FdWaiters.register does: in a list. Returns 1; 0 if anything else waits on
+ * the fd; -1 with an exception. */
 static int enter_waiter(Loop *loop, Op *op, PyObject *fd)
 {
     if (PyDict_GetItemWithError(loop->waiters, fd) != NULL ||
@@ -56,7 +56,7 @@ static int enter_waiter(Loop *loop, Op *op, PyObject *fd)
     return 1;
 }
 
-/* Take it off again. The list may have gone with a close, or have more in it by now. */
+/* Unregister op. After a close the list may be gone. It may also have more entries by now. */
 int loop_leave_waiters(Loop *loop, Op *op)
 {
     PyObject *fd = op->fd;
@@ -76,9 +76,10 @@ int loop_leave_waiters(Loop *loop, Op *op)
     return left < 0 || PyErr_Occurred() ? -1 : 0;
 }
 
-/* ---- Into flight ----------------------------------------------------------------------- */
+/* ---- Pushing --------------------------------------------------------------------------- */
 
-/* Push op as sqe, for the task that runs; 0 if that must go another way, -1 raises. */
+/* Push op as sqe for the current task. Returns 1; 0 if op must be delegated; -1 with an
+ * exception. */
 int loop_push(Loop *loop, Op *op, struct sqe_fields *sqe, PyObject *fd)
 {
     if (loop->first_free == loop->slot_count && grow_slots(loop) < 0)
@@ -91,7 +92,7 @@ int loop_push(Loop *loop, Op *op, struct sqe_fields *sqe, PyObject *fd)
     sqe->opcode = op->kind->opcode;
     op->user_data = NATIVE | (uint64_t)slot->generation << 32 | index;
     if (api->push_many(loop->ring, sqe, 0, 1, op->user_data) != 1)
-        return loop_leave_waiters(loop, op); /* full, forked, closed: Python knows what to do */
+        return loop_leave_waiters(loop, op); /* full, forked or closed: Python handles that */
     loop->first_free = slot->next_free;
     slot->op = (Op *)Py_NewRef((PyObject *)op);
     loop->in_flight++;
@@ -103,8 +104,7 @@ int loop_push(Loop *loop, Op *op, struct sqe_fields *sqe, PyObject *fd)
 
 /* ---- Completions ----------------------------------------------------------------------- */
 
-/* Copy out what was received, so that the buffer is the kernel's again before its next chance to
- * need one. */
+/* Copy the received data and give the buffer back, before the kernel can need it again. */
 static void take_buffer(Loop *loop, Op *op)
 {
     if (!(op->flags & IORING_CQE_F_BUFFER)) {
@@ -118,7 +118,7 @@ static void take_buffer(Loop *loop, Op *op)
         char *data = loop->memory + (size_t)id * (size_t)loop->buffer_size + consumed;
         op->received = PyBytes_FromStringAndSize(data, op->res);
     }
-    op->flags &= ~IORING_CQE_F_BUFFER; /* seen to: nobody else must */
+    op->flags &= ~IORING_CQE_F_BUFFER; /* so that Python does not give it back, too */
     if (loop->consumed != NULL && op->flags & IORING_CQE_F_BUF_MORE) {
         loop->consumed[id] = consumed + (uint32_t)(op->res > 0 ? op->res : 0);
         return;
@@ -128,10 +128,10 @@ static void take_buffer(Loop *loop, Op *op)
     api->buffer_ring_add(loop->pool, id);
 }
 
-/* Returns the task to wake, and None if there is none; NULL raises. */
+/* Complete the operation in slot. Returns its task, or None; NULL with an exception. */
 static PyObject *complete(Loop *loop, struct slot *slot, struct io_uring_cqe *cqe)
 {
-    Op *op = slot->op; /* and the kernel's reference with it */
+    Op *op = slot->op; /* takes over the kernel's reference */
     slot->op = NULL;
     slot->generation = (slot->generation + 1) & (GENERATIONS - 1);
     slot->next_free = loop->first_free;
@@ -144,7 +144,7 @@ static PyObject *complete(Loop *loop, struct slot *slot, struct io_uring_cqe *cq
     loop->completed[op->kind->reads] += 1;
     if (op->kind->reads)
         take_buffer(loop, op);
-    PyErr_Clear(); /* no memory for what was received: the task is told when it goes on */
+    PyErr_Clear(); /* no memory for the received data: finish_receive raises MemoryError */
     PyObject *task = op->task != NULL ? op->task : Py_NewRef(Py_None);
     op->task = NULL;
     if (task == Py_None) {
@@ -157,8 +157,7 @@ static PyObject *complete(Loop *loop, struct slot *slot, struct io_uring_cqe *cq
     return task;
 }
 
-/* Wake the tasks of all completions that came since the last call; or, wake being false, discard
- * them. */
+/* Process all completions that were fetched since the last call. If wake, reschedule their tasks. */
 static int finish_completions(Loop *loop, int wake)
 {
     while (loop->cqe_next < loop->cqe_count) {
@@ -192,7 +191,7 @@ static PyObject *loop_discard(Loop *loop, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-/* has_fetched(user_data): whether its completion has come, and dispatch() has not seen it yet. */
+/* has_fetched(user_data): whether its completion was fetched and not dispatched yet. */
 static PyObject *loop_has_fetched(Loop *loop, PyObject *number)
 {
     unsigned long long user_data = PyLong_AsUnsignedLongLong(number);
@@ -228,8 +227,9 @@ static int append_completion(PyObject *list, uint64_t user_data, int32_t res, ui
     return appended;
 }
 
-/* One turn of the ring. Returns Python's completions as a list of (user_data, res, flags), which
- * has one more, NATIVE_DONE, if any of the engine's came; or a result below 0. */
+/* Submit and wait, as Ring.submit_and_wait. Returns Python's completions as a list of (user_data,
+ * res, flags), or a negated errno. The list ends with NATIVE_DONE if the engine's completions were
+ * fetched too. */
 static PyObject *loop_turn(Loop *loop, PyObject *seconds)
 {
     double timeout = PyFloat_AsDouble(seconds);
@@ -281,7 +281,7 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)loop;
 }
 
-/* begin(runner): the run's first turn. */
+/* begin(runner): called in the run's first loop iteration. */
 static PyObject *loop_begin(Loop *loop, PyObject *runner)
 {
     if (Py_TYPE(runner) != trio.runner_type)
@@ -301,8 +301,8 @@ static PyObject *loop_begin(Loop *loop, PyObject *runner)
     Py_RETURN_NONE;
 }
 
-/* receive_into(pool, memory, address, size, incremental_count, group, operation): the buffers to
- * receive into, and how many they are if they are incremental. */
+/* receive_into(pool, memory, address, size, incremental_count, group, operation): sets the provided
+ * buffers. incremental_count is their number if they are incremental, otherwise 0. */
 static PyObject *loop_receive_into(Loop *loop, PyObject *args)
 {
     unsigned long long pool, address;
@@ -336,8 +336,8 @@ static PyObject *loop_cancel_all(Loop *loop, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-/* The run ends: let go of it. What is in flight still, the kernel may still write to: its
- * references stay for ever. */
+/* The run ends: release it. The kernel may still write to the memory of operations in flight, so
+ * their references are never released. */
 static int loop_clear(Loop *loop)
 {
     Py_CLEAR(loop->runner);
