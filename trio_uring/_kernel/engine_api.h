@@ -9,7 +9,7 @@
 
 #include "uapi.h"
 
-#define ENGINE_API_LAYOUT 1 /* must change with every change of this file */
+#define ENGINE_API_LAYOUT 1 /* must be changed with the types in this file */
 
 struct ring;
 struct buffer_ring;

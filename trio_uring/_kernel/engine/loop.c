@@ -157,7 +157,7 @@ static PyObject *complete(Loop *loop, struct slot *slot, struct io_uring_cqe *cq
     return task;
 }
 
-/* Process all completions that were fetched since the last call. If wake, reschedule their tasks. */
+/* Process all completions fetched since the last call. If wake is true, reschedule their tasks. */
 static int finish_completions(Loop *loop, int wake)
 {
     while (loop->cqe_next < loop->cqe_count) {

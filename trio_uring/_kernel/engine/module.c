@@ -1,12 +1,12 @@
-/* trio_uring._kernel._native: what Python gives at the start, and the names that it imports. */
+/* The module trio_uring._kernel._native: setup by Python, and the functions that it imports. */
 #include "engine.h"
 
 struct trio trio;
 const struct engine_api *api;
 
-/* ---- What Python gives ------------------------------------------------------------------- */
+/* ---- Setup ------------------------------------------------------------------------------- */
 
-/* A slot's offset, from what stands in its class: a descriptor that says it. */
+/* Get a slot's offset from its member descriptor in the class. */
 static int slot_offset(PyObject *trio_names, const char *name, PyTypeObject *type,
                        Py_ssize_t *offset)
 {
@@ -38,7 +38,7 @@ static int object_named(PyObject *names, const char *name, PyTypeObject *type, v
     return 0;
 }
 
-/* setup(api, names): once a process. names has what struct trio has. */
+/* setup(api, names): called once per process. names has the members of struct trio. */
 static PyObject *setup(PyObject *module, PyObject *args)
 {
     unsigned long long address;
@@ -58,7 +58,8 @@ static PyObject *setup(PyObject *module, PyObject *args)
         TYPE(detector_type) || TYPE(manager_type) || TYPE(socket_type) || OBJECT(checkpoint) ||
         OBJECT(value) || OBJECT(error) || OBJECT(abort_failed) || OBJECT(context) ||
         NAME(deliver_cancel) || NAME(deliver_ki) || NAME(socket) || NAME(stdlib_socket) ||
-        NAME(fileno) || NAME(is_stream) || NAME(send_conflict_detector) || NAME(held) || NAME(did_shutdown) ||
+        NAME(fileno) || NAME(is_stream) || NAME(send_conflict_detector) || NAME(held) ||
+        NAME(did_shutdown) ||
         OFFSET(next_send_fn, task_type) || OFFSET(next_send, task_type) ||
         OFFSET(abort_func, task_type) || OFFSET(custom_sleep_data, task_type) ||
         OFFSET(cancel_status, task_type) || OFFSET(coro, task_type) ||
@@ -76,7 +77,7 @@ static PyObject *setup(PyObject *module, PyObject *args)
 static struct kind *const kinds[] = {&socket_recv, &socket_send, &stream_receive_some,
                                      &stream_send_all};
 
-/* twin(name, twin, rest, failed): what Python does where the C does not. */
+/* set_twin(name, twin, rest, failed): sets the Python functions of a kind; see struct kind. */
 static PyObject *set_twin(PyObject *module, PyObject *args)
 {
     const char *name;
@@ -93,7 +94,7 @@ static PyObject *set_twin(PyObject *module, PyObject *args)
     return PyErr_Format(PyExc_ValueError, "there is no %s", name);
 }
 
-/* ---- What Python calls ------------------------------------------------------------------- */
+/* ---- The functions ----------------------------------------------------------------------- */
 
 static PyObject *new_op(struct kind *kind, PyObject *const *args, Py_ssize_t count)
 {

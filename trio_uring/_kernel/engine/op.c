@@ -1,21 +1,21 @@
 /*
- * Op: one operation that a task awaits. It is the awaitable, the entry among what is in flight and
- * the pin of the memory in one, because making three objects is what costs in Python.
+ * Op: one operation that a task awaits. One object is the awaitable, the in-flight entry and the
+ * pin of the memory, because creating three objects for these is what takes the time in Python.
  *
- *   FRESH      made, and not awaited: the arguments are looked at when it is, as in a coroutine
- *   IN_FLIGHT  pushed; the task waits, and the kernel's reference keeps the operation
- *   COMPLETE   the completion came; the task goes on soon
- *   DELEGATED  not plain: the twin's coroutine gets whatever the task is sent
- *   ENDED      as a finished coroutine
+ *   FRESH      created and not awaited; the arguments are checked when it is, as in a coroutine
+ *   IN_FLIGHT  pushed; the task waits, and the slot has a reference for the kernel
+ *   COMPLETE   the completion was dispatched; the task runs soon
+ *   DELEGATED  done by a Python coroutine, which gets everything that the task sends
+ *   ENDED      like a coroutine that has finished
  *
- * What it yields is itself: step.c knows that the task waits. For Trio it is also the task's abort
- * function. An operation can only be in flight for a task that step.c runs, so nobody else ever
- * sees it yielded; everywhere else it is delegated.
+ * It yields itself, and step.c treats that as a task that waits. It is also the task's abort
+ * function for Trio. Only tasks that step.c runs can have an operation in flight, so only step.c
+ * gets a yielded operation. In all other tasks, the operation is delegated.
  */
 #include "engine.h"
 
-/* Made once per operation, and collected by the garbage collector too: so they are used again.
- * The list is the process's, as CPython's own are: the GIL protects it. */
+/* The free list. Operations are created often and are tracked by the garbage collector, so they are
+ * reused. The list is per process and protected by the GIL, as CPython's free lists are. */
 #define FREE_MAX 256
 static Op *free_ops[FREE_MAX];
 static int free_count;
@@ -37,9 +37,9 @@ PyObject *op_new(struct kind *kind, PyObject *owner, PyObject *argument)
     return (PyObject *)op;
 }
 
-/* ---- How it ends ----------------------------------------------------------------------- */
+/* ---- Ending ---------------------------------------------------------------------------- */
 
-/* Let go of what is only for the operation; not of memory that the kernel may still touch. */
+/* Release the conflict detector, and the data unless the kernel may still access it. */
 void op_let_go(Op *op)
 {
     if (op->detector_held) {
@@ -51,7 +51,7 @@ void op_let_go(Op *op)
         PyBuffer_Release(&op->view);
 }
 
-/* The task gets value, whose reference is stolen; an exception if that is NULL. */
+/* End with value, whose reference is stolen; with the current exception if it is NULL. */
 PySendResult op_end(Op *op, PyObject *value, PyObject **result)
 {
     op->state = ENDED;
@@ -59,14 +59,14 @@ PySendResult op_end(Op *op, PyObject *value, PyObject **result)
     return value != NULL ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
-/* Raise what a completion with an error means: a Python function does. */
+/* Raise the exception for a completion with an error, in Python. */
 PySendResult op_failed(Op *op, PyObject **result)
 {
     PyObject *value = PyObject_CallFunctionObjArgs(op->kind->failed, op->loop->manager, op, NULL);
     return op_end(op, value, result);
 }
 
-/* Go on as coroutine, whose reference is stolen; NULL if making it raised. */
+/* Delegate to coroutine, whose reference is stolen; NULL if creating it raised an exception. */
 PySendResult op_delegate(Op *op, PyObject *coroutine, PyObject **result)
 {
     if (coroutine == NULL)
@@ -117,7 +117,7 @@ static PySendResult op_send(Op *op, PyObject *value, PyObject **result)
     }
 }
 
-/* ---- As Python's awaitables ------------------------------------------------------------ */
+/* ---- The coroutine protocol ------------------------------------------------------------ */
 
 static void set_stop_iteration(PyObject *value)
 {
@@ -125,7 +125,7 @@ static void set_stop_iteration(PyObject *value)
         PyErr_SetObject(PyExc_StopIteration, value);
         return;
     }
-    /* These two PyErr_SetObject would take for the exception's arguments, or for it itself. */
+    /* PyErr_SetObject would treat a tuple as the arguments, and an exception as the exception. */
     PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, value);
     if (stop != NULL) {
         PyErr_SetObject(PyExc_StopIteration, stop);
@@ -133,7 +133,8 @@ static void set_stop_iteration(PyObject *value)
     }
 }
 
-/* What is yielded; or NULL, with StopIteration unless None is returned and quiet. */
+/* Return what op yields, or NULL with an exception. If op returns a value, the exception is
+ * StopIteration, or none if the value is None and quiet is true. */
 static PyObject *send_as_iterator(Op *op, PyObject *value, int quiet)
 {
     PyObject *result;
@@ -149,7 +150,7 @@ static PyObject *send_as_iterator(Op *op, PyObject *value, int quiet)
 static PyObject *op_next(Op *op) { return send_as_iterator(op, Py_None, 1); }
 static PyObject *op_send_method(Op *op, PyObject *value) { return send_as_iterator(op, value, 0); }
 
-/* The task goes another way. What is in flight stays so, and its completion is for nobody. */
+/* The task no longer awaits op. If op is in flight, it remains so, and its result is discarded. */
 static void op_abandon(Op *op)
 {
     Py_CLEAR(op->task);
@@ -199,9 +200,9 @@ static PyObject *op_close(Op *op, PyObject *unused)
     return closed;
 }
 
-/* ---- Being cancelled ------------------------------------------------------------------- */
+/* ---- Cancellation ---------------------------------------------------------------------- */
 
-/* Ask the kernel to stop it. Python does: it has the queue for what finds no room. */
+/* Request the cancellation of op from Python, which has a queue in case there is no room. */
 int op_ask_cancel(Op *op)
 {
     if (op->state != IN_FLIGHT || !op->kind->reads)
@@ -211,7 +212,7 @@ int op_ask_cancel(Op *op)
     return asked == NULL ? -1 : 0;
 }
 
-/* As InFlight.abort: for Trio. */
+/* As InFlight.abort: Trio calls it to cancel the task. */
 static PyObject *op_abort(Op *op, PyObject *args, PyObject *kwargs)
 {
     PyObject *raise_cancel;
@@ -231,7 +232,7 @@ static PyObject *op_fd_closing(Op *op, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-/* As InFlight.finish_cancelled: another operation wants to begin. */
+/* As InFlight.finish_cancelled: called before another operation starts. */
 static PyObject *op_finish_cancelled(Op *op, PyObject *unused)
 {
     if (op->state != IN_FLIGHT || !op->cancel_asked)
@@ -318,7 +319,7 @@ static PyMethodDef op_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-/* cr_frame and cr_await are for Task.iter_await_frames, which so finds the twin's frames. */
+/* With cr_frame and cr_await, Task.iter_await_frames finds the frames of the twin. */
 static PyMemberDef op_members[] = {
     {"user_data", T_ULONGLONG, offsetof(Op, user_data), READONLY, NULL},
     {"res", T_INT, offsetof(Op, res), READONLY, NULL},

@@ -1,23 +1,23 @@
 /*
- * Receiving and sending: what is pushed, and what is made of the result.
+ * Receiving and sending: the SQEs, and the results.
  *
- * A receive is a multishot with a limit of one: `optlen`, the SQE's byte 44, is where it ends
- * (Linux 6.17; Python asks the kernel once before it gives us buffers). It receives like an
- * ordinary one, but stays in the kernel's poll queue whatever wakes it up in vain, where an
- * ordinary receive is given to a worker after a while.
+ * A receive is a multishot receive with a limit of one completion: `optlen`, byte 44 of the SQE
+ * (Linux 6.17; Python tests that once before it passes us buffers). It receives like a one-shot
+ * receive, but after spurious wakeups it stays in the kernel's poll queue. The kernel gives a
+ * one-shot receive to a worker after some of them.
  *
- * A send never waits in the kernel: one that finds the socket full goes on in Python, which waits
- * until it is writable.
+ * A send never waits in the kernel. If the socket is full, Python continues, and waits until the
+ * socket is writable.
  */
 #include "engine.h"
 
 #include <sys/socket.h>
 
-#define OP_SEND 26 /* IORING_OP_SEND and IORING_OP_RECV */
-#define OP_RECV 27
+#define OP_SEND 26 /* IORING_OP_SEND */
+#define OP_RECV 27 /* IORING_OP_RECV */
 #define IO_MAX 0x7ffff000 /* the most that the kernel sends at once: MAX_RW_COUNT */
 
-/* The socket's fd, as an int; NULL, and no exception, if there is none or that is not plain. */
+/* The socket's fd as an int; NULL without an exception if it has none or is of another type. */
 static PyObject *fd_of(PyObject *socket)
 {
     PyObject *stdlib = NULL, *fd = NULL;
@@ -32,7 +32,7 @@ static PyObject *fd_of(PyObject *socket)
     return fd;
 }
 
-/* The loop that a task may push for now; NULL if there is none, or the task is to be cancelled. */
+/* The loop for which the current task may push; NULL if there is none, or the task is cancelled. */
 static Loop *plain_loop(void)
 {
     Loop *loop = current_loop();
@@ -41,7 +41,7 @@ static Loop *plain_loop(void)
 
 /* ---- Receiving ------------------------------------------------------------------------- */
 
-/* Push a receive of at most size bytes; what is not plain goes to the twin. */
+/* Push a receive of at most size bytes, or delegate to the twin. */
 static PySendResult start_receive(Op *op, PyObject *socket, Py_ssize_t size, PyObject **result)
 {
     Loop *loop = plain_loop();
@@ -69,7 +69,7 @@ static PySendResult start_receive(Op *op, PyObject *socket, Py_ssize_t size, PyO
     return PYGEN_NEXT;
 }
 
-/* The size as a number; 0, which nobody may receive, if that is not plain. */
+/* The size; 0, with which the receive is delegated, if it is not an int or too large. */
 static Py_ssize_t size_of(PyObject *argument)
 {
     Py_ssize_t size = PyLong_CheckExact(argument) ? PyLong_AsSsize_t(argument) : 0;
@@ -87,7 +87,7 @@ static int attribute_is(PyObject *object, PyObject *name, PyObject *expected)
     return value == expected;
 }
 
-/* Only from streams: a datagram socket's receive in flight would keep its port. */
+/* Only for stream sockets: a receive in flight would keep the port of a datagram socket in use. */
 static PySendResult start_recv(Op *op, PyObject **result)
 {
     if (!attribute_is(op->owner, trio.is_stream, Py_True))
@@ -95,7 +95,7 @@ static PySendResult start_recv(Op *op, PyObject **result)
     return start_receive(op, op->owner, size_of(op->argument), result);
 }
 
-/* A stream's class is final, and its socket an attribute like any other. */
+/* A stream's class is final, so its socket is always an ordinary attribute. */
 static PyObject *socket_of(PyObject *stream)
 {
     PyObject *socket = PyObject_GetAttr(stream, trio.socket);
@@ -133,7 +133,8 @@ static PySendResult finish_receive(Op *op, PyObject **result)
 
 /* ---- Sending --------------------------------------------------------------------------- */
 
-/* Whether data's memory can be sent as it is: bytes, or a plain row of them. */
+/* Get the memory of the data. Returns 0 if it is not bytes, a bytearray or a memoryview of bytes,
+ * or cannot be sent in one call. */
 static int take_view(Op *op)
 {
     PyObject *data = op->argument;
@@ -155,7 +156,7 @@ static int take_view(Op *op)
     return 0;
 }
 
-/* 1 if it is in flight, 0 if that is not plain, -1 raises. */
+/* Returns 1 if op is in flight; 0 if it must be delegated; -1 with an exception. */
 static int push_send(Op *op, Loop *loop, PyObject *socket)
 {
     PyObject *fd = fd_of(socket);
@@ -189,7 +190,7 @@ static PySendResult start_send(Op *op, PyObject **result)
     return PYGEN_NEXT;
 }
 
-/* Take the stream's conflict detector, which keeps a second task from sending meanwhile. */
+/* Acquire the stream's conflict detector, so that no other task can send meanwhile. */
 static int hold_detector(Op *op)
 {
     op->detector = PyObject_GetAttr(op->owner, trio.send_conflict_detector);
@@ -220,13 +221,14 @@ static PySendResult start_send_all(Op *op, PyObject **result)
     return pushed < 0 ? op_end(op, NULL, result) : op_twin(op, result);
 }
 
-/* Python goes on where the kernel took a part, or nothing because the socket is full. */
+/* Send the rest in Python, because the kernel took only a part, or nothing from a full socket. */
 static PySendResult send_rest(Op *op, PyObject **result)
 {
     int sent = op->res > 0 ? op->res : 0;
-    PyObject *coroutine = PyObject_CallFunction(op->kind->rest, "OOi", op->owner, op->argument, sent);
+    PyObject *coroutine =
+        PyObject_CallFunction(op->kind->rest, "OOi", op->owner, op->argument, sent);
     if (coroutine != NULL)
-        op->detector_held = 0; /* it lets go of it in the end */
+        op->detector_held = 0; /* the coroutine releases it */
     op_let_go(op);
     return op_delegate(op, coroutine, result);
 }

@@ -1,22 +1,21 @@
 /*
- * A step of a task, as Trio's loop makes it: the plain case of its inner `while batch:`.
+ * Runs steps of tasks in place of Trio's loop: the common case of its inner `while batch:`.
  *
- * Trio's loop calls step(runner, batch) in front of that loop (_trio_step.py puts the call there).
- * It takes tasks off the batch while they are plain, and leaves the rest to Trio's own lines: so
- * it may stop at any point, and what it leaves behind must be what Trio's lines expect.
+ * Trio's loop calls step(runner, batch) before that inner loop (_trio_step.py inserts the call). It
+ * takes tasks off the batch as long as is_plain(task), and leaves the rest to Trio's inner loop. So
+ * it may stop at any point, in a state that Trio's loop expects.
  */
 #include "engine.h"
 
-/* The loop whose step this thread is in. Operations look here for their ring; in Trio's own lines
- * there is none, so there they are delegated. */
+/* The loop whose step this thread runs. Operations find their ring here. It is NULL while Trio's
+ * loop runs tasks, so their operations are delegated. */
 static _Thread_local Loop *stepping;
 
-static PyObject *task_name; /* "task", in Trio's context of a thread */
+static PyObject *task_name; /* "task", the current task's key in Trio's context of a thread */
 static PyMethodDef *coroutine_send;
 
-/* The loop that runs the task which calls, or NULL. The step that was entered last in this thread
- * need not be the innermost one: a task may run another loop, or a greenlet of another task. So
- * ask Trio, too. */
+/* The loop that runs the current task, or NULL. stepping is not enough: a task may run another
+ * event loop, or switch to a greenlet of another task. So Trio's current task is compared, too. */
 Loop *current_loop(void)
 {
     Loop *loop = stepping;
@@ -32,15 +31,15 @@ static int status_says_cancelled(PyObject *task)
            SLOT(status, trio.effectively_cancelled) == Py_True;
 }
 
-/* Whether the task that runs may be cancelled at its next checkpoint; Python looks closely. */
+/* Whether the current task may be cancelled at its next checkpoint. Then Python checks exactly. */
 int is_cancelled(Loop *loop)
 {
     return status_says_cancelled(loop->task) || SLOT(loop->runner, trio.ki_pending) == Py_True;
 }
 
-/* ---- Waking ---------------------------------------------------------------------------- */
+/* ---- Rescheduling ---------------------------------------------------------------------- */
 
-/* What a shielded checkpoint is resumed with: stands for outcome.Value(None). */
+/* Sent to a task after a shielded checkpoint, instead of outcome.Value(None). */
 static PyObject *nothing_unwrap(PyObject *self, PyObject *unused) { Py_RETURN_NONE; }
 
 static PyMethodDef nothing_methods[] = {
@@ -76,7 +75,7 @@ static int add_one(PyObject *task, Py_ssize_t offset)
     return 0;
 }
 
-/* As Runner.reschedule, which is called itself where an instrument wants to know. */
+/* As Runner.reschedule, which is called if there are instruments or the task is unusual. */
 int reschedule(Loop *loop, PyObject *task, PyObject *value)
 {
     PyObject *coro = SLOT(task, trio.coro);
@@ -87,7 +86,7 @@ int reschedule(Loop *loop, PyObject *task, PyObject *value)
         Py_XDECREF(done);
         return done == NULL ? -1 : 0;
     }
-    PyObject *send = PyCFunction_NewEx(coroutine_send, coro, NULL); /* what coro.send gives */
+    PyObject *send = PyCFunction_NewEx(coroutine_send, coro, NULL); /* the same as coro.send */
     if (send == NULL)
         return -1;
     set_slot(task, trio.next_send_fn, send);
@@ -107,10 +106,10 @@ static int is_plain(PyObject *task)
            PyContext_CheckExact(SLOT(task, trio.task_context));
 }
 
-/* Let the task run until it waits, ends or fails. */
+/* Run the task until it yields a message, returns or raises. */
 static PySendResult resume(PyObject *task, PyObject **message)
 {
-    /* The task may change these in the step, as trio.from_thread does: hold on to them. */
+    /* The task may replace these during the step, as trio.from_thread does. */
     PyObject *coro = Py_NewRef(SLOT(task, trio.coro));
     PyObject *context = Py_NewRef(SLOT(task, trio.task_context));
     PyObject *function = SLOT(task, trio.next_send_fn), *value = SLOT(task, trio.next_send);
@@ -123,7 +122,7 @@ static PySendResult resume(PyObject *task, PyObject **message)
         if (PyCFunction_CheckExact(function) && PyCFunction_GET_SELF(function) == coro &&
             ((PyCFunctionObject *)function)->m_ml == coroutine_send) {
             sent = PyIter_Send(coro, value, message);
-        } else { /* throw, or another kind of coroutine */
+        } else { /* coro.throw, or another kind of coroutine */
             *message = PyObject_CallOneArg(function, value);
             if (*message != NULL)
                 sent = PYGEN_NEXT;
@@ -134,7 +133,7 @@ static PySendResult resume(PyObject *task, PyObject **message)
                 sent = *message != NULL ? PYGEN_RETURN : PYGEN_ERROR;
             }
         }
-        if (PyContext_Exit(context) < 0) { /* the task's failure, as in Context.run */
+        if (PyContext_Exit(context) < 0) { /* the task fails, as with Context.run */
             Py_CLEAR(*message);
             sent = PYGEN_ERROR;
         }
@@ -163,7 +162,7 @@ static int exited(PyObject *runner, PyObject *task, PyObject *message)
     return done == NULL ? -1 : 0;
 }
 
-/* The task waits; abort_func, whose reference is stolen, ends that. */
+/* The task waits. The reference to abort_func is stolen. */
 static int sleeps(PyObject *runner, PyObject *task, PyObject *abort_func)
 {
     if (abort_func == NULL || add_one(task, trio.schedule_points) < 0 ||
@@ -191,7 +190,8 @@ static int sleeps(PyObject *runner, PyObject *task, PyObject *abort_func)
 static PyObject *replay_message(PyObject *message, PyObject *unused) { return Py_NewRef(message); }
 static PyMethodDef replay = {"replay", replay_message, METH_O, NULL};
 
-/* Have Trio's own lines see to a message: put the task back, as if it were about to yield it. */
+/* Let Trio's loop process message: put the task back into the batch, so that its next step yields
+ * message. */
 static int leave_to_trio(PyObject *batch, PyObject *task, PyObject *message)
 {
     PyObject *function = PyCFunction_NewEx(&replay, message, NULL);
@@ -201,7 +201,7 @@ static int leave_to_trio(PyObject *batch, PyObject *task, PyObject *message)
     return PyList_Append(batch, task) < 0 ? -1 : 1;
 }
 
-/* Make a step of task. Returns 1 if Trio's own lines must go on. */
+/* Run a step of task. Returns 1 if Trio's loop must continue with the batch. */
 static int step_task(Loop *loop, PyObject *runner, PyObject *batch, PyObject *task)
 {
     PyObject *message;
@@ -224,7 +224,7 @@ static int step_task(Loop *loop, PyObject *runner, PyObject *batch, PyObject *ta
     return result;
 }
 
-/* An instrument that the task has added: Trio calls it at the end of that very step. */
+/* The task has added an instrument. Trio calls it at the end of the same step. */
 static int call_after_task_step(Loop *loop, PyObject *runner, PyObject *task)
 {
     PyObject *hook = PyUnicode_FromString("after_task_step"), *called = NULL;
@@ -246,7 +246,7 @@ static int step_batch(Loop *loop, PyObject *runner, PyObject *batch)
             Py_DECREF(task);
             break;
         }
-        stepping = loop; /* again: a run inside of a task may have changed it */
+        stepping = loop; /* a run inside of a task may have changed it */
         loop->task = task;
         result = PyDict_SetItem(loop->context, task_name, task);
         if (result == 0)
@@ -285,7 +285,7 @@ PyObject *make_steps(PyObject *module, PyObject *const *args, Py_ssize_t count)
     PyObject *runner = args[0], *batch = args[1];
     Loop *outer = stepping, *loop = loop_of(runner);
     if (loop == NULL || loop->task != NULL || !PyList_CheckExact(batch)) {
-        stepping = NULL; /* Trio's own lines run the tasks, perhaps inside of another loop's step */
+        stepping = NULL; /* Trio's loop runs the tasks, perhaps inside of another loop's step */
         Py_RETURN_NONE;
     }
     PyObject *context = PyObject_GetAttrString(trio.context, "__dict__");
@@ -315,7 +315,7 @@ int init_step(void)
         PyErr_SetString(PyExc_ImportError, "coroutines have no send method");
         return -1;
     }
-    coroutine_send = ((PyMethodDescrObject *)send)->d_method; /* send lives as long as its type */
+    coroutine_send = ((PyMethodDescrObject *)send)->d_method; /* valid as long as the type */
     Py_DECREF(send);
     if (PyType_Ready(&NothingType) < 0)
         return -1;
