@@ -32,7 +32,9 @@ class RingStatistics:
       submitted: SQEs taken by the kernel; includes cancels and the watch on epoll.
       enters: Calls of io_uring_enter(2).
       cancelled: Operations that ended because their task was cancelled.
-      completed: Completed operations by opcode: ``{"RECV": 3, ...}``.
+      completed: Completed operations by opcode: ``{"RECV": 3, ...}``. With one or two connections
+        the native engine calls send(2) where a task has nothing to share an enter with; such calls
+        are among those of ``SEND``.
       waiting_for_limit: Tasks in line because of ``RingConfig.max_file_operations``.
       routes: Calls on files and paths by the way they went: ``ring``; ``inline``, which had
         nothing to wait for; and ``thread``.

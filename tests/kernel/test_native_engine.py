@@ -19,7 +19,7 @@ import outcome
 import pytest
 import trio
 from children import output_of, run_python
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import RingConfig, _trio_step
@@ -667,6 +667,103 @@ async def test_completions_are_counted() -> None:
             nursery.cancel_scope.cancel()
         assert statistics().tasks_waiting_read == waiting - 1
         assert statistics().in_flight == 0
+
+
+# --- Sends without the ring -----------------------------------------------------------------
+
+
+async def test_a_task_that_is_alone_sends_by_a_system_call() -> None:
+    async with warm_streams() as (a, b):
+        loop = manager().native
+        assert loop is not None
+        sent, enters = loop.sent_now, statistics().enters
+        for _ in range(10):
+            await a.send_all(b"x")
+            assert await b.receive_some() == b"x"
+        assert loop.sent_now - sent == 10
+        assert statistics().enters - enters <= 11  # only to receive
+
+
+async def test_tasks_that_send_in_one_turn_share_an_enter() -> None:
+    async with warm_streams() as (a, b), warm_streams() as (c, d):
+        loop = manager().native
+        assert loop is not None
+        sent = loop.sent_now
+        for _ in range(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(a.send_all, b"x")
+                nursery.start_soon(c.send_all, b"x")
+            assert [await stream.receive_some() for stream in (b, d)] == [b"x", b"x"]
+        # The one that runs last in a turn has found the other's send in the queue.
+        assert loop.sent_now == sent
+
+
+async def test_sends_that_are_queued_come_before_one_by_a_system_call() -> None:
+    async with warm_streams() as (a, b):
+        for _ in range(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(a.send_all, b"1")
+                await trio.lowlevel.checkpoint()
+                nursery.start_soon(a.socket.send, b"2")
+            received = b""
+            while len(received) < 2:
+                received += await b.receive_some()
+            assert received == b"12"
+
+
+@pytest.mark.ring(turn_budget=0)
+async def test_a_send_by_a_system_call_is_a_checkpoint() -> None:
+    async with warm_streams() as (a, b):
+        with assert_checkpoints():
+            await a.send_all(b"x")
+        with assert_checkpoints():
+            assert await a.socket.send(b"y") == 1
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await a.send_all(b"not sent")
+        assert scope.cancelled_caught
+        assert await receive_exactly(b, 2) == b"xy"
+
+
+@pytest.fixture
+def no_deterministic_scheduling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow what pytest-trio forbids for all tests: to skip schedule points."""
+    monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", False)
+
+
+@pytest.mark.usefixtures("no_deterministic_scheduling")
+@pytest.mark.ring(turn_budget=1.0)
+async def test_a_send_by_a_system_call_counts_as_a_checkpoint() -> None:
+    async with warm_streams() as (a, b):
+        with assert_checkpoints():
+            await a.send_all(b"x")
+        with assert_checkpoints():
+            assert await a.socket.send(b"y") == 1
+        assert await receive_exactly(b, 2) == b"xy"
+
+
+async def test_a_failed_send_by_a_system_call() -> None:
+    async with warm_streams() as (a, b):
+        b.socket.close()
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await a.send_all(b"x")
+        assert isinstance(caught.value.__cause__, BrokenPipeError)
+        with pytest.raises(BrokenPipeError):
+            await a.socket.send(b"x")
+
+
+async def test_a_full_socket_and_a_send_by_a_system_call() -> None:
+    data = random.Random(0).randbytes(3_000_000)
+    async with warm_streams() as (a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(a.send_all, data)
+        assert await receive_exactly(b, len(data)) == data
+
+
+@pytest.mark.ring(allowed_operations=frozenset({"RECV"}))
+async def test_where_the_kernel_forbids_sends_none_is_made() -> None:
+    left, right = trio.socket.socketpair()
+    with left, right, pytest.raises(PermissionError):
+        await left.send(b"x")
 
 
 # --- Traps of runs --------------------------------------------------------------------------

@@ -683,7 +683,7 @@ async def test_a_kernel_without_multishot_receive_receives_one_by_one(
         model = operations.recv_select(fd, buffers, 0)
         return Operation(model.opcode, model.decode, fd, ioprio=1 << 15, buffers=buffers)
 
-    def open_pool(_count: int, _size: int) -> None:
+    def open_pool(_count: int, _size: int, *_first: int, incremental: bool = False) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
     if what == "RECV_MULTISHOT":

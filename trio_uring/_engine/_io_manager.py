@@ -112,7 +112,14 @@ class UringIOManager(InFlightTable):
         else:
             self.ring.register_fd()
         if not self.why_python:
-            self.native = open_native_loop(self, self.ring, self.fd_waiters, self._readiness.waits)
+            self.native = open_native_loop(
+                self,
+                self.ring,
+                self.fd_waiters,
+                self._readiness.waits,
+                turn_budget=self.config.turn_budget,
+                may_send_now=self.config.allowed_operations is None and self.config.sqpoll is None,
+            )
         self._watch()
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from trio_uring._kernel import native
 from trio_uring._kernel.sockets import MSG_DONTWAIT
 from trio_uring._operations import recv_once, send
-from trio_uring._trio_private import current_runner
+from trio_uring._trio_private import counts_steps, current_runner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 
 def open_native_loop(
-    table: object, ring: Ring, waiters: FdWaiters, registered: Mapping[int, object]
+    table: object,
+    ring: Ring,
+    waiters: FdWaiters,
+    registered: Mapping[int, object],
+    *,
+    turn_budget: float,
+    may_send_now: bool,
 ) -> Loop:
     """Return the native engine's `Loop` of the current run. It fetches all completions from now on.
 
@@ -37,7 +43,7 @@ def open_native_loop(
         registered=registered,
         send_operation=send(-1, b"", MSG_DONTWAIT),
     )
-    loop.begin(current_runner())
+    loop.begin(current_runner(), 0.0 if counts_steps() else turn_budget, may_send_now)
     ring.native = loop
     return loop
 
@@ -56,7 +62,7 @@ def receive_natively(loop: Loop, pool: BufferPool) -> None:
 def count_native(loop: Loop, completed: list[int]) -> list[int]:
     """Return *completed*, the counts of completions by opcode, with those of *loop* added."""
     counts = completed.copy()
-    counts[loop.send_operation.opcode] += loop.sends
+    counts[loop.send_operation.opcode] += loop.sends + loop.sent_now
     if loop.receive_operation is not None:
         counts[loop.receive_operation.opcode] += loop.receives
     return counts

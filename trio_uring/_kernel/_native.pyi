@@ -26,6 +26,7 @@ class Loop:
     send_operation: Operation[object]
     receive_operation: Operation[object] | None
     sends: int
+    sent_now: int
     receives: int
     def __init__(
         self,
@@ -35,7 +36,7 @@ class Loop:
         registered: Mapping[int, object],
         send_operation: Operation[object],
     ) -> None: ...
-    def begin(self, runner: object, /) -> None: ...
+    def begin(self, runner: object, turn_budget: float, may_send_now: bool, /) -> None: ...
     def receive_into(
         self,
         pool: int,

@@ -1,8 +1,15 @@
-/* Returns the functions that engine_api.h declares. Compiled as one unit with ring.c, after the
- * functions that it names. */
+/* The functions that engine_api.h declares. Compiled as one unit with ring.c, after the functions
+ * that it names. */
+
+/* Whether the ring may be used, and nothing is pushed that the kernel has not taken. */
+static int ring_is_idle(struct ring *ring)
+{
+    return ring_refuses(ring) == 0 && ring_publish(ring) == 0;
+}
+
 static const void *engine_api(void)
 {
     static const struct engine_api api = {ENGINE_API_LAYOUT, ring_push_many, ring_turn,
-                                          buffer_ring_add};
+                                          buffer_ring_add, ring_is_idle};
     return &api;
 }

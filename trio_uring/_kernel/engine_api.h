@@ -9,7 +9,7 @@
 
 #include "uapi.h"
 
-#define ENGINE_API_LAYOUT 1 /* must be changed with the types in this file */
+#define ENGINE_API_LAYOUT 2 /* must be changed with the types in this file */
 
 struct ring;
 struct buffer_ring;
@@ -34,6 +34,7 @@ struct engine_api {
                      uint64_t user_data);
     int (*turn)(struct ring *, double timeout, struct io_uring_cqe *, unsigned room);
     void (*buffer_ring_add)(struct buffer_ring *, unsigned id);
+    int (*is_idle)(struct ring *);
 };
 
 #endif

@@ -236,6 +236,7 @@ static PyObject *loop_turn(Loop *loop, PyObject *seconds)
     if ((timeout == -1 && PyErr_Occurred()) || make_room(loop) < 0)
         return NULL;
     struct io_uring_cqe *new = loop->cqes + loop->cqe_count;
+    loop->budget_end = 0;
     int count;
     Py_BEGIN_ALLOW_THREADS
     count = api->turn(loop->ring, timeout, new, REAP_MAX);
@@ -281,9 +282,14 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)loop;
 }
 
-/* begin(runner): called in the run's first loop iteration. */
-static PyObject *loop_begin(Loop *loop, PyObject *runner)
+/* begin(runner, turn_budget, may_send_now): called in the run's first loop iteration. */
+static PyObject *loop_begin(Loop *loop, PyObject *args)
 {
+    PyObject *runner;
+    double turn_budget;
+    if (!PyArg_ParseTuple(args, "Odp", &runner, &turn_budget, &loop->may_send_now))
+        return NULL;
+    loop->budget = (int64_t)(turn_budget * 1e9);
     if (Py_TYPE(runner) != trio.runner_type)
         return PyErr_Format(PyExc_TypeError, "not a runner: %R", runner);
     PyObject *hooks = PyObject_GetAttrString(SLOT(runner, trio.instruments), "data");
@@ -298,6 +304,7 @@ static PyObject *loop_begin(Loop *loop, PyObject *runner)
     Py_XSETREF(loop->hooks, hooks);
     Py_XSETREF(loop->wake, wake);
     Py_XSETREF(loop->runner, Py_NewRef(runner));
+    Py_XSETREF(loop->queue, Py_NewRef(SLOT(runner, trio.runq)));
     Py_RETURN_NONE;
 }
 
@@ -343,6 +350,7 @@ static int loop_clear(Loop *loop)
     Py_CLEAR(loop->runner);
     Py_CLEAR(loop->hooks);
     Py_CLEAR(loop->wake);
+    Py_CLEAR(loop->queue);
     Py_CLEAR(loop->context);
     Py_CLEAR(loop->manager);
     if (loop->in_flight == 0) {
@@ -363,6 +371,7 @@ static int loop_traverse(Loop *loop, visitproc visit, void *arg)
     Py_VISIT(loop->runner);
     Py_VISIT(loop->hooks);
     Py_VISIT(loop->wake);
+    Py_VISIT(loop->queue);
     Py_VISIT(loop->context);
     Py_VISIT(loop->manager);
     Py_VISIT(loop->waiters);
@@ -388,7 +397,7 @@ static void loop_dealloc(Loop *loop)
 }
 
 static PyMethodDef loop_methods[] = {
-    {"begin", (PyCFunction)loop_begin, METH_O, NULL},
+    {"begin", (PyCFunction)loop_begin, METH_VARARGS, NULL},
     {"receive_into", (PyCFunction)loop_receive_into, METH_VARARGS, NULL},
     {"turn", (PyCFunction)loop_turn, METH_O, NULL},
     {"dispatch", (PyCFunction)loop_dispatch, METH_NOARGS, NULL},
@@ -403,6 +412,7 @@ static PyMemberDef loop_members[] = {
     {"in_flight", T_UINT, offsetof(Loop, in_flight), READONLY, NULL},
     {"send_operation", T_OBJECT, offsetof(Loop, send_operation), READONLY, NULL},
     {"receive_operation", T_OBJECT, offsetof(Loop, receive_operation), READONLY, NULL},
+    {"sent_now", T_ULONGLONG, offsetof(Loop, sent_now), READONLY, NULL},
     {"sends", T_ULONGLONG, offsetof(Loop, completed[0]), READONLY, NULL},
     {"receives", T_ULONGLONG, offsetof(Loop, completed[1]), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},

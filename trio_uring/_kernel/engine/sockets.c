@@ -156,14 +156,29 @@ static int take_view(Op *op)
     return 0;
 }
 
-/* Returns 1 if op is in flight; 0 if it must be delegated; -1 with an exception. */
+/* Send with send(2) instead of the ring, without waiting. */
+static void send_now(Op *op, Loop *loop, int fd)
+{
+    Py_ssize_t sent;
+    Py_BEGIN_ALLOW_THREADS
+    sent = send(fd, op->view.buf, (size_t)op->view.len, MSG_DONTWAIT | MSG_NOSIGNAL);
+    op->res = sent < 0 ? -errno : (int32_t)sent;
+    Py_END_ALLOW_THREADS
+    op->loop = (Loop *)Py_NewRef((PyObject *)loop);
+    op->state = COMPLETE;
+    loop->sent_now++;
+}
+
+/* Returns 1 if op is in flight or complete; 0 if it must be delegated; -1 with an exception. */
 static int push_send(Op *op, Loop *loop, PyObject *socket)
 {
     PyObject *fd = fd_of(socket);
     if (fd == NULL)
         return 0;
     int pushed = take_view(op);
-    if (pushed) {
+    if (pushed && loop_is_quiet(loop)) {
+        send_now(op, loop, (int)PyLong_AsLong(fd));
+    } else if (pushed) {
         struct sqe_fields sqe = {
             .fd = (int32_t)PyLong_AsLong(fd),
             .addr = op->view.buf,
@@ -178,16 +193,34 @@ static int push_send(Op *op, Loop *loop, PyObject *socket)
     return pushed;
 }
 
+/* The task waits for op; or if op is complete, it passes a checkpoint that it cannot be cancelled
+ * at any more. */
+static PySendResult wait_for_send(Op *op, PyObject **result)
+{
+    if (op->state == IN_FLIGHT) {
+        *result = Py_NewRef((PyObject *)op);
+        return PYGEN_NEXT;
+    }
+    int skipped = pass_cancel_point(op->loop);
+    if (skipped < 0)
+        return op_end(op, NULL, result);
+    if (skipped) {
+        PySendResult sent = op->kind->finish(op, result);
+        if (op->state == ENDED)
+            op_let_go(op);
+        return sent;
+    }
+    *result = Py_NewRef(trio.checkpoint);
+    return PYGEN_NEXT;
+}
+
 static PySendResult start_send(Op *op, PyObject **result)
 {
     Loop *loop = plain_loop();
     int pushed = loop != NULL ? push_send(op, loop, op->owner) : 0;
     if (pushed < 0)
         return op_end(op, NULL, result);
-    if (pushed == 0)
-        return op_twin(op, result);
-    *result = Py_NewRef((PyObject *)op);
-    return PYGEN_NEXT;
+    return pushed ? wait_for_send(op, result) : op_twin(op, result);
 }
 
 /* Acquire the stream's conflict detector, so that no other task can send meanwhile. */
@@ -213,10 +246,8 @@ static PySendResult start_send_all(Op *op, PyObject **result)
         attribute_is(socket, trio.did_shutdown, Py_False) && hold_detector(op))
         pushed = push_send(op, loop, socket);
     Py_XDECREF(socket);
-    if (pushed == 1) {
-        *result = Py_NewRef((PyObject *)op);
-        return PYGEN_NEXT;
-    }
+    if (pushed == 1)
+        return wait_for_send(op, result);
     op_let_go(op);
     return pushed < 0 ? op_end(op, NULL, result) : op_twin(op, result);
 }

@@ -7,6 +7,8 @@
  */
 #include "engine.h"
 
+#include <time.h>
+
 /* The loop whose step this thread runs. Operations find their ring here. It is NULL while Trio's
  * loop runs tasks, so their operations are delegated. */
 static _Thread_local Loop *stepping;
@@ -35,6 +37,17 @@ static int status_says_cancelled(PyObject *task)
 int is_cancelled(Loop *loop)
 {
     return status_says_cancelled(loop->task) || SLOT(loop->runner, trio.ki_pending) == Py_True;
+}
+
+/* Whether a system call that need not wait is cheaper than the ring: the current task is the only
+ * one of this loop iteration, so what it submits would have an enter of its own and a completion
+ * in the next iteration. Measured with one and two connections: 0.8 of the CPU, 1.15 of the rate.
+ * With four it is slower: each peer is woken by itself, so completions come one by one. */
+#define QUIET_MAX 1 /* operations in flight besides this one */
+int loop_is_quiet(Loop *loop)
+{
+    return loop->may_send_now && loop->in_flight <= QUIET_MAX && PyList_GET_SIZE(loop->batch) == 0 &&
+           PyObject_Size(loop->queue) == 0 && api->is_idle(loop->ring);
 }
 
 /* ---- Rescheduling ---------------------------------------------------------------------- */
@@ -73,6 +86,29 @@ static int add_one(PyObject *task, Py_ssize_t offset)
         return -1;
     set_slot(task, offset, sum);
     return 0;
+}
+
+static int64_t nanoseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* As TurnBudget.skip_schedule_point: whether the current task, which need not wait, goes on without
+ * a schedule point. Counts that and the cancel point. -1 with an exception. */
+int pass_cancel_point(Loop *loop)
+{
+    if (add_one(loop->task, trio.cancel_points) < 0)
+        return -1;
+    if (loop->budget == 0 || PyDict_GET_SIZE(loop->hooks) > 1)
+        return 0;
+    int64_t now = nanoseconds();
+    if (loop->budget_end == 0)
+        loop->budget_end = now + loop->budget;
+    if (now >= loop->budget_end)
+        return 0;
+    return add_one(loop->task, trio.schedule_points) < 0 ? -1 : 1;
 }
 
 /* As Runner.reschedule, which is called if there are instruments or the task is unusual. */
@@ -246,6 +282,7 @@ static int step_batch(Loop *loop, PyObject *runner, PyObject *batch)
             Py_DECREF(task);
             break;
         }
+        loop->batch = batch;
         stepping = loop; /* a run inside of a task may have changed it */
         loop->task = task;
         result = PyDict_SetItem(loop->context, task_name, task);
