@@ -35,6 +35,8 @@ def open_native_loop(
       ring: The run's ring.
       waiters: The table where its operations are registered; used as a plain dict.
       registered: The fds with tasks waiting in epoll; a plain dict too.
+      turn_budget: As in `RingConfig`.
+      may_send_now: Whether a send may go without the ring, where that is cheaper.
     """
     loop = native.Loop(
         ring=ring.address,
