@@ -94,6 +94,7 @@ class UringIOManager(InFlightTable):
         self.pools: BufferPools = BufferPools(ring, config.receive_buffers)
         self.run_state: RunState = RunState()
         self.mailbox: Mailbox | None = None
+        self._is_plain = False  # no guest run, no mailbox: an iteration only submits and waits
         self.turn_budget: TurnBudget = TurnBudget(config.turn_budget)
         self._reserved[WAKE] = self._woken
 
@@ -120,6 +121,7 @@ class UringIOManager(InFlightTable):
                 turn_budget=self.config.turn_budget,
                 may_send_now=self.config.allowed_operations is None and self.config.sqpoll is None,
             )
+        self._is_plain = self._guest is None
         self._watch()
 
     @property
@@ -140,6 +142,7 @@ class UringIOManager(InFlightTable):
         """Return the run's mailbox. On the first call it is created: only channels need one."""
         if self.mailbox is None:
             self.mailbox = Mailbox(self.ring)
+            self._is_plain = False
         return self.mailbox
 
     def _woken(self, _res: int) -> None:
@@ -154,6 +157,17 @@ class UringIOManager(InFlightTable):
         The result is falsy only if the time ran out. Trio's clocks rely on that.
         """
         ring = self.ring
+        if (
+            self._is_plain
+            and self._watch_entry is not None
+            and not self._cancels
+            and not self._backlog
+        ):
+            completions = ring.submit_and_wait(timeout)
+            if completions is None:
+                return _SPURIOUS
+            self._undispatched = completions
+            return completions
         if not self.begun:
             self._begin()
         if self._guest is not None:
@@ -190,8 +204,9 @@ class UringIOManager(InFlightTable):
 
     def process_events(self, events: Sequence[Completion]) -> None:
         """Reschedule the tasks whose operations completed."""
-        self.turn_budget.renew()
-        self.dispatch(events)
+        self.turn_budget.end = 0.0
+        if events:
+            self.dispatch(events)
 
     def _watch(self) -> None:
         """Make the ring watch the epoll fd until an fd is ready there."""

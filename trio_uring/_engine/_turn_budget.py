@@ -18,17 +18,17 @@ class TurnBudget:
 
     Args:
       seconds: For one turn; 0 for none.
+
+    Attributes:
+      end: When this turn's budget ends, by `time.perf_counter`; 0 until the first call of the turn
+        that asks, from which on it counts.
     """
 
-    __slots__ = ("_end", "_seconds")
+    __slots__ = ("_seconds", "end")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._end = 0.0
-
-    def renew(self) -> None:
-        """Begin a turn. Its time counts from the first call that asks."""
-        self._end = 0.0
+        self.end = 0.0
 
     def skip_schedule_point(self) -> bool:
         """Whether the current task may go on without a schedule point, which then counts as passed.
@@ -38,9 +38,9 @@ class TurnBudget:
         if not self._seconds or counts_steps():
             return False
         now = time.perf_counter()
-        if not self._end:
-            self._end = now + self._seconds
-        if now >= self._end:
+        if not self.end:
+            self.end = now + self._seconds
+        if now >= self.end:
             return False
         count_schedule_point()
         return True

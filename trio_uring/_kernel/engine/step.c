@@ -14,6 +14,7 @@
 static _Thread_local Loop *stepping;
 
 static PyObject *task_name; /* "task", the current task's key in Trio's context of a thread */
+static PyObject *native_name, *dict_name;
 static PyMethodDef *coroutine_send;
 
 /* The loop that runs the current task, or NULL. stepping is not enough: a task may run another
@@ -304,7 +305,7 @@ static Loop *loop_of(PyObject *runner)
     PyObject *manager = SLOT(runner, trio.io_manager);
     if (manager == NULL || !PyObject_TypeCheck(manager, trio.manager_type))
         return NULL;
-    PyObject *loop = PyObject_GetAttrString(manager, "native");
+    PyObject *loop = PyObject_GetAttr(manager, native_name);
     if (loop == NULL) {
         PyErr_Clear();
         return NULL;
@@ -325,7 +326,7 @@ PyObject *make_steps(PyObject *module, PyObject *const *args, Py_ssize_t count)
         stepping = NULL; /* Trio's loop runs the tasks, perhaps inside of another loop's step */
         Py_RETURN_NONE;
     }
-    PyObject *context = PyObject_GetAttrString(trio.context, "__dict__");
+    PyObject *context = PyObject_GetAttr(trio.context, dict_name);
     if (context == NULL)
         return NULL;
     Py_INCREF(loop);
@@ -333,7 +334,7 @@ PyObject *make_steps(PyObject *module, PyObject *const *args, Py_ssize_t count)
     int result = step_batch(loop, runner, batch);
     if (result >= 0 && loop->task != NULL)
         result = PyDict_DelItem(loop->context, task_name);
-    loop->task = NULL;
+    loop->task = loop->batch = NULL;
     stepping = outer;
     Py_DECREF(loop);
     if (result < 0)
@@ -345,8 +346,10 @@ PyObject *make_steps(PyObject *module, PyObject *const *args, Py_ssize_t count)
 int init_step(void)
 {
     task_name = PyUnicode_InternFromString("task");
+    native_name = PyUnicode_InternFromString("native");
+    dict_name = PyUnicode_InternFromString("__dict__");
     PyObject *send = PyObject_GetAttrString((PyObject *)&PyCoro_Type, "send");
-    if (task_name == NULL || send == NULL)
+    if (task_name == NULL || native_name == NULL || dict_name == NULL || send == NULL)
         return -1;
     if (Py_TYPE(send) != &PyMethodDescr_Type) {
         PyErr_SetString(PyExc_ImportError, "coroutines have no send method");
