@@ -191,9 +191,9 @@ def current_run_is_guest() -> bool:
 
 
 def counts_steps() -> bool:
-    """Whether something in this thread's run counts the steps of tasks.
+    """Whether something in this thread's run depends on the steps of tasks.
 
-    A clock other than Trio's, such as `trio.testing.MockClock`, an instrument, or Trio's
+    That is a clock other than Trio's, such as `trio.testing.MockClock`, an instrument, or Trio's
     deterministic scheduling, which Hypothesis uses.
     """
     runner = GLOBAL_RUN_CONTEXT.runner
@@ -205,7 +205,7 @@ def counts_steps() -> bool:
 
 
 def count_schedule_point() -> None:
-    """Note that the current task passed a schedule point, for `trio.testing.assert_checkpoints`."""
+    """Count a schedule point of the current task, for `trio.testing.assert_checkpoints`."""
     GLOBAL_RUN_CONTEXT.task._schedule_points += 1
 
 
@@ -262,7 +262,7 @@ def set_stream_methods(
 
 
 def patch_listener(accept: Callable[..., object], run_handler: Callable[..., object]) -> None:
-    """Replace `trio.SocketListener.accept`, and what `trio.serve_listeners` starts as a task."""
+    """Replace `trio.SocketListener.accept`, and the tasks that `trio.serve_listeners` starts."""
     trio.SocketListener.accept = accept  # type: ignore[assignment, method-assign]
     setattr(_serve_listeners, "_run_handler", run_handler)  # noqa: B010
 
@@ -270,8 +270,8 @@ def patch_listener(accept: Callable[..., object], run_handler: Callable[..., obj
 trio_run_handler: Callable[..., Awaitable[None]] = vars(_serve_listeners)["_run_handler"]
 
 
-# What the constructor of a stream does, where it is the one that was read: it checks the socket,
-# gives the stream its two attributes, and sets two options.
+# `_init_is_known` is whether the constructor of a stream does only what it does in Trio 0.32 to
+# 0.35: it checks the socket, sets the stream's two attributes, and sets two socket options.
 _STREAM_ATTRIBUTES: Final = ("socket", "_send_conflict_detector")
 _SEND_CONFLICT: Final = "another task is currently sending data on this SocketStream"
 _init_is_known: Final = set(trio.SocketStream.__init__.__code__.co_names) == {
@@ -282,7 +282,7 @@ _init_is_known: Final = set(trio.SocketStream.__init__.__code__.co_names) == {
 
 
 def socket_stream(socket: TrioSocket) -> trio.SocketStream:
-    """Return a stream of *socket*, which has the options already that a stream sets."""
+    """Return a stream of *socket*, on which the socket options of a stream are already set."""
     if not _init_is_known:
         return trio.SocketStream(socket)
     stream = trio.SocketStream.__new__(trio.SocketStream)

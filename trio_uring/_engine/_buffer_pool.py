@@ -42,7 +42,8 @@ _leaked: Final[list[mmap.mmap]] = []
 # The buffers that sockets and pipes receive into. 64 KiB is what Trio's streams ask for.
 RECEIVE_BUFFER_SIZE: Final = 65536
 _FIRST: Final = 8
-# Used from one end to the other, whatever the size of the messages: so 2 MiB, as processors cache.
+# Incremental buffers are filled completely by messages of any size. 2 MiB fit into the processor's
+# cache.
 _FIRST_INCREMENTAL: Final = 32
 
 
@@ -53,9 +54,9 @@ class BufferPool:
     it is used again, and receiving a stream takes a third longer. So at first the kernel gets only
     *first* buffers (all, if None). Each time that it finds none, it gets one more.
 
-    From an *incremental* pool a receive takes only as much of a buffer as it fills, and the next
-    receive goes on behind it. Only the native engine keeps account of that: `take` and `view` are
-    not for such a pool.
+    In an *incremental* pool, a receive takes only the part of a buffer that it fills, and the next
+    receive takes the part behind it. Only the native engine tracks these parts, so `take` and
+    `view` must not be used with such a pool.
 
     Raises:
       OSError: the kernel refused; ``EINVAL`` before Linux 5.19, or 6.12 for an incremental pool.
@@ -190,10 +191,10 @@ class BufferPools:
 
     @enable_ki_protection
     def for_native_engine(self, shared: BufferPool) -> BufferPool:
-        """Return the pool that the native engine receives into: *shared*, or a better one.
+        """Return the pool that the native engine receives into.
 
-        That is an incremental one, which serves hundreds of small messages from one buffer, where
-        the kernel has that (Linux 6.12).
+        That is an incremental pool, in which one buffer holds hundreds of small messages. Before
+        Linux 6.12, which has no such pools, it is *shared*.
         """
         if self._for_native is None:
             try:
@@ -206,7 +207,7 @@ class BufferPools:
         return self._for_native
 
     def failed(self, res: int, flags: int) -> None:
-        """Take note that a receive of the native engine failed; see `BufferPool.failed`."""
+        """Process a failed receive of the native engine; see `BufferPool.failed`."""
         if self._for_native is not None:
             self._for_native.failed(res, flags)
 

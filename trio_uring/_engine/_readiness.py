@@ -45,7 +45,7 @@ class Readiness(EpollIOManager):
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: set[int] = set()  # fds that may be in the epoll
+        self._seen: set[int] = set()  # the fds that may be registered with epoll
 
     async def wait_readable(self, fd: int | HasFileNo) -> None:
         """Block until *fd* is readable; see Trio's docs."""
@@ -58,7 +58,7 @@ class Readiness(EpollIOManager):
         await super().wait_writable(fd)
 
     def fd_closing(self, fd: int) -> None:
-        """Do what `notify_closing` does, but for most fds, which nobody waited for, nothing."""
+        """Call `notify_closing` if a task has waited on *fd*. For other fds it would do nothing."""
         if fd in self._seen:
             self._seen.discard(fd)
             self.notify_closing(fd)

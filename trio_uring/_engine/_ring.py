@@ -384,23 +384,22 @@ def stat_cached(path: bytes, flags: int) -> bytearray | None:
     return status if lib.stat_cached(path, flags, ffi.from_buffer("char[]", status)) == 0 else None
 
 
-# What trio.SocketStream sets: bytes that are not sent yet, above which a socket is not writable.
+# TCP_NOTSENT_LOWAT, as trio.SocketStream sets it: a socket with more unsent bytes is not writable.
 _NOTSENT_LOWAT: Final = 2**14
 
 
 def accept_stream(listener: int, *, poll_first: bool) -> int | None:
-    """Accept a connection without waiting, and set the options that `trio.SocketStream` sets.
+    """Accept a connection without blocking, and set the options that `trio.SocketStream` sets.
 
     Args:
       listener: The fd of a listening socket.
-      poll_first: Ask poll(2) first, which is cheaper where there is nothing to accept.
+      poll_first: Call poll(2) first, which is cheaper if there is no connection.
 
     Returns:
-      The fd of the connection, non-blocking and not inherited by child processes; None if there
-      is no connection.
+      The fd of the connection, non-blocking and not inheritable; None if there is no connection.
 
     Raises:
-      OSError: as for accept(2).
+      OSError: as accept(2).
 
     Source: accept4(2), tcp(7).
     """

@@ -1,9 +1,9 @@
-"""`TurnBudget`: how long one turn of the loop may go on without a schedule point.
+"""`TurnBudget`: how long tasks may run in one loop iteration without a schedule point.
 
-A call of Trio's that need not wait lets other tasks run all the same (a schedule point). That costs
-more than accepting a connection or reading a cached file does. Trio promises a schedule point, and
-leaves to the scheduler whether it then switches tasks ("Checkpoints" in Trio's reference): here it
-does not while the turn is young. The cancel point stays.
+A call that need not wait still executes a schedule point, which lets other tasks run. That takes
+longer than accepting a connection or reading a cached file. Trio promises a schedule point, but
+lets the scheduler decide whether to switch tasks ("Checkpoints" in Trio's reference). Here it does
+not switch while the loop iteration is within its budget. The cancel point remains.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from trio_uring._trio_private import count_schedule_point, counts_steps
 
 
 class TurnBudget:
-    """The budget of one run's turns.
+    """The budget of each loop iteration of one run.
 
     Args:
-      seconds: For one turn; 0 for none.
+      seconds: The budget of one iteration; 0 to always have schedule points.
 
     Attributes:
-      end: When this turn's budget ends, by `time.perf_counter`; 0 until the first call of the turn
-        that asks, from which on it counts.
+      end: When this iteration's budget ends, by `time.perf_counter`. Each iteration sets it to 0, and
+        the first call of `skip_schedule_point` starts the budget.
     """
 
     __slots__ = ("_seconds", "end")
@@ -31,9 +31,9 @@ class TurnBudget:
         self.end = 0.0
 
     def skip_schedule_point(self) -> bool:
-        """Whether the current task may go on without a schedule point, which then counts as passed.
+        """Whether the current task may continue without a schedule point; if so, count one.
 
-        Where it may not, the caller has to pass one.
+        If it returns False, the caller must execute a schedule point.
         """
         if not self._seconds or counts_steps():
             return False

@@ -1,15 +1,15 @@
-/* Accepting a connection for a stream, without waiting and without the peer's address.
+/* Accepts a connection for a stream, without blocking and without the peer's address.
  *
- * An accept4(2) that finds nothing costs ten times what poll(2) does (Linux 6.18), so the caller
- * that has no reason to expect a connection has that asked first.
+ * An accept4(2) that finds no connection takes ten times as long as poll(2) (Linux 6.18). So a
+ * caller that does not expect a connection passes poll_first.
  */
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 
-/* Returns the connection, with the options that trio.SocketStream sets; -EAGAIN if there is none.
- * Sockets that have no such options are left as they are. */
+/* Returns the connection; -EAGAIN if there is none. Sets the options that trio.SocketStream sets,
+ * if the socket has them. */
 static int accept_stream(int listener, int poll_first, int notsent_lowat)
 {
     struct pollfd asked = {.fd = listener, .events = POLLIN};

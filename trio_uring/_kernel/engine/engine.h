@@ -118,7 +118,7 @@ struct Loop {
     char *memory;
     PyObject *memory_owner;
     Py_ssize_t buffer_size;
-    uint32_t *consumed; /* of each buffer, where they are incremental; or NULL */
+    uint32_t *consumed; /* the used bytes of each incremental buffer; NULL if not incremental */
     unsigned group;
 
     PyObject *runner;
