@@ -69,11 +69,10 @@ static void batch_free_all(struct ring *ring);
 
 /* ---- Fork ------------------------------------------------------------------------------
  *
- * If a child pushed an SQE into memory that it shares with its parent, the parent would submit it.
- * So the mappings are not inherited (MADV_DONTFORK), and `forked`, in memory that is not shared,
- * says that the ring is in a child. The child's fd is closed. Otherwise, if the parent died, its
- * operations would stay in flight and its sockets open. pthread_atfork also handles forks that do
- * not go through Python.
+ * If a child pushed an SQE into memory shared with its parent, the parent would submit it. So the
+ * mappings are not inherited (MADV_DONTFORK), and `forked`, in ordinary memory, is set in a child.
+ * The child's fd is closed. Otherwise, if the parent died, its operations would stay in flight and
+ * its sockets open. pthread_atfork also handles forks that Python does not know of.
  */
 static pthread_mutex_t all_rings_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct ring *all_rings;
@@ -256,8 +255,7 @@ static int ring_open(struct ring *ring, unsigned entries, unsigned cq_entries,
     ring->thread = this_thread();
     ring->setup_flags = params.flags;
     ring->features = params.features;
-    /* Linux 5.4, 5.5 and 5.11: one mapping for both rings, no dropped completions, and timeouts in
-     * enter. */
+    /* Linux 5.4, 5.5, 5.11: one mapping for both rings, no dropped CQEs, timeouts in enter. */
     unsigned needed = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG;
     int result = (ring->features & needed) == needed ? map_rings(ring, &params) : -ENOSYS;
     if (result < 0) {
@@ -326,9 +324,8 @@ static void ring_close(struct ring *ring)
     ring->fd = -1;
 }
 
-/* The structure is freed after the ring was closed, so that late calls are refused. A ring that was
- * not closed is leaked, because the kernel may still use its memory. If only NOPs were pushed, as
- * when a run could not start, it is closed here. */
+/* The structure outlives the ring, so that late calls are refused. A ring that was not closed is
+ * leaked, because the kernel may still use it. If only NOPs were pushed, it is closed here. */
 static void ring_free(struct ring *ring)
 {
     if (ring != NULL && !ring->used)
@@ -403,10 +400,9 @@ static int ring_submit(struct ring *ring, unsigned flags)
     return sys_enter(ring, to_submit, 0, flags, NULL, 0);
 }
 
-/* SQPOLL: wait until the thread has taken every SQE. It advances the head only after it has issued
- * the SQEs that it took. So by then it has looked up every fd and performed every cancellation. The
- * wait is bounded by the thread's work: if it sleeps it is woken, and if it has ended, enter fails.
- */
+/* SQPOLL: wait until the thread has taken every SQE. It advances the head after it has issued the
+ * SQEs that it took. So by then it has looked up every fd and performed every cancellation. The
+ * wait is bounded by its work: if it sleeps it is woken, and if it has ended, enter fails. */
 static int ring_wait_until_taken(struct ring *ring)
 {
     struct timespec pause = {.tv_nsec = 50000};
