@@ -197,7 +197,7 @@ async def as_an_fd(other: Ring, fd: int) -> None:
     """Like an accepted connection: a new fd, which the receiver closes."""
     new = os.dup(fd)
     await perform(operations.msg_ring(other.fd, 1))
-    other.turn(0)
+    other.submit_and_wait(0)
     os.close(new)
 
 
@@ -206,10 +206,10 @@ async def as_a_fixed_file(other: Ring, fd: int) -> None:
     await perform(operations.files_update([fd], 0))
     await perform(operations.msg_ring_fd(other.fd, 0, 1, 0))
     await perform(operations.files_update([-1], 0))
-    other.turn(0)
+    other.submit_and_wait(0)
     other.push(operations.fixed_fd_install(0), 2)
     other.push(operations.files_update([-1], 0), 3)
-    for _, res, _ in other.turn(1.0) or ():
+    for _, res, _ in other.submit_and_wait(1.0) or ():
         if res > 1:
             os.close(res)
 

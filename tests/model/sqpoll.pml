@@ -99,7 +99,7 @@ end_asleep:
     goto awake
 }
 
-/* ---- We: ring_turn(), ring_wait_until_taken() ----------------------------------------------- */
+/* ---- We: ring_submit_and_wait(), ring_wait_until_taken() ------------------------------------ */
 
 byte pushed;
 

@@ -300,12 +300,12 @@ class Ring:
           wait ended for another reason, such as a signal.
         """
         if self.native is not None:
-            found = self.native.turn(timeout)
+            found = self.native.submit_and_wait(timeout)
             if isinstance(found, list):
                 return found
             count = found
         else:
-            count = lib.ring_turn(self._ring, timeout, self._cqes, REAP_MAX)
+            count = lib.ring_submit_and_wait(self._ring, timeout, self._cqes, REAP_MAX)
         if count > 0:
             return list(_CQE.iter_unpack(self._cqe_bytes[: count * _CQE.size]))
         if count == 0:

@@ -9,7 +9,7 @@ static int ring_is_idle(struct ring *ring)
 
 static const void *engine_api(void)
 {
-    static const struct engine_api api = {ENGINE_API_LAYOUT, ring_push_many, ring_turn,
+    static const struct engine_api api = {ENGINE_API_LAYOUT, ring_push_many, ring_submit_and_wait,
                                           buffer_ring_add, ring_is_idle};
     return &api;
 }

@@ -32,7 +32,7 @@ struct engine_api {
     uint32_t layout;
     int (*push_many)(struct ring *, const struct sqe_fields *, unsigned start, unsigned end,
                      uint64_t user_data);
-    int (*turn)(struct ring *, double timeout, struct io_uring_cqe *, unsigned room);
+    int (*submit_and_wait)(struct ring *, double timeout, struct io_uring_cqe *, unsigned room);
     void (*buffer_ring_add)(struct buffer_ring *, unsigned id);
     int (*is_idle)(struct ring *);
 };

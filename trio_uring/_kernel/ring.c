@@ -486,13 +486,13 @@ static int ring_nothing_to_fetch(struct ring *ring)
  * copy out up to room CQEs. Returns their number; 0 only if the time ran out.
  *
  * Returns -EINTR after a signal, or if it is not known whether the time ran out, because the same
- * enter also submitted: its result is then the number of SQEs. The caller must not treat that as a
- * timeout, and calls again.
+ * enter also submitted: its result is then the number of SQEs. That is no timeout.
  *
  * With timeout 0 and nothing to submit, enter is called only if there may be something to fetch:
  * with DEFER_TASKRUN, completions are only posted inside an enter with GETEVENTS. With SQPOLL the
  * kernel's thread submits and posts, so enter is called only to wake it or to wait. */
-static int ring_turn(struct ring *ring, double timeout, struct io_uring_cqe *out, unsigned room)
+static int ring_submit_and_wait(struct ring *ring, double timeout, struct io_uring_cqe *out,
+                                unsigned room)
 {
     int refused = ring_refuses(ring);
     if (refused)

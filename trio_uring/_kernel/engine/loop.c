@@ -230,7 +230,7 @@ static int append_completion(PyObject *list, uint64_t user_data, int32_t res, ui
 /* Submit and wait, as Ring.submit_and_wait. Returns Python's completions as a list of (user_data,
  * res, flags), or a negated errno. The list ends with NATIVE_DONE if the engine's completions were
  * fetched too. */
-static PyObject *loop_turn(Loop *loop, PyObject *seconds)
+static PyObject *loop_submit_and_wait(Loop *loop, PyObject *seconds)
 {
     double timeout = PyFloat_AsDouble(seconds);
     if ((timeout == -1 && PyErr_Occurred()) || make_room(loop) < 0)
@@ -239,7 +239,7 @@ static PyObject *loop_turn(Loop *loop, PyObject *seconds)
     loop->budget_end = 0;
     int count;
     Py_BEGIN_ALLOW_THREADS
-    count = api->turn(loop->ring, timeout, new, REAP_MAX);
+    count = api->submit_and_wait(loop->ring, timeout, new, REAP_MAX);
     Py_END_ALLOW_THREADS
     if (count < 0)
         return PyLong_FromLong(count);
@@ -399,7 +399,7 @@ static void loop_dealloc(Loop *loop)
 static PyMethodDef loop_methods[] = {
     {"begin", (PyCFunction)loop_begin, METH_VARARGS, NULL},
     {"receive_into", (PyCFunction)loop_receive_into, METH_VARARGS, NULL},
-    {"turn", (PyCFunction)loop_turn, METH_O, NULL},
+    {"submit_and_wait", (PyCFunction)loop_submit_and_wait, METH_O, NULL},
     {"dispatch", (PyCFunction)loop_dispatch, METH_NOARGS, NULL},
     {"discard", (PyCFunction)loop_discard, METH_NOARGS, NULL},
     {"has_fetched", (PyCFunction)loop_has_fetched, METH_O, NULL},
