@@ -1,4 +1,4 @@
-"""`ChannelState`: what the ends of a channel between loops share, and how its tasks are woken.
+"""`ChannelState` and `End`: the state of a channel between loops, and how its tasks are woken.
 
 A waiting task is in `senders` or `receivers`. A thread that has an outcome for it moves it to
 `assigned`, under the lock. From then on the task cannot be cancelled: it gets the outcome when its
@@ -14,12 +14,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, Final, Generic, TypeVar, cast
 
 import attrs
 import trio
 from outcome import Error, Outcome, Value
-from trio.lowlevel import Abort, reschedule
+from trio.lowlevel import Abort, checkpoint, current_task, enable_ki_protection, reschedule
 
 from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._engine._mailbox import Mailbox
@@ -28,24 +28,15 @@ from trio_uring._trio_private import current_io_manager
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import TracebackType
 
     from trio.lowlevel import RaiseCancelT, Task
+    from typing_extensions import Self
 
 T = TypeVar("T")
 
 # How many waiters are compared: this bounds the time under the lock.
 _COMPARED_MAX: Final = 16
-
-
-class End(Protocol[T]):
-    """What a `Waiter` needs of the end that it waits at."""
-
-    state: ChannelState[T]
-    closed: bool
-    receives: ClassVar[bool]
-
-    def take_back(self, value: T | None) -> None:
-        """Put *value* back into the channel: the run of its receiver has ended."""
 
 
 @attrs.define(eq=False)
@@ -171,6 +162,70 @@ class ChannelState(Generic[T]):
             tasks_waiting_receive=len(self.receivers),
             peak_buffer_used=self.peak,
         )
+
+
+class End(Generic[T]):
+    """The part that both kinds of ends of a channel have in common."""
+
+    receives: ClassVar[bool]
+
+    def __init__(self, state: ChannelState[T]) -> None:
+        self.state: ChannelState[T] = state
+        self.closed: bool = False
+        self._used_in: Mailbox | None = None
+
+    def statistics(self) -> trio.MemoryChannelStatistics:
+        """Return what Trio's memory channels return: one for all ends of the channel."""
+        with self.state.lock:
+            return self.state.statistics()
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def run_ended(self, mailbox: Mailbox) -> None:
+        """Close this end with the run that used it last. Not for users."""
+        if self._used_in is mailbox:
+            self.close()
+
+    def take_back(self, value: T | None) -> None:
+        """Put *value* back: the run of its receiver has ended. Not for users."""
+
+    @enable_ki_protection
+    async def aclose(self) -> None:
+        """Close this end; see ``close``. A checkpoint."""
+        self.close()
+        await checkpoint()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _waiter(self) -> Waiter[T]:
+        mailbox = mailbox_of_run()
+        if self._used_in is not mailbox:
+            self._used_in = mailbox
+            mailbox.dependents.add(self)
+        return Waiter(self, current_task(), mailbox)
+
+    def _check(self) -> None:
+        if self.closed:
+            raise trio.ClosedResourceError
+
+    def _close_out(self, waiting: dict[Waiter[T], None] | dict[Waiter[T], T]) -> list[Waiter[T]]:
+        """Remove those who wait at this end from *waiting*, and assign them the error."""
+        self.closed = True
+        waiters = [waiter for waiter in waiting if waiter.end is self]
+        for waiter in waiters:
+            del waiting[waiter]
+            self.state.assign(waiter, Error(trio.ClosedResourceError()))
+        return waiters
 
 
 # ---- Waking --------------------------------------------------------------------------------

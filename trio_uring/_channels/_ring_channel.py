@@ -7,27 +7,23 @@ code is called (`_channel_state.py`). A ring only tells another one to wake (`_m
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import trio
 from outcome import Error
 from trio.lowlevel import (
     cancel_shielded_checkpoint,
-    checkpoint,
     checkpoint_if_cancelled,
-    current_task,
     enable_ki_protection,
     wait_task_rescheduled,
 )
 
-from ._channel_state import ChannelState, Waiter, mailbox_of_run, wake
+from ._channel_state import ChannelState, End, wake
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Self
 
-    from trio_uring._engine._mailbox import Mailbox
+    from ._channel_state import Waiter
 
 T = TypeVar("T")
 
@@ -72,71 +68,7 @@ class open_ring_channel(  # noqa: N801
         return super().__new__(cls, ends)
 
 
-class _End(Generic[T]):
-    """What both kinds of ends have in common."""
-
-    receives: ClassVar[bool]
-
-    def __init__(self, state: ChannelState[T]) -> None:
-        self.state: ChannelState[T] = state
-        self.closed: bool = False
-        self._used_in: Mailbox | None = None
-
-    def statistics(self) -> trio.MemoryChannelStatistics:
-        """Return what Trio's memory channels return: one for all ends of the channel."""
-        with self.state.lock:
-            return self.state.statistics()
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def run_ended(self, mailbox: Mailbox) -> None:
-        """Close this end with the run that used it last. Not for users."""
-        if self._used_in is mailbox:
-            self.close()
-
-    def take_back(self, value: T | None) -> None:
-        """Put *value* back: the run of its receiver has ended. Not for users."""
-
-    @enable_ki_protection
-    async def aclose(self) -> None:
-        """Close this end; see ``close``. A checkpoint."""
-        self.close()
-        await checkpoint()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _waiter(self) -> Waiter[T]:
-        mailbox = mailbox_of_run()
-        if self._used_in is not mailbox:
-            self._used_in = mailbox
-            mailbox.dependents.add(self)
-        return Waiter(self, current_task(), mailbox)
-
-    def _check(self) -> None:
-        if self.closed:
-            raise trio.ClosedResourceError
-
-    def _close_out(self, waiting: dict[Waiter[T], None] | dict[Waiter[T], T]) -> list[Waiter[T]]:
-        """Remove those who wait at this end from *waiting*, and assign them the error."""
-        self.closed = True
-        waiters = [waiter for waiter in waiting if waiter.end is self]
-        for waiter in waiters:
-            del waiting[waiter]
-            self.state.assign(waiter, Error(trio.ClosedResourceError()))
-        return waiters
-
-
-class RingSendChannel(_End[T], trio.abc.SendChannel[T], Generic[T]):
+class RingSendChannel(End[T], trio.abc.SendChannel[T], Generic[T]):
     """The sending end of a channel between loops; see `open_ring_channel`.
 
     Any number of tasks may send on it. It belongs to the run in which a task last waited for it,
@@ -218,7 +150,7 @@ class RingSendChannel(_End[T], trio.abc.SendChannel[T], Generic[T]):
         wake(woken)
 
 
-class RingReceiveChannel(_End[T], trio.abc.ReceiveChannel[T], Generic[T]):
+class RingReceiveChannel(End[T], trio.abc.ReceiveChannel[T], Generic[T]):
     """The receiving end of a channel between loops; see `open_ring_channel`.
 
     Any number of tasks may receive from it; each object goes to one of them. It belongs to the run
