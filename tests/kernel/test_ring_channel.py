@@ -419,6 +419,14 @@ async def test_what_a_run_did_not_live_to_receive_goes_back() -> None:
         end.close()
 
 
+async def test_a_delivery_after_the_end_of_the_run_is_made_at_once() -> None:
+    mailbox = _mailbox.Mailbox(None)
+    mailbox.close(drained=True)
+    made: list[int] = []
+    assert not mailbox.put(partial(made.append, 1))
+    assert made == [1]
+
+
 # --- Loops that are busy --------------------------------------------------------------------
 
 

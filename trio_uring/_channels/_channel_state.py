@@ -49,20 +49,16 @@ class Waiter(Generic[T]):
     cancelled: bool = False
 
     def deliver(self) -> None:
-        """Wake the task, in its run's thread, unless its object was stolen."""
-        outcome = self._take_outcome()
-        if outcome is not None:
-            reschedule(self.task, outcome)
+        """Wake the task, unless its object was stolen. If its run has ended, put the object back.
 
-    def undelivered(self) -> None:
-        """Put its object back, because its run has ended."""
-        outcome = self._take_outcome()
-        if isinstance(outcome, Value):
-            self.end.take_back(outcome.value)
-
-    def _take_outcome(self) -> Outcome[T | None] | None:
+        Called in the run's thread, or in any thread if the run has ended.
+        """
         with self.end.state.lock:
-            return self.end.state.assigned.pop(self, None)
+            outcome = self.end.state.assigned.pop(self, None)
+        if outcome is not None and not self.mailbox.closed:
+            reschedule(self.task, outcome)
+        elif isinstance(outcome, Value):
+            self.end.take_back(outcome.value)
 
     def abort(self, _raise_cancel: RaiseCancelT) -> Abort:
         """Stop waiting; too late once an outcome was assigned. Trio's abort function."""
@@ -246,9 +242,9 @@ def wake(waiters: Sequence[Waiter[T]]) -> None:
     manager = _manager_of_this_thread()
     for waiter in waiters:
         mailbox = waiter.mailbox
-        if manager is not None and mailbox is manager.mailbox and not mailbox.closed:
+        if manager is not None and mailbox is manager.mailbox:
             waiter.deliver()
-        elif mailbox.put(waiter) and not (manager and mailbox.wake_from(manager)):
+        elif mailbox.put(waiter.deliver) and not (manager and mailbox.wake_from(manager)):
             mailbox.notify()
 
 

@@ -31,6 +31,8 @@ from ._in_flight import WAKE, InFlight
 from ._run_state import RunResource
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._in_flight import InFlightTable
     from ._ring import Ring
 
@@ -39,16 +41,7 @@ if TYPE_CHECKING:
 ASLEEP: Final = inf
 
 
-class Delivery(Protocol):
-    """A delivery from another thread to a task of the mailbox's run."""
-
-    def deliver(self) -> None:
-        """Deliver it. Called in the run's thread."""
-
-    def undelivered(self) -> None:
-        """Undo it, because the run has ended. Called in any thread."""
-
-
+# Not a Callable, because a mailbox holds these weakly, and a bound method would be freed at once.
 class Dependent(Protocol):
     """An object that a run uses, and that is notified when the run ends."""
 
@@ -67,7 +60,7 @@ class Mailbox(RunResource):
         # with a ring, and as 0.0 for one without.
         self.last_iteration: float = 0.0 if ring is None else time.monotonic()
         self._lock = threading.Lock()  # guards what follows; no callback is called while it is held
-        self._deliveries: deque[Delivery] = deque()
+        self._deliveries: deque[Callable[[], object]] = deque()
         self._notified = False  # whether the run was woken and has not called `deliver_all` yet
         self.closed: bool = False
         self._users = 1  # of `_fd`: this mailbox, and each message in flight
@@ -78,18 +71,21 @@ class Mailbox(RunResource):
                 self._fd = ring.dup_fd()
                 self._process = os.getpid()
 
-    def put(self, delivery: Delivery) -> bool:
-        """Queue *delivery*. Called in any thread.
+    def put(self, deliver: Callable[[], object]) -> bool:
+        """Queue *deliver*, which the run calls in its thread. Called in any thread.
+
+        If the run has ended, *deliver* is called at once, in the calling thread. It finds out from
+        `closed`.
 
         Returns:
           Whether the caller must wake the run, with a `WakeMessage` or with `notify`.
         """
         with self._lock:
             if not self.closed:
-                self._deliveries.append(delivery)
+                self._deliveries.append(deliver)
                 notified, self._notified = self._notified, True
                 return not notified
-        delivery.undelivered()
+        deliver()
         return False
 
     def acquire_fd(self) -> int:
@@ -140,13 +136,13 @@ class Mailbox(RunResource):
         with self._lock:
             deliveries, self._deliveries = self._deliveries, deque()
             self._notified = False
-        for delivery in deliveries:
-            delivery.deliver()
+        for deliver in deliveries:
+            deliver()
 
     def close(self, *, drained: bool) -> None:
-        """Undo the queued deliveries and refuse further ones. Called at the end of the run.
+        """Close the mailbox, then call the queued deliveries, which find that it is closed.
 
-        Must be called in the run's thread.
+        Called at the end of the run, in its thread.
         """
         with self._lock:
             if self.closed:
@@ -157,9 +153,9 @@ class Mailbox(RunResource):
             self._ring.forget_dup_fd()
         for dependent in list(self.dependents):
             dependent.run_ended(self)
-        # Each delivery goes back to the front of its queue, so the last one goes first.
-        for delivery in reversed(deliveries):
-            delivery.undelivered()
+        # Each object goes back to the front of its channel, so the last one goes first.
+        for deliver in reversed(deliveries):
+            deliver()
         self.release_fd(self._fd)
 
 
