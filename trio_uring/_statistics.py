@@ -7,14 +7,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from ._kernel.uapi import Opcode
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping
     from enum import IntFlag
-
-    from ._config import RingConfig
-    from ._engine._ring import Ring
 
 
 @attrs.frozen(eq=False)
@@ -61,42 +56,6 @@ class RingStatistics:
     engine: str
     engine_reason: str
     backend: str = "io_uring"
-
-    @classmethod
-    def of(
-        cls,
-        ring: Ring,
-        config: RingConfig,
-        completed: Sequence[int],
-        refused: Iterable[str],
-        *,
-        tasks_waiting_read: int,
-        tasks_waiting_write: int,
-        in_flight: int,
-        cancelled: int,
-        waiting_for_limit: int,
-        routes: Mapping[str, int],
-        why_python: str,
-    ) -> RingStatistics:
-        """Make them of what a *ring* knows itself, and of what is counted elsewhere."""
-        return cls(
-            tasks_waiting_read=tasks_waiting_read,
-            tasks_waiting_write=tasks_waiting_write,
-            setup_flags=flag_names(ring.setup_flags),
-            features=flag_names(ring.features),
-            refused=tuple(filter(None, (*ring.refused, *refused))),
-            entries=ring.entries,
-            in_flight=in_flight,
-            submitted=ring.submitted,
-            enters=ring.enters,
-            cancelled=cancelled,
-            completed={opcode.name: n for opcode in Opcode if (n := completed[opcode])},
-            waiting_for_limit=waiting_for_limit,
-            routes=routes,
-            limits={"max_file_operations": config.max_file_operations, **ring.worker_limits},
-            engine="python" if why_python else "native",
-            engine_reason=why_python,
-        )
 
 
 def flag_names(flags: IntFlag) -> tuple[str, ...]:

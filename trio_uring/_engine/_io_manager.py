@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, Literal
 
-from trio_uring._statistics import RingStatistics, totals
+from trio_uring._kernel.uapi import Opcode
+from trio_uring._statistics import RingStatistics, flag_names, totals
 from trio_uring._trio_private import current_io_manager, current_run_is_guest
 
 from ._buffer_pool import BufferPools
@@ -233,6 +234,7 @@ class UringIOManager(InFlightTable):
 
     def statistics(self) -> RingStatistics:
         """Return the statistics of the ring."""
+        ring = self.ring
         readiness = self._readiness.statistics()
         watching = self._watch_entry is not None and self._watch_entry.in_flight
         in_flight = len(self._entries) - watching + self._batches.operations()
@@ -240,18 +242,24 @@ class UringIOManager(InFlightTable):
         if self.native is not None:
             in_flight += self.native.in_flight
             completed = count_native(self.native, completed)
-        return RingStatistics.of(
-            self.ring,
-            self.config,
-            completed,
-            (self.pools.refused, *self.run_state.refused()),
+        refused = (*ring.refused, self.pools.refused, *self.run_state.refused())
+        return RingStatistics(
             tasks_waiting_read=readiness.tasks_waiting_read + self.fd_waiters.count("read"),
             tasks_waiting_write=readiness.tasks_waiting_write + self.fd_waiters.count("write"),
+            setup_flags=flag_names(ring.setup_flags),
+            features=flag_names(ring.features),
+            refused=tuple(filter(None, refused)),
+            entries=ring.entries,
             in_flight=in_flight,
+            submitted=ring.submitted,
+            enters=ring.enters,
             cancelled=self._cancelled,
+            completed={opcode.name: n for opcode in Opcode if (n := completed[opcode])},
             waiting_for_limit=self.file_limiter.waiters.statistics().tasks_waiting,
             routes=self.run_state.routes(),
-            why_python=self.why_python,
+            limits={"max_file_operations": self.config.max_file_operations, **ring.worker_limits},
+            engine="python" if self.why_python else "native",
+            engine_reason=self.why_python,
         )
 
     # ---- Closing ---------------------------------------------------------------------------
