@@ -36,7 +36,7 @@ def open_native_loop(
       waiters: The table where its operations are registered; used as a plain dict.
       registered: The fds with tasks waiting in epoll; a plain dict too.
       turn_budget: As in `RingConfig`.
-      may_send_now: Whether a send may go without the ring, where that is cheaper.
+      may_send_now: Whether the engine may use send(2) if that is cheaper than the ring.
     """
     loop = native.Loop(
         ring=ring.address,

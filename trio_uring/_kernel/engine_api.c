@@ -1,7 +1,7 @@
 /* The functions that engine_api.h declares. Compiled as one unit with ring.c, after the functions
  * that it names. */
 
-/* Whether the ring may be used, and nothing is pushed that the kernel has not taken. */
+/* Whether the ring may be used, and the kernel has taken all pushed SQEs. */
 static int ring_is_idle(struct ring *ring)
 {
     return ring_refuses(ring) == 0 && ring_publish(ring) == 0;

@@ -125,17 +125,17 @@ struct Loop {
     PyObject *hooks;   /* the hooks of the runner's instruments; only "_all" if there are none */
     PyObject *wake;    /* the append method of the runner's run queue */
     PyObject *context; /* Trio's context of this thread, with the current task; during a step */
-    PyObject *batch;   /* tasks that are still to run in this turn, borrowed; during a step */
-    PyObject *queue;   /* Trio's, of tasks that are woken for the next turn */
+    PyObject *batch;   /* the tasks that have not run in this iteration, borrowed; during a step */
+    PyObject *queue;   /* the runner's run queue: the tasks of the next loop iteration */
     int may_send_now;  /* see loop_is_quiet() */
-    int64_t budget, budget_end; /* ns: what a turn may take; when that is over, 0 if not begun */
+    int64_t budget, budget_end; /* in ns: the turn budget, and when it ends; 0 if not started */
     PyObject *task;    /* the current task, borrowed; during a step */
 
     struct slot *slots;
     uint32_t slot_count, first_free, in_flight;
     struct io_uring_cqe *cqes; /* those from cqe_next to cqe_count are not dispatched yet */
     uint32_t cqe_room, cqe_next, cqe_count;
-    unsigned long long sent_now; /* without the ring */
+    unsigned long long sent_now; /* the number of sends without the ring */
     unsigned long long completed[2]; /* the numbers of sends and of receives */
 };
 extern PyTypeObject LoopType;

@@ -193,8 +193,8 @@ static int push_send(Op *op, Loop *loop, PyObject *socket)
     return pushed;
 }
 
-/* The task waits for op; or if op is complete, it passes a checkpoint that it cannot be cancelled
- * at any more. */
+/* If op is in flight, the task waits for it. If op is complete, the task executes a schedule point,
+ * or continues without one within the turn budget. It cannot be cancelled there. */
 static PySendResult wait_for_send(Op *op, PyObject **result)
 {
     if (op->state == IN_FLIGHT) {

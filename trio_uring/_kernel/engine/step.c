@@ -47,8 +47,9 @@ int is_cancelled(Loop *loop)
 #define QUIET_MAX 1 /* operations in flight besides this one */
 int loop_is_quiet(Loop *loop)
 {
-    return loop->may_send_now && loop->in_flight <= QUIET_MAX && PyList_GET_SIZE(loop->batch) == 0 &&
-           PyObject_Size(loop->queue) == 0 && api->is_idle(loop->ring);
+    return loop->may_send_now && loop->in_flight <= QUIET_MAX &&
+           PyList_GET_SIZE(loop->batch) == 0 && PyObject_Size(loop->queue) == 0 &&
+           api->is_idle(loop->ring);
 }
 
 /* ---- Rescheduling ---------------------------------------------------------------------- */
@@ -96,8 +97,9 @@ static int64_t nanoseconds(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* As TurnBudget.skip_schedule_point: whether the current task, which need not wait, goes on without
- * a schedule point. Counts that and the cancel point. -1 with an exception. */
+/* As TurnBudget.skip_schedule_point, for a task that need not wait. Counts a cancel point. Returns
+ * 1 if the task may continue without a schedule point, which is counted too; 0 if it must execute
+ * one; -1 with an exception. */
 int pass_cancel_point(Loop *loop)
 {
     if (add_one(loop->task, trio.cancel_points) < 0)
