@@ -20,8 +20,8 @@ class TurnBudget:
       seconds: The budget of one iteration; 0 to always have schedule points.
 
     Attributes:
-      end: When this iteration's budget ends, by `time.perf_counter`. Each iteration sets it to 0, and
-        the first call of `skip_schedule_point` starts the budget.
+      end: When this iteration's budget ends, by `time.perf_counter`. Each iteration sets it to 0,
+        and the first call of `skip_schedule_point` starts the budget.
     """
 
     __slots__ = ("_seconds", "end")
