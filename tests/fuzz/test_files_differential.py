@@ -1,7 +1,8 @@
 """Random calls on `trio.open_file`'s files and on `open`'s: everything must be equal.
 
 Results, exceptions, positions after each call, and what the file holds in the end. A second
-test injects short transfers, interruptions and a full disk under both.
+test injects short transfers, interruptions and a full disk under both. In a third, others have the
+open file, too, and use its position: through a duplicate of the fd, in a thread, or in a child.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import faulthandler
 import io
 import os
 import tempfile
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,6 +165,41 @@ class Ours:
         return await getattr(self.wrapper, "aclose" if name == "close" else name)(*args)
 
 
+def fd_of(file: Any) -> int:
+    """Return the fd of *file*; not with its `fileno`, after which our file is no longer private."""
+    raw = getattr(file, "buffer", file)
+    return io.FileIO.fileno(getattr(raw, "raw", raw))
+
+
+def use_elsewhere(file: Any, who: str, what: Callable[[int], object]) -> object:
+    """Do *what* with the open file of *file*, as *who*."""
+    fd = os.dup(file.fileno())
+    found: list[object] = []
+
+    def use() -> None:
+        try:
+            found.append(what(fd))
+        except OSError as exc:
+            found.append(exc.errno)
+
+    if who == "child":
+        child = os.fork()
+        if not child:
+            try:
+                use()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+    elif who == "thread":
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+    else:
+        use()
+    os.close(fd)
+    return found
+
+
 async def outcomes(side: Reference | Ours, sequence: list[Call]) -> list[object]:
     """Make the calls; return what came of each, and the position then."""
     results: list[object] = []
@@ -177,13 +214,17 @@ async def outcomes(side: Reference | Ours, sequence: list[Call]) -> list[object]
             arguments = (buffer,)
         result: object
         try:
-            result = await side.call("seek" if name == "seek back" else name, arguments)
+            if name == "other":
+                result = use_elsewhere(side.file, *args)
+            else:
+                method = "seek" if name == "seek back" else name
+                result = await side.call(method, arguments)
         except Exception as exc:  # noqa: BLE001 (whichever it is, it must be the same)
             result = outcome_of(exc)
         else:
             if name == "tell":
                 cookies.append(result)
-        position = None if side.file.closed else os.lseek(side.file.fileno(), 0, os.SEEK_CUR)
+        position = None if side.file.closed else os.lseek(fd_of(side.file), 0, os.SEEK_CUR)
         results.append((name, args, result, buffer and bytes(buffer), position))
     return results
 
@@ -223,7 +264,12 @@ def crashes(mode: str, scenario: Scenario, open_reference: Callable[..., Any]) -
     return os.WIFSIGNALED(status)
 
 
-def compare(mode: str, scenario: Scenario, open_reference: Callable[..., Any] = open) -> None:
+def compare(
+    mode: str,
+    scenario: Scenario,
+    open_reference: Callable[..., Any] = open,
+    name_of: Callable[[Path], Path | int] = lambda path: path,
+) -> None:
     """Make the same calls on both, each on a file of its own, and compare all there is."""
     arguments, content, sequence = scenario
     if "b" not in mode and crashes(mode, scenario, open_reference):
@@ -236,10 +282,10 @@ def compare(mode: str, scenario: Scenario, open_reference: Callable[..., Any] = 
             reference_path.write_bytes(content)
 
         async def main() -> tuple[object, object]:
-            ours = Ours(await trio.open_file(ours_path, mode, **arguments))
+            ours = Ours(await trio.open_file(name_of(ours_path), mode, **arguments))
             assert raw_of(ours.file) is not None
             got = await outcomes(ours, [*sequence, CLOSE])
-            reference = Reference(open_reference(reference_path, mode, **arguments))
+            reference = Reference(open_reference(name_of(reference_path), mode, **arguments))
             expected = await outcomes(reference, [*sequence, CLOSE])
             return got, expected
 
@@ -255,6 +301,53 @@ def test_calls_are_those_of_the_standard_library(mode: str) -> None:
     @given(scenarios(mode))
     def check(scenario: Scenario) -> None:
         compare(mode, scenario)
+
+    check()
+
+
+# --- Others who have the open file ---------------------------------------------------------
+
+
+USES = st.one_of(
+    data().map(lambda piece: lambda fd: os.write(fd, piece)),
+    st.sampled_from([0, 1, 5, 100, 5000]).map(lambda size: lambda fd: os.read(fd, size)),
+    st.sampled_from([0, 1, 5, 100, 5000]).map(lambda to: lambda fd: os.lseek(fd, to, os.SEEK_SET)),
+)
+# A child takes a millisecond.
+WHO = st.sampled_from([*["duplicate"] * 8, *["thread"] * 8, "child"])
+
+
+@st.composite
+def shared_scenarios(draw: st.DrawFn, mode: str) -> Scenario:
+    """Draw a scenario in which others make some of the calls."""
+    arguments, content, sequence = draw(scenarios(mode))
+    # Where CPython keeps a part of what it read or wrote, the others' moves are not seen at once.
+    for index in draw(st.lists(st.integers(0, len(sequence)), max_size=8)):
+        other = ("other", (draw(WHO), draw(USES)))
+        sequence = [*sequence[:index], other, *sequence[index:]]
+    # Once closed, there is nothing to duplicate.
+    return arguments, content, [call for call in sequence if call != CLOSE]
+
+
+def open_by_number(mode: str) -> Callable[[Path], int]:
+    """Return what opens a file for `open` to be given the fd."""
+
+    def opened(path: Path) -> int:
+        with path.open(mode) as file:
+            return os.dup(file.fileno())
+
+    return opened
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("opened", ["by path", "by number"])
+def test_others_use_the_position_as_with_the_standard_library(mode: str, opened: str) -> None:
+    name_of = open_by_number(mode) if opened == "by number" else lambda path: path
+
+    @fuzzed
+    @given(shared_scenarios(mode))
+    def check(scenario: Scenario) -> None:
+        compare(mode, scenario, name_of=name_of)
 
     check()
 

@@ -7,7 +7,6 @@ or splitting lines would block the loop for long.
 from __future__ import annotations
 
 import io
-import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -129,7 +128,7 @@ def is_long(name: str, raw: RingFileIO, args: tuple[Any, ...]) -> bool:
         size = args[0] if args else None
         if type(size) is int and size >= 0 and name == "read":
             return size > TEXT_MAX
-        return _left(raw) > TEXT_MAX
+        return raw.size_left() > TEXT_MAX
     if name == "write":
         return bool(args) and type(args[0]) is str and len(args[0]) > TEXT_MAX
     if name == "writelines":
@@ -147,20 +146,13 @@ def _is_short(lines: object) -> bool:
         return False
 
 
-def _left(raw: RingFileIO) -> int:
-    try:
-        return os.fstat(raw.fileno()).st_size - raw.tell()
-    except (OSError, ValueError):  # not seekable, or closed
-        return 0
-
-
 async def close(
     files: FilesRun, method: Callable[[], T], raw: RingFileIO, *, shielded: bool = False
 ) -> T:
     """Close a file over *raw*; wake the task that waits for a pipe inside it, if there is one."""
     if raw.busy and not raw.closed and raw.is_stream:
         raw.closing = True
-        files.manager.notify_closing(raw.fileno())
+        files.manager.notify_closing(io.FileIO.fileno(raw))
     if not raw.closed and not raw.writable():  # there is nothing to send
         return await files.call_inline(method, (), raw, shielded=shielded)
     return await files.call(method, (), raw, shielded=shielded)

@@ -169,6 +169,8 @@ def open_file(
     if opener is None and type(file) is not int and current_bridge() is not None:
         opener = open_on_ring
     raw = RingFileIO(file, how.raw, closefd, opener)
+    if opener is open_on_ring:
+        raw.set_private()
     result: io.RawIOBase | io.BufferedIOBase | io.TextIOWrapper = raw
     try:
         if buffering == 0:
@@ -180,6 +182,8 @@ def open_file(
         line_buffering = buffering == 1 or (buffering < 0 and raw.isatty())
         result = text = io.TextIOWrapper(buffered, encoding, errors, newline, line_buffering)
         text.mode = mode  # type: ignore[misc]  # for typeshed it is read-only
+        if opener is open_on_ring:
+            raw.set_private()  # Python 3.10 asked for the fd, to find out the encoding
     except BaseException:
         result.close()
         raise

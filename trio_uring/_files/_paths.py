@@ -128,6 +128,7 @@ def fdatasync(fd: int) -> None:
 def read_bytes(path: str) -> bytes:
     """See `pathlib.Path.read_bytes`; without a buffered layer, through which nothing would go."""
     with RingFileIO(path, "r", True, open_on_ring) as raw:  # noqa: FBT003 (FileIO's signature)
+        raw.set_private()
         return cast("bytes", raw.readall())  # what has a path is opened blocking
 
 
@@ -156,7 +157,7 @@ class RingPath(pathlib.PosixPath):
         if "b" not in mode:
             encoding = io.text_encoding(encoding)  # type: ignore[attr-defined]  # 3.10
         file = open_file(os.fspath(self), mode, buffering, encoding, errors, newline)
-        if self._text_max is not None and os.fstat(file.fileno()).st_size > self._text_max:
+        if self._text_max is not None and file.buffer.raw.size_left() > self._text_max:  # type: ignore[attr-defined]
             return _LargeText(file)  # type: ignore[return-value]  # all that read_text needs
         return file
 
