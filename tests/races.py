@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import resource
 from contextlib import contextmanager
 from enum import Enum
 from types import coroutine
@@ -49,6 +50,17 @@ NOT_READY: Final = (Order.NEVER_READY, Order.ONE_ENTER)
 _READY_BEFORE: Final = (Order.ONE_ENTER_READY, Order.AT_ONCE_UNSEEN)
 _CANCELLED_WHEN_PARKED: Final = (Order.ONE_ENTER, *_READY_BEFORE)
 _NOT_CANCELLED_FROM_OUTSIDE: Final = (Order.READY_SEEN, Order.NO_CANCEL)
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let no file grow beyond *size* bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def current_manager() -> UringIOManager:

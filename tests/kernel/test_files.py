@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from races import current_files, current_manager
+from races import current_files, current_manager, file_size_limit
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
@@ -755,16 +755,6 @@ async def test_a_file_closes_with_no_fd_to_spare(tmp_path: Path) -> None:
     assert file.closed
 
 
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 async def test_a_file_that_grows_too_big(tmp_path: Path) -> None:
     async with await trio.open_file(tmp_path / "file", "wb", buffering=0) as file:
         with file_size_limit(4096):
@@ -774,6 +764,33 @@ async def test_a_file_that_grows_too_big(tmp_path: Path) -> None:
             assert caught.value.errno == errno.EFBIG
             with pytest.raises(OSError, match="File too large"):
                 await file.truncate(10_000)
+
+
+@pytest.mark.parametrize("mode", ["wb", "ab"])
+async def test_the_signal_of_a_file_that_grows_too_big_arrives(tmp_path: Path, mode: str) -> None:
+    arrived: list[int] = []
+    before = signal.signal(signal.SIGXFSZ, lambda number, _frame: arrived.append(number))
+    try:
+        async with await trio.open_file(tmp_path / "file", mode, buffering=0) as file:
+            await file.write(bytes(4096))
+            with file_size_limit(4096):
+                with pytest.raises(OSError, match="File too large"):
+                    await file.write(b"more")
+                with pytest.raises(OSError, match="File too large"):
+                    await file.truncate(4097)
+                with pytest.raises(OSError, match="File too large"):
+                    await _hooks.run_sync(os.ftruncate, file.fileno(), 4097)
+        assert arrived == [signal.SIGXFSZ] * 3
+    finally:
+        signal.signal(signal.SIGXFSZ, before)
+
+
+async def test_an_append_is_one_write(tmp_path: Path, operations: Operations) -> None:
+    # The kernel's own attempt without waiting could write a part, and others append behind that.
+    async with await trio.open_file(tmp_path / "file", "ab", buffering=0) as file:
+        await file.write(b"a line\n")
+    [write] = operations.of(Opcode.WRITE)
+    assert write.sqe[1] & SqeFlag.ASYNC
 
 
 @pytest.mark.parametrize("kind", ["wb", "w"])

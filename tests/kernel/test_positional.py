@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from races import current_files, current_manager
+from races import current_files, current_manager, file_size_limit
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
@@ -17,6 +19,7 @@ from trio_uring import PositionalFile, open_positional
 from trio_uring._kernel.uapi import Opcode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from trio_uring._operations import Operation
@@ -107,6 +110,83 @@ async def test_a_file_opened_for_appending_is_appended_to(tmp_path: Path) -> Non
         for _ in range(3):
             await file.write_at(b"more", 0)
     assert (tmp_path / "file").read_bytes() == b"moremoremore"
+
+
+@pytest.fixture(params=["stand-in", "xfs"])
+def writes_short(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A directory of a file system that writes a part, where the rest would have to wait."""
+    if request.param == "stand-in":
+        pwritev = os.pwritev
+
+        def write_three_bytes(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
+            return pwritev(fd, [bytes(buffers[0])[:3]] if flags else buffers, offset)
+
+        monkeypatch.setattr(os, "pwritev", write_three_bytes)
+        yield tmp_path
+        return
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(400 << 20)
+    (tmp_path / "mounted").mkdir()
+    make = f"mkfs.xfs -q {image} && mount -o loop {image} {tmp_path}/mounted"
+    if subprocess.run(make, shell=True, capture_output=True, check=False).returncode:
+        pytest.skip("needs mkfs.xfs, and the right to mount")
+    try:
+        yield tmp_path / "mounted"
+    finally:
+        subprocess.run(["umount", tmp_path / "mounted"], check=True)
+
+
+@pytest.mark.parametrize("flags", [0, os.O_APPEND])
+async def test_a_write_that_was_short_goes_on_with_the_rest(writes_short: Path, flags: int) -> None:
+    path = writes_short / "file"
+    async with await open_positional(path, CREATE | flags) as file:
+        assert await file.write_at(b"0123456789", 0) == 10
+        assert await file.writev_at([b"ab", bytearray(b"cd"), b"", b"ef"], 10) == 6
+    assert path.read_bytes() == b"0123456789abcdef"
+
+
+@pytest.mark.parametrize("flags", [0, os.O_APPEND])
+async def test_a_write_up_to_the_limit_is_short_and_the_next_one_fails(
+    writes_short: Path, flags: int
+) -> None:
+    path = writes_short / "file"
+    async with await open_positional(path, CREATE | flags) as file:
+        await file.write_at(bytes(4090), 0)
+        with file_size_limit(4096):
+            assert await file.write_at(b"0123456789", 4090) == 6
+            with pytest.raises(OSError, match="File too large"):
+                await file.write_at(b"0123456789", 4096)
+    assert path.read_bytes() == bytes(4090) + b"012345"
+
+
+async def test_a_cancelled_write_that_was_short_goes_on(writes_short: Path) -> None:
+    path = writes_short / "file"
+    async with await open_positional(path, CREATE) as file, trio.open_nursery() as nursery:
+        nursery.start_soon(file.write_at, b"0123456789", 0)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert path.read_bytes() == b"0123456789"
+
+
+async def test_the_signal_of_a_file_that_grows_too_big_arrives(tmp_path: Path) -> None:
+    arrived: list[int] = []
+    before = signal.signal(signal.SIGXFSZ, lambda number, _frame: arrived.append(number))
+    try:
+        async with await open_positional(tmp_path / "file", CREATE) as file:
+            with file_size_limit(4096):
+                for call in (
+                    partial(file.write_at, b"x", 4096),
+                    partial(file.truncate, 4097),
+                    partial(file.fallocate, 0, 4097),
+                ):
+                    with pytest.raises(OSError, match="File too large"):
+                        await call()
+        assert arrived == [signal.SIGXFSZ] * 3
+    finally:
+        signal.signal(signal.SIGXFSZ, before)
 
 
 async def test_closing_waits_for_the_others(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import array
 import errno
 import os
 import resource
+import signal
 import stat
 import threading
 from contextlib import contextmanager
@@ -165,12 +166,18 @@ async def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sync", [False, True])
 async def test_what_fits_is_written_and_then_it_fails(tmp_path: Path, sync: bool) -> None:
     data = os.urandom(10_000)
-    with (
-        limited(resource.RLIMIT_FSIZE, 5000),
-        pytest.raises(OSError, match="File too large") as caught,
-    ):
-        await write_file(tmp_path / "file", data, sync=sync)
+    arrived: list[int] = []
+    before = signal.signal(signal.SIGXFSZ, lambda number, _frame: arrived.append(number))
+    try:
+        with (
+            limited(resource.RLIMIT_FSIZE, 5000),
+            pytest.raises(OSError, match="File too large") as caught,
+        ):
+            await write_file(tmp_path / "file", data, sync=sync)
+    finally:
+        signal.signal(signal.SIGXFSZ, before)
     assert caught.value.errno == errno.EFBIG
+    assert arrived == [signal.SIGXFSZ]
     assert (tmp_path / "file").read_bytes() == data[:5000]
     check_fixed_files()
 

@@ -7,10 +7,12 @@ what `pathlib` makes of them (``exists``, ``is_file``, ``read_text``) is `pathli
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pathlib
 import sys
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from trio_uring import _operations as operations
@@ -109,7 +111,13 @@ def link(source: _Path, target: _Path) -> None:
 def ftruncate(fd: int, size: int) -> None:
     """See `os.ftruncate`."""
     sys.audit("os.truncate", fd, size)
-    _perform(operations.ftruncate(fd, size))
+    try:
+        _perform(operations.ftruncate(fd, size))
+    except OSError as exc:
+        if exc.errno != errno.EFBIG:
+            raise
+        # A worker's SIGXFSZ reaches nobody. A thread's reaches the process.
+        _bridge().call_in_thread(partial(os.ftruncate, fd, size))
 
 
 def fsync(fd: int) -> None:

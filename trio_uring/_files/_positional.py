@@ -28,6 +28,9 @@ from trio_uring._trio_private import at_cancel_point
 from ._bridge import INLINE_MAX, current_files
 from ._raw import IN_WORKER_MIN
 
+if sys.platform != "win32":
+    import fcntl
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -96,7 +99,8 @@ class PositionalFile(trio.abc.AsyncResource):
         self._fd = fd
         self._users = 0
         self._waiters = ParkingLot()
-        self._nowait_read = self._nowait_write = True
+        self._nowait_read = True
+        self._nowait_write: bool | None = None  # not known yet
 
     def __repr__(self) -> str:
         return f"<trio_uring.PositionalFile {self.name!r}, {'closed' if self.closed else self._fd}>"
@@ -245,27 +249,56 @@ class PositionalFile(trio.abc.AsyncResource):
         if files is None:
             return await self._in_thread(os.pwritev, fd, buffers, offset)
         size = _size(buffers)
-        if self._nowait_write and size <= INLINE_MAX:
+        done = 0
+        if size <= INLINE_MAX and self._may_write_at_once(fd):
             try:
-                count = os.pwritev(fd, buffers, offset, _RWF_NOWAIT)
-                if count == size:
-                    files.inline += 1
-                    await cancel_shielded_checkpoint()
-                    return count
-                # What was written is written again, unless the file is appended to.
-                self._nowait_write = False
+                done = os.pwritev(fd, buffers, offset, _RWF_NOWAIT)
             except BlockingIOError:
                 pass
             except OSError as exc:
                 if exc.errno != errno.EOPNOTSUPP:
                     raise
                 self._nowait_write = False
-        in_worker = size > IN_WORKER_MIN
+            if done == size:
+                files.inline += 1
+                await cancel_shielded_checkpoint()
+                return done
+        if not done:
+            return await self._write_on_ring(files, fd, buffers, offset)
+        try:
+            with trio.CancelScope(shield=True):
+                rest = _rest_of(buffers, done)
+                done += await self._write_on_ring(files, fd, rest, offset + done)
+        except OSError:
+            pass  # what was written is the result; the next write meets it again
+        return done
+
+    def _may_write_at_once(self, fd: int) -> bool:
+        """Whether to try to write what needs no waiting.
+
+        A write that had to wait in the middle would be two. Another process could append between
+        them to the same file.
+        """
+        if self._nowait_write is None:
+            self._nowait_write = not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
+        return self._nowait_write
+
+    async def _write_on_ring(
+        self, files: FilesRun, fd: int, buffers: Sequence[Buffer], offset: int
+    ) -> int:
+        # Appending, too: the kernel itself would first write what needs no waiting.
+        in_worker = not self._nowait_write or _size(buffers) > IN_WORKER_MIN
         if len(buffers) == 1:
             operation = operations.write(fd, buffers[0], offset, in_worker=in_worker)
         else:
             operation = operations.writev(fd, buffers, offset, in_worker=in_worker)
-        return await self._perform(files, operation)
+        try:
+            return await self._perform(files, operation)
+        except OSError as exc:
+            if exc.errno != errno.EFBIG:
+                raise
+        # A worker's SIGXFSZ reaches nobody. A thread's reaches the process.
+        return await self._in_thread(os.pwritev, fd, buffers, offset)
 
     # ---- All the rest ----------------------------------------------------------------------
 
@@ -378,6 +411,9 @@ class PositionalFile(trio.abc.AsyncResource):
                 return await self._perform(files, operation(fd, *args))
             except UnsupportedOpcodeError:  # ftruncate, before Linux 6.9
                 files.in_thread += 1
+            except OSError as exc:
+                if exc.errno != errno.EFBIG:  # its signal, as in _write_on_ring
+                    raise
         await self._in_thread(function, fd, *args)
         return None
 
@@ -408,6 +444,16 @@ def _size(buffers: Sequence[Buffer]) -> int:
     for buffer in buffers:
         size += len(buffer) if type(buffer) in _BYTES else memoryview(buffer).nbytes  # type: ignore[arg-type]
     return size
+
+
+def _rest_of(buffers: Sequence[Buffer], done: int) -> Sequence[memoryview]:
+    """Return what is left of *buffers* behind the first *done* bytes."""
+    rest = []
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B")
+        rest.append(view[done:])
+        done = max(done - view.nbytes, 0)
+    return rest
 
 
 _BYTES: Final = (bytes, bytearray)

@@ -365,7 +365,7 @@ class RingFileIO(io.FileIO):
             return bridge.call_in_thread(partial(_file_io.write, self, view))
         size = view.nbytes
         done = 0
-        while self._nowait_write and size <= bridge.budget:
+        while self._may_write_at_once() and size <= bridge.budget:
             try:
                 done = os.pwritev(_fileno(self), (view,), _HERE, self._nowait_flags)
             except BlockingIOError:
@@ -386,24 +386,37 @@ class RingFileIO(io.FileIO):
                 continue
             except BlockingIOError:
                 return done or None
-            except (OSError, trio.Cancelled):
+            except (OSError, trio.Cancelled) as exc:
                 if done:  # what was written is the result; the next write meets it again
                     return done
+                if isinstance(exc, OSError) and exc.errno == errno.EFBIG:
+                    # A worker's SIGXFSZ reaches nobody. A thread's reaches the process.
+                    return bridge.call_in_thread(partial(_file_io.write, self, view))
                 raise
             if not self.is_stream:
                 break
         return done
 
+    def _may_write_at_once(self) -> bool:
+        """Whether to try to write what needs no waiting.
+
+        An appending write that had to wait in the middle would be two, and another process could
+        append between them to the same file. What is memory does not wait.
+        """
+        if self._appends is None:
+            self._appends = bool(fcntl.fcntl(_fileno(self), fcntl.F_GETFL) & os.O_APPEND)
+            if self._appends and not self.is_stream:
+                self._nowait_write = self._is_memory(_fileno(self))
+        return self._nowait_write
+
     def _write_on_ring(self, bridge: GreenletBridge, view: memoryview) -> int:
         fd = _fileno(self)
         if self.is_stream:
             return self._wait(bridge, operations.write(fd, view, _HERE, cancellable=True))
-        if self._appends is None:
-            self._appends = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
         size = view.nbytes
         in_worker = size > IN_WORKER_MIN
         if self._appends:
-            count = bridge.perform(operations.write(fd, view, _HERE, in_worker=in_worker))
+            count = bridge.perform(operations.write(fd, view, _HERE, in_worker=True))
             if count < size:
                 _file_io.seek(self, 0, os.SEEK_END)
             return count
@@ -437,9 +450,11 @@ class RingFileIO(io.FileIO):
             return _file_io.truncate(self, size)
         try:
             bridge.perform(operations.ftruncate(_fileno(self), size))
-        except UnsupportedOpcodeError:  # before Linux 6.9
-            wanted = size
-            return bridge.call_in_thread(lambda: _file_io.truncate(self, wanted))
+        except OSError as exc:
+            # Before Linux 6.9 there is no such operation. And a worker's SIGXFSZ reaches nobody.
+            if exc.errno != errno.EFBIG and not isinstance(exc, UnsupportedOpcodeError):
+                raise
+            return bridge.call_in_thread(partial(_file_io.truncate, self, size))
         return size
 
     # ---- Closing ---------------------------------------------------------------------------

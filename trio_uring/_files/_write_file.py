@@ -17,6 +17,7 @@ What does this mean for us? Whole files are written in one submission where a pr
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING, Final
@@ -123,9 +124,16 @@ async def write_file(
     try:
         sys.audit("open", name, None, _FLAGS)
         return await _write_fixed(manager, index, name, view, mode, sync)
+    except OSError as exc:
+        if exc.errno != errno.EFBIG:
+            raise
     finally:
         fixed.free.append(index)
         fixed.limiter.release()
+    # A worker's SIGXFSZ reaches nobody. A thread's reaches the process.
+    with trio.CancelScope(shield=True):
+        return await trio.to_thread.run_sync(_write_synchronously, name, view, mode, sync)
+    raise AssertionError("a shielded scope swallows no exception")
 
 
 async def _write_fixed(
