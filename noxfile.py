@@ -105,6 +105,12 @@ ONE_PYTHON = MAIN_PYTHON if MAIN_PYTHON in PYTHONS or not PYTHONS else PYTHONS[0
 
 # Our own tests on the oldest, the main and the newest Python; the others add little but time.
 FEW_PYTHONS = [version for version in PYTHONS if version in {PYTHONS[0], ONE_PYTHON, PYTHONS[-1]}]
+# There they run on the Python engine, too, which every Python can use and few will.
+ENGINE_PYTHONS = [PYTHONS[0], PYTHONS[-1]] if len(PYTHONS) > 1 else PYTHONS
+ENGINE_TESTS = ["tests/kernel", "tests/conformance", "tests/fuzz"]
+NATIVE = dict[str, str]()  # unless there is a reason against it
+ON_PYTHON_ENGINE = {"TRIO_URING_ENGINE": "python"}
+
 nox.options.sessions = [
     *("plan", "lint", "types", "docs", "model"),
     *(f"tests({version}-newest-trio)" for version in FEW_PYTHONS),
@@ -112,9 +118,9 @@ nox.options.sessions = [
 ]
 
 # On two cores with nothing else to do, with the time that it takes to make the environments.
-MINUTES_FOR_ALL_PYTHONS = 5
-MINUTES_FOR_OWN_TESTS = 3  # on each of FEW_PYTHONS
-MINUTES_FOR_TRIO_SUITE = 1.5  # on each of PYTHONS
+MINUTES_FOR_ALL_PYTHONS = 6
+MINUTES_FOR_OWN_TESTS = 3  # on each of FEW_PYTHONS, and again on each of ENGINE_PYTHONS
+MINUTES_FOR_TRIO_SUITE = 2  # on each of PYTHONS
 
 # What `nox -s quick` leaves out, which is more than half of the time of our own tests: what
 # starts other programs, what waits for the kernel's threads to fall asleep, and the fuzzing.
@@ -134,7 +140,7 @@ def plan(session: nox.Session) -> None:
     need_pythons(session)
     minutes = (
         MINUTES_FOR_ALL_PYTHONS
-        + MINUTES_FOR_OWN_TESTS * len(FEW_PYTHONS)
+        + MINUTES_FOR_OWN_TESTS * (len(FEW_PYTHONS) + len(ENGINE_PYTHONS))
         + MINUTES_FOR_TRIO_SUITE * len(PYTHONS)
     )
     session.log(
@@ -196,10 +202,12 @@ def model(session: nox.Session) -> None:
     ids=[f"{python}-newest-trio" for python in PYTHONS] + [f"{ONE_PYTHON}-oldest-trio"],
 )
 def tests(session: nox.Session, trio: str) -> None:
-    """Run the project's own tests."""
+    """Run the project's own tests; on some Pythons, on both engines."""
     need_pythons(session)
     install_wheel(session, trio, *GROUPS["test"], extras="[anyio]")
-    run_pytest(session, *(session.posargs or [str(ROOT / "tests")]))
+    run_pytest(session, *(session.posargs or ["tests"]))
+    if session.python in ENGINE_PYTHONS and not session.posargs:
+        run_pytest(session, *ENGINE_TESTS, env=ON_PYTHON_ENGINE)
 
 
 @nox.session(python=ONE_PYTHON)
@@ -218,16 +226,18 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def trio_suite(session: nox.Session) -> None:
-    """Run Trio's test suite on the ring."""
+    """Run Trio's test suite on the ring, on both engines."""
     need_pythons(session)
-    compare_trio_suite(session, NEWEST_TRIO, "ring")
+    compare_trio_suite(session, NEWEST_TRIO, "ring", engines=(NATIVE, ON_PYTHON_ENGINE))
 
 
 @nox.session(python=ONE_PYTHON)
 def anyio_suite(session: nox.Session) -> None:
     """Run AnyIO's test suite, its newest release's, on the ring."""
     # By its name too: AnyIO's tests take the names of the backends from AnyIO.
-    compare_anyio_suite(session, NEWEST_ANYIO, ["unused", "answers", "by-name"])
+    compare_anyio_suite(
+        session, NEWEST_ANYIO, ["unused", "answers", "by-name"], on_python_engine=["answers"]
+    )
 
 
 # --- A part of it ---------------------------------------------------------------------------
@@ -349,6 +359,13 @@ def build(session: nox.Session) -> None:
             session.run("python", "-m", "trio_uring", "--help", silent=True)
         session.run("python", "-m", "pip", "check")
         session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "trio-uring")
+    session.install("--no-cache-dir", f"{sdist}", env={"CC": "false"})  # no compiler
+    with elsewhere(session):
+        session.run(
+            *("python", "-W", "ignore", "-c"),
+            "import trio, trio_uring; trio_uring.run(trio.sleep, 0)\n"
+            "print(trio_uring.RingConfig(), trio_uring.lowlevel.operations.nop)",
+        )
 
 
 @nox.session(venv_backend="none")
@@ -461,8 +478,10 @@ def run_pytest(session: nox.Session, *arguments: str, env: dict[str, str] | None
         session.run("python", "-m", "pytest", *pytest_options(), *paths, env=env)
 
 
-def compare_trio_suite(session: nox.Session, trio: str, way: str) -> None:
-    """Run Trio's suite without trio_uring, then with it in one *way*."""
+def compare_trio_suite(
+    session: nox.Session, trio: str, way: str, engines: tuple[dict[str, str], ...] = (NATIVE,)
+) -> None:
+    """Run Trio's suite without trio_uring, then with it in one *way*, on each of the *engines*."""
     session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "trio-uring")
     # Of the oldest Trio's tests of its exports, some fail with today's mypy and jedi.
     complete = session.python == MAIN_PYTHON and trio == NEWEST_TRIO
@@ -473,11 +492,16 @@ def compare_trio_suite(session: nox.Session, trio: str, way: str) -> None:
         plain = f"{directory}/plain.json"
         session.run("python", script, "plain", plain, *session.posargs)
         install_wheel(session, trio)
-        session.run("python", script, way, plain, *session.posargs)
+        for engine in engines:
+            session.run("python", script, way, plain, *session.posargs, env=engine)
 
 
 def compare_anyio_suite(
-    session: nox.Session, anyio: str, ways: list[str], *requirements: str
+    session: nox.Session,
+    anyio: str,
+    ways: list[str],
+    *requirements: str,
+    on_python_engine: list[str] | None = None,
 ) -> None:
     """Run AnyIO's suite without trio_uring, then with it in each of the *ways*."""
     script = str(CONFORMANCE / "anyio_suite.py")
@@ -487,8 +511,10 @@ def compare_anyio_suite(
         plain = str(source.parent / "plain.json")
         session.run("python", script, "plain", str(source), plain, *session.posargs)
         install_wheel(session, NEWEST_TRIO, str(source), *ANYIO_SUITE, *requirements)
-        for way in ways:
-            session.run("python", script, way, str(source), plain, *session.posargs)
+        runs = [(way, NATIVE) for way in ways]
+        runs += [(way, ON_PYTHON_ENGINE) for way in on_python_engine or ()]
+        for way, engine in runs:
+            session.run("python", script, way, str(source), plain, *session.posargs, env=engine)
 
 
 def session_python(session: nox.Session) -> str:

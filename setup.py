@@ -11,7 +11,7 @@ from typing import Any
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
-from setuptools.errors import CompileError, LinkError, PlatformError
+from setuptools.errors import CompileError, LinkError
 
 KERNEL = "trio_uring/_kernel"
 ENGINE = f"{KERNEL}/engine"
@@ -55,25 +55,28 @@ class BuildPy(build_py):
 
 
 class BuildExt(build_ext):
-    """Says in one sentence what the machine lacks, and puts the C files into the sdist."""
+    """Builds what can be built, says what the machine lacks, and puts the C files into the sdist.
+
+    Without the native engine the package works, but is slower. Without the C core it runs programs
+    on Trio's own I/O, and says so at each start.
+    """
 
     def build_extensions(self) -> None:
-        """Build the C extension, where there is a compiler and Python's headers."""
+        """Build the C extensions, where there is a compiler and Python's headers."""
+        for extension in self.extensions:
+            extension.optional = True
         if missing := self._missing():
-            raise PlatformError(
-                f"trio_uring's C extension cannot be built, because {missing} is missing; "
-                f"on Debian, run `apt-get install {DEBIAN_PACKAGES}`."
-            )
+            _leave_out("C core and native engine are", f"{missing} is missing")
+            self.extensions = []
         super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
-        """Build one extension; without the native engine the package works, but is slower."""
+        """Build one extension, or go on without."""
         try:
             super().build_extension(ext)
         except (CompileError, LinkError) as exc:
-            if not ext.optional:
-                raise
-            print(f"trio_uring's native engine is left out, because it cannot be built: {exc}")
+            what = "native engine is" if ext.name.endswith("_native") else "C core is"
+            _leave_out(what, f"it cannot be built: {exc}")
 
     def get_source_files(self) -> list[str]:
         """List the files that the extensions are built from."""
@@ -101,6 +104,14 @@ class BuildExt(build_ext):
             return f"the C compiler `{compiler[0]}`"
         header = re.search(r"fatal error: (\S+): No such file", preprocessed.stderr)
         return f"the header `{header[1]}`" if header else None
+
+
+def _leave_out(what: str, why: str) -> None:
+    print(
+        f"WARNING: trio_uring's {what} left out, because {why}. "
+        f"On Debian, run `apt-get install {DEBIAN_PACKAGES}`, then reinstall trio_uring.",
+        file=sys.stderr,
+    )
 
 
 def arguments() -> dict[str, Any]:

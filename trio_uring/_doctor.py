@@ -16,7 +16,7 @@ from ._config import RingConfig
 from ._engine._buffer_pool import BufferPool
 from ._engine._ring import Ring
 from ._errors import IncompatibleTrioError, RingUnavailableError
-from ._kernel import COMPILED
+from ._kernel import why_no_core
 from ._kernel.uapi import OPCODE_SINCE, Opcode
 from ._run import check_system, probe, run
 from ._statistics import RingStatistics, flag_names
@@ -116,7 +116,7 @@ def examine() -> Report:
 
 
 def _ring() -> Ring:
-    if not COMPILED:
+    if why_no_core:
         check_system()  # raises
     return probe(RingConfig())
 

@@ -16,7 +16,6 @@ Without one the run goes on Trio's epoll, says why in its statistics, and warns 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import warnings
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from ._engine._io_manager import LAYERS, UringIOManager
 from ._engine._ring import Ring
 from ._errors import RingUnavailableError, setup_error, unsupported_opcode
 from ._fallback import FallbackIOManager
-from ._kernel import COMPILED
+from ._kernel import why_no_core
 from ._kernel.uapi import Opcode
 from ._operations import nop
 from ._statistics import totals
@@ -318,8 +317,8 @@ class RunIOManager(UringIOManager):
 
 def check_system() -> None:
     """Raise `RingUnavailableError` if this system or this Trio rules a ring out."""
-    if not COMPILED:
-        raise RingUnavailableError(f"io_uring is a Linux interface, and this is {sys.platform}")
+    if why_no_core:
+        raise RingUnavailableError(why_no_core)
     check_trio()
 
 

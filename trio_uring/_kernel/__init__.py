@@ -8,33 +8,39 @@ back to Trio's own I/O before one of these names is used.
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import _native as native
     from ._ring import CData, ffi, lib
 
     NULL = ffi.NULL
-    COMPILED: Final = True
+    why_no_core: str = ""
     why_no_native: str = ""
 elif sys.platform == "linux":
     # In the root of a checkout, ``python -m trio_uring`` imports the source tree, which has no
-    # compiled modules. So they are also looked for in the installed package.
+    # compiled module, in the place of the installed package, which has: take it from there.
     __path__ += [str(Path(entry, "trio_uring", "_kernel")) for entry in sys.path]
-    from ._ring import ffi, lib
-
-    CData = ffi.CData
-    NULL = ffi.NULL
-    COMPILED: Final = True
     try:
-        native = import_module("._native", __name__)
-    except ImportError as exc:
-        native, why_no_native = None, f"the native engine was not built for this Python: {exc}"
+        core = import_module("._ring", __name__)
+    except ModuleNotFoundError:
+        CData = NULL = ffi = lib = native = None
+        why_no_core = why_no_native = (
+            "trio_uring was installed without its C core: install a C compiler (on Debian, "
+            "`apt-get install gcc libc6-dev python3-dev`), then reinstall trio_uring"
+        )
     else:
-        why_no_native = ""
+        ffi, lib, CData, NULL = core.ffi, core.lib, core.ffi.CData, core.ffi.NULL
+        why_no_core = ""
+        try:
+            native = import_module("._native", __name__)
+        except ImportError as exc:
+            native, why_no_native = None, f"the native engine was not built for this Python: {exc}"
+        else:
+            why_no_native = ""
 else:
     CData = NULL = ffi = lib = native = None
-    COMPILED: Final = False
+    why_no_core = f"io_uring is a Linux interface, and this is {sys.platform}"
     why_no_native = "there is no ring either"
 
-__all__ = ["COMPILED", "NULL", "CData", "ffi", "lib", "native", "why_no_native"]
+__all__ = ["NULL", "CData", "ffi", "lib", "native", "why_no_core", "why_no_native"]
