@@ -1,5 +1,5 @@
 /*
- * The part of the kernel's io_uring ABI that the C core speaks, declared by us.
+ * Declares the part of the kernel's io_uring ABI that the C core uses.
  *
  * <linux/io_uring.h> is not used, because wheels are built in images whose kernel headers are older
  * than the features that we use. (What the running kernel supports is found at run time.) This file

@@ -40,10 +40,11 @@ int is_cancelled(Loop *loop)
     return status_says_cancelled(loop->task) || SLOT(loop->runner, trio.ki_pending) == Py_True;
 }
 
-/* Whether a system call that need not wait is cheaper than the ring: the current task is the only
- * one of this loop iteration, so what it submits would have an enter of its own and a completion
- * in the next iteration. Measured with one and two connections: 0.8 of the CPU, 1.15 of the rate.
- * With four it is slower: each peer is woken by itself, so completions come one by one. */
+/* Whether a system call that need not wait is cheaper than the ring. It is if the current task is
+ * the only one of this loop iteration: an operation on the ring would need an enter of its own, and
+ * its completion would be dispatched in the next iteration. With one or two connections, the system
+ * call took 0.8 times the CPU time and gave 1.15 times the rate. With four connections it is
+ * slower: each peer is woken by itself, so completions come one by one. */
 #define QUIET_MAX 1 /* operations in flight besides this one */
 int loop_is_quiet(Loop *loop)
 {
