@@ -122,7 +122,7 @@ class UringIOManager(InFlightTable):
                 turn_budget=self.config.turn_budget,
                 may_send_now=self.config.allowed_operations is None and self.config.sqpoll is None,
             )
-        self._is_plain = self._guest is None
+        self._is_plain = self._guest is None and self.mailbox is None
         self._watch()
 
     @property
