@@ -25,13 +25,10 @@ loaded without us.
 
 from __future__ import annotations
 
-import re
 import sys
 import warnings
 from importlib import import_module
-from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
 from ._engine._io_manager import UringIOManager
@@ -39,16 +36,15 @@ from ._trio_private import current_io_manager
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from importlib.abc import Loader
     from types import ModuleType
-
+else:
+    Loader = object  # importing it takes 2 ms, and all that Python asks for is below
 
 ANYIO_TRIO: Final = "anyio._backends._trio"
 ANYIO_TRIO_URING: Final = "anyio._backends._trio_uring"
 BACKENDS: Final = "trio_uring.anyio_backend"
-
-# Newer releases of the same major version are tried, and their signatures looked at.
-OLDEST_ANYIO: Final = (4, 10)
-TOO_NEW_ANYIO: Final = (5, 0)
+VERSIONS: Final = "trio_uring._anyio_versions"
 
 _warned: Final[set[str]] = set()
 
@@ -64,22 +60,6 @@ def before_ring_run() -> None:
     """Look for AnyIO's module again, at the start of a run that gets a ring."""
     _finder.return_to_front()
     adopt(wanted=True)
-
-
-def why_incompatible() -> str:
-    """Return what is wrong with the installed AnyIO, in a sentence; empty if nothing is."""
-    try:
-        installed = version("anyio")
-    except PackageNotFoundError:  # its files may be there all the same
-        return ""
-    release = tuple(map(int, re.findall(r"\d+", installed)[:2]))
-    if OLDEST_ANYIO <= release < TOO_NEW_ANYIO:
-        return ""
-    oldest = ".".join(map(str, OLDEST_ANYIO))
-    return (
-        f"AnyIO {installed} is installed, and trio_uring's backend for it needs at least {oldest} "
-        f"and less than {TOO_NEW_ANYIO[0]}: pip install 'anyio>={oldest},<{TOO_NEW_ANYIO[0]}'"
-    )
 
 
 def adopt(*, wanted: bool = False) -> None:
@@ -108,13 +88,18 @@ def _on_ring() -> bool:
         return False
 
 
+def _why_incompatible() -> str:
+    # Only where AnyIO is in use: to import what knows the versions of packages takes 6 ms.
+    return str(vars(import_module(VERSIONS))["why_incompatible"]())
+
+
 def _backends(anyio_trio: ModuleType | None) -> ModuleType:
     """Import our backends, which register themselves.
 
     Raises:
       RuntimeError: for this AnyIO there are none.
     """
-    if reason := why_incompatible():
+    if reason := _why_incompatible():
         # AnyIO turns an ImportError into "No such backend", which would be misleading.
         raise RuntimeError(reason)
     ours = sys.modules.get(BACKENDS)
@@ -137,7 +122,7 @@ class Finder:
         self.return_to_front()
         if name == ANYIO_TRIO:
             for finder in sys.meta_path:
-                if finder is not self and (spec := finder.find_spec(name, path, target)):
+                if not _is_ours(finder) and (spec := finder.find_spec(name, path, target)):
                     if spec.loader is not None:
                         spec.loader = _AdoptingLoader(spec.loader)
                     return spec
@@ -152,6 +137,11 @@ class Finder:
             del sys.meta_path[sys.meta_path.index(self, 1)]
 
 
+def _is_ours(finder: object) -> bool:
+    # There is another one where this package was imported twice.
+    return type(finder).__module__ == __name__
+
+
 _finder: Final = Finder()
 
 
@@ -163,7 +153,7 @@ class _NewModule(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Fill it with what AnyIO looks for there."""
-        anyio_trio = import_module(ANYIO_TRIO) if not why_incompatible() else None
+        anyio_trio = import_module(ANYIO_TRIO) if not _why_incompatible() else None
         vars(module)["backend_class"] = vars(_backends(anyio_trio))["backend_class"]
 
 

@@ -25,7 +25,7 @@ from anyio._backends import _trio as anyio_trio
 from anyio._core import _eventloop, _tempfile
 from outcome import acapture
 
-from ._anyio_finder import why_incompatible
+from ._anyio_versions import why_incompatible
 from ._files import current_files, route
 from ._files._open import is_plain, open_file
 from ._run import asking, is_installed
@@ -279,8 +279,13 @@ def _opening_ours(opener: Callable[..., T]) -> Callable[..., T]:
 
 def _open(*args: Any, **keywords: Any) -> IO[Any]:  # noqa: ANN401 (open's)
     # What is not plainly right gets io.open's own objections.
-    function = open_file if is_plain(*args, **keywords) else io.open
-    return cast("IO[Any]", function(*args, **keywords))
+    plain = is_plain(*args, **keywords)
+    file = cast("IO[Any]", (open_file if plain else io.open)(*args, **keywords))
+    if plain:
+        raw: Any = getattr(file, "buffer", file)
+        raw = getattr(raw, "raw", raw)
+        raw.set_private()  # it was opened by number, but `tempfile` has just made it
+    return file
 
 
 def _with_globals(function: FunctionType, **names: object) -> Callable[..., Any]:

@@ -232,3 +232,16 @@ print([str(warning.message)[:29] for warning in caught])
 @pytest.mark.parametrize("installed", ["4.10.0", "4.16.0.post1", "4.99.0"])
 def test_right_anyio(installed: str) -> None:
     assert finds_ours(PRETEND.format(installed=installed))
+
+
+def test_two_finders_do_not_ask_each_other_for_ever() -> None:
+    """The package may be imported twice, under coverage for example."""
+    code = """
+import sys, trio_uring
+first = sys.modules.pop("trio_uring._anyio_finder")
+from importlib import import_module
+second = import_module("trio_uring._anyio_finder")
+second.install()
+assert first is not second and {first._finder, second._finder} <= {*sys.meta_path}
+"""
+    assert finds_ours(code)
