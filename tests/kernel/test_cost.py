@@ -1,0 +1,113 @@
+"""What small programs cost, counted and not timed: no cost may grow.
+
+`COSTS` is a ratchet. Where a change makes something cheaper, record the smaller number: the failure
+of a test, or ``python tests/programs/costs.py``, run with each engine and Python, says which. Where
+a number must grow, say why in the commit that raises it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any, Final, NamedTuple
+
+import pytest
+from children import output_of, run_python
+from costs import PROGRAMS
+
+from trio_uring._kernel import why_no_native
+
+
+class Cost(NamedTuple):
+    """What one operation costs, as `costs.py` counts it.
+
+    The calls are for each of PYTHONS: what is a function call in one is none in another.
+    """
+
+    calls: tuple[int, ...]
+    enters: float
+    blocks: int
+
+
+PYTHONS: Final = ((3, 10), (3, 11), (3, 12), (3, 13))
+
+# With Trio 0.35; the calls of Trio's own functions are among them.
+COSTS: Final = {
+    "native": {
+        # The two tasks take turns, and alone in a turn each sends with send(2).
+        "stream_echo": Cost((42, 43, 41, 41), 4.0, 0),
+        "socket_echo": Cost((40, 41, 39, 39), 4.0, 0),
+        "accept": Cost((266, 271, 261, 261), 1.0, 0),
+        "cached_read": Cost((64, 66, 62, 62), 0.0, 0),
+        "path_stat": Cost((46, 47, 45, 45), 0.0, 0),
+        "empty_turn": Cost((20, 21, 19, 19), 0.0, 0),
+    },
+    "python": {
+        "stream_echo": Cost((156, 158, 154, 154), 2.0, 0),
+        "socket_echo": Cost((132, 134, 130, 130), 2.0, 0),
+        "accept": Cost((278, 283, 273, 273), 1.0, 0),
+        "cached_read": Cost((78, 80, 76, 76), 0.0, 0),
+        "path_stat": Cost((53, 54, 52, 52), 0.0, 0),
+        "empty_turn": Cost((27, 28, 26, 26), 0.0, 0),
+    },
+}
+
+WHERE: Final = {
+    "calls": "Python functions entered: look at what a profiler lists",
+    "enters": "system calls: look at what is submitted and waited for apart, and at strace",
+    "blocks": "memory kept: look for reference cycles and lists that grow",
+}
+
+# From 6.12 on the buffers for streams are consumed in parts; before, giving them back costs calls.
+LINUX_MIN: Final = (6, 12)
+
+
+def linux() -> tuple[int, ...]:
+    major, minor, *_ = os.uname().release.split("-")[0].split(".")
+    return int(major), int(minor)
+
+
+@pytest.mark.parametrize("engine", COSTS)
+def test_no_cost_has_grown(engine: str) -> None:
+    if engine == "native" and why_no_native:
+        pytest.skip(why_no_native)
+    if sys.version_info[:2] not in PYTHONS:
+        pytest.skip("nothing is recorded for this Python: see PYTHONS")
+    if linux() < LINUX_MIN:
+        pytest.skip("counted on Linux 6.12 and later")
+    python = PYTHONS.index(sys.version_info[:2])
+    result = run_python(
+        "from costs import print_costs; print_costs()",
+        options=("-W", "error"),
+        environment={"TRIO_URING_ENGINE": engine},
+    )
+    [line] = output_of(result)
+    counted: Any = json.loads(line)
+    assert counted["engine"] == engine
+    grown: list[str] = []
+    smaller: list[str] = []
+    for program, cost in COSTS[engine].items():
+        recorded = cost._replace(calls=cost.calls[python])._asdict()
+        for what, limit in recorded.items():
+            found = counted["costs"][program][what]
+            row = f"{engine} {program}: {found} {what}, {limit} recorded"
+            if found > limit:
+                grown.append(f"{row} ({WHERE[what]})")
+            elif found < limit:
+                smaller.append(row)
+    if smaller:
+        # Not a failure: one engine may have become cheaper on the way to a fix of the other.
+        print("Cheaper than recorded; write the smaller numbers into COSTS:", *smaller, sep="\n")
+    assert not grown, "\n".join(
+        [
+            "These have grown; make them cheap again, or say in the commit why they must grow:",
+            *grown,
+            f"`TRIO_URING_ENGINE={engine} python tests/programs/costs.py` counts again.",
+        ]
+    )
+
+
+def test_every_program_is_recorded() -> None:
+    names = [program.__name__ for program in PROGRAMS]
+    assert all(list(costs) == names for costs in COSTS.values())
