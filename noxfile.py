@@ -108,7 +108,7 @@ FEW_PYTHONS = [version for version in PYTHONS if version in {PYTHONS[0], ONE_PYT
 # There they run on the Python engine, too, which every Python can use and few will.
 ENGINE_PYTHONS = [PYTHONS[0], PYTHONS[-1]] if len(PYTHONS) > 1 else PYTHONS
 ENGINE_TESTS = ["tests/kernel", "tests/conformance", "tests/fuzz"]
-NATIVE = dict[str, str]()  # unless there is a reason against it
+NATIVE = {"TRIO_URING_ENGINE": "native"}
 ON_PYTHON_ENGINE = {"TRIO_URING_ENGINE": "python"}
 
 nox.options.sessions = [
@@ -147,6 +147,10 @@ def plan(session: nox.Session) -> None:
         f"`nox` takes about {minutes:.0f} minutes on two idle cores, `nox -s quick` about 3."
     )
     session.log(f"It runs on CPython {', '.join(PYTHONS)}.")
+    session.log(
+        f"The project's own tests run on the native engine on {', '.join(FEW_PYTHONS)}, and on the "
+        f"Python engine on {', '.join(ENGINE_PYTHONS)}; Trio's and AnyIO's suites run on both."
+    )
     if missing := [version for version in SUPPORTED_PYTHONS if version not in PYTHONS]:
         session.log(
             f"Not found, so not tested: CPython {', '.join(missing)}. To test with more of them, "
@@ -205,7 +209,8 @@ def tests(session: nox.Session, trio: str) -> None:
     """Run the project's own tests; on some Pythons, on both engines."""
     need_pythons(session)
     install_wheel(session, trio, *GROUPS["test"], extras="[anyio]")
-    run_pytest(session, *(session.posargs or ["tests"]))
+    # With arguments, on the engine that the environment asks for.
+    run_pytest(session, *(session.posargs or ["tests"]), env=None if session.posargs else NATIVE)
     if session.python in ENGINE_PYTHONS and not session.posargs:
         run_pytest(session, *ENGINE_TESTS, env=ON_PYTHON_ENGINE)
 

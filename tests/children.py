@@ -64,6 +64,15 @@ def in_child(function: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+def clean_environment() -> dict[str, str]:
+    """Return this process's variables without what Trio and we read, but for the engine."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name[:4] != "TRIO" or name == "TRIO_URING_ENGINE"
+    }
+
+
 def run_python(
     code: str,
     *arguments: object,
@@ -75,7 +84,7 @@ def run_python(
     It can import the tests' helpers. *arguments* are in its ``sys.argv``.
     """
     path = [str(TESTS), str(TESTS / "programs"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    inherited = {name: value for name, value in os.environ.items() if name[:4] != "TRIO"}
+    inherited = clean_environment()
     return subprocess.run(
         [sys.executable, *options, "-c", dedent(code), *map(str, arguments)],
         env={**inherited, "PYTHONPATH": os.pathsep.join(path), **(environment or {})},

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from children import CHILD_SECONDS
+from children import CHILD_SECONDS, clean_environment
 
 from trio_uring import RingConfig, RingUnavailableError
 from trio_uring._run import probe
@@ -35,11 +35,10 @@ def ring() -> None:
 
 def run(*command: str | Path, cwd: Path) -> str:
     """Run *command* until it ends well; return what it printed."""
-    inherited = {name: value for name, value in os.environ.items() if name[:10] != "TRIO_URING"}
     result = subprocess.run(
         [sys.executable, "-W", "error", *map(str, command)],
         cwd=cwd,
-        env=inherited,
+        env=clean_environment(),
         capture_output=True,
         text=True,
         check=False,

@@ -10,7 +10,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING
 
 import pytest
-from children import CHILD_SECONDS
+from children import CHILD_SECONDS, clean_environment
 
 from trio_uring import RingConfig, RingUnavailableError
 from trio_uring._run import probe
@@ -77,7 +77,7 @@ def run_suite(tmp_path: Path) -> RunSuite:
     ) -> subprocess.CompletedProcess[str]:
         (tmp_path / "test_suite.py").write_text(dedent(code), encoding="utf-8")
         (tmp_path / "pytest.ini").write_text(f"[pytest]\n{ini}", encoding="utf-8")
-        inherited = {name: value for name, value in os.environ.items() if name[:4] != "TRIO"}
+        inherited = clean_environment()
         inherited.pop("PYTEST_ADDOPTS", None)
         result = subprocess.run(
             [sys.executable, "-m", "pytest", "-W", "error", "-p", "no:cacheprovider", *options],

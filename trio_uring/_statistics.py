@@ -69,12 +69,14 @@ class Totals:
 
     Args:
       ring_runs: Runs that had a ring.
+      native_runs: Those of them that used the native engine.
       fallback_runs: Runs that wanted one and got none.
       completed: Completed operations by opcode.
       routes: Calls on files and paths by the way they went.
     """
 
     ring_runs: int = 0
+    native_runs: int = 0
     fallback_runs: int = 0
     completed: Counter[str] = attrs.field(factory=Counter[str])
     routes: Counter[str] = attrs.field(factory=Counter[str])
@@ -82,6 +84,7 @@ class Totals:
     def add(self, statistics: RingStatistics) -> None:
         """Add those of a run that ends."""
         self.ring_runs += 1
+        self.native_runs += statistics.engine == "native"
         self.completed.update(statistics.completed)
         self.routes.update(statistics.routes)
 

@@ -81,5 +81,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         f"trio_uring: {totals.ring_runs} ring runs, {totals.fallback_runs} fallback runs; "
         f"completions: {completions or 'none'}; "
         f"thread hops {sum(count() for count in _thread_hops)}; "
-        f"calls on files: {routes or 'none'}"
+        f"calls on files: {routes or 'none'}; "
+        f"native runs {totals.native_runs}"
     )

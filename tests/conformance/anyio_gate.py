@@ -35,5 +35,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(
         f"trio_uring: {totals.ring_runs} ring runs, {totals.fallback_runs} fallback runs; "
         f"completions: {completions or 'none'}; thread hops {_thread_hops()}; "
-        f"calls on files: {routes or 'none'}"
+        f"calls on files: {routes or 'none'}; "
+        f"native runs {totals.native_runs}"
     )

@@ -21,6 +21,7 @@ SUMMARY = re.compile(
     r"trio_uring: (?P<ring>\d+) ring runs, (?P<fallback>\d+) fallback runs; "
     r"completions: (?P<completions>[^;]*); thread hops (?P<hops>\d+)"
     r"(?:; calls on files: (?P<routes>[^;\n]*))?"
+    r"(?:; native runs (?P<native>\d+))?"
 )
 
 
@@ -33,6 +34,7 @@ class Summary:
     completions: Counter[str]
     thread_hops: int
     routes: Counter[str] = field(default_factory=Counter)
+    native_runs: int = 0
 
     @classmethod
     def parse(cls, output: str) -> Summary | None:
@@ -46,6 +48,7 @@ class Summary:
             completions=_counts(match["completions"]),
             thread_hops=int(match["hops"]),
             routes=_counts(match["routes"] or ""),
+            native_runs=int(match["native"] or 0),
         )
 
 
@@ -131,6 +134,12 @@ def ring_problems(summary: Summary | None, opcodes: list[str]) -> list[str]:
         problems.append("no run had a ring")
     if summary.fallback_runs:
         problems.append(f"{summary.fallback_runs} runs fell back")
+    # A suite that ran on the other engine would prove nothing of the one that was asked for.
+    engine = os.environ.get("TRIO_URING_ENGINE", "")
+    if (engine == "native" and not summary.native_runs) or (
+        engine == "python" and summary.native_runs
+    ):
+        problems.append(f"{summary.native_runs} runs used the native engine, asked for: {engine}")
     return problems
 
 
@@ -148,7 +157,10 @@ def report(plain: Run, other: Run, problems: list[str]) -> int:
 
 
 def _print_summary(plain: Run, other: Run, summary: Summary) -> None:
-    print(f"{other.name}: {summary.ring_runs} runs on the ring, {summary.fallback_runs} not")
+    print(
+        f"{other.name}: {summary.ring_runs} runs on the ring, {summary.fallback_runs} not, "
+        f"{summary.native_runs} on the native engine"
+    )
     for opcode, count in summary.completions.most_common():
         print(f"  {opcode:<16} {count:>8} completions")
     hops = f"{summary.thread_hops:>8} thread hops"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from suite_runner import Run, Summary, differences, run_suite
+from suite_runner import Run, Summary, differences, ring_problems, run_suite
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,3 +91,25 @@ def test_summary() -> None:
     assert none is not None
     assert not none.completions
     assert Summary.parse("=== 1 passed ===") is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "native", "problem"),
+    [
+        ("native", 12, False),
+        ("native", 0, True),
+        ("python", 0, False),
+        ("python", 1, True),
+        ("", 0, False),
+        ("", 5, False),
+    ],
+)
+def test_a_suite_on_the_other_engine_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, asked: str, native: int, problem: bool
+) -> None:
+    monkeypatch.setenv("TRIO_URING_ENGINE", asked)
+    line = "trio_uring: 12 ring runs, 0 fallback runs; completions: none; thread hops 7"
+    summary = Summary.parse(f"{line}; calls on files: ring 3; native runs {native}")
+    assert summary is not None
+    assert summary.routes == {"ring": 3}
+    assert bool(ring_problems(summary, [])) == problem
