@@ -27,6 +27,7 @@ from outcome import acapture
 
 from ._anyio_versions import why_incompatible
 from ._files import current_files, route
+from ._files._methods import raw_of
 from ._files._open import is_plain, open_file
 from ._run import asking, is_installed
 from ._trio_private import SteppedRun
@@ -279,12 +280,11 @@ def _opening_ours(opener: Callable[..., T]) -> Callable[..., T]:
 
 def _open(*args: Any, **keywords: Any) -> IO[Any]:  # noqa: ANN401 (open's)
     # What is not plainly right gets io.open's own objections.
-    plain = is_plain(*args, **keywords)
-    file = cast("IO[Any]", (open_file if plain else io.open)(*args, **keywords))
-    if plain:
-        raw: Any = getattr(file, "buffer", file)
-        raw = getattr(raw, "raw", raw)
-        raw.set_private()  # it was opened by number, but `tempfile` has just made it
+    function = open_file if is_plain(*args, **keywords) else io.open
+    file = cast("IO[Any]", function(*args, **keywords))
+    raw = raw_of(file)
+    if raw is not None:
+        raw.set_private()  # where tempfile opens a file, it gives the fd to nobody else
     return file
 
 

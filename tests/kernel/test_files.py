@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import errno
+import fcntl
 import gc
 import io
 import os
@@ -25,9 +26,9 @@ from trio.testing import wait_all_tasks_blocked
 import trio_uring
 from trio_uring import _files
 from trio_uring._engine._io_manager import UringIOManager
-from trio_uring._files import _bridge, _devices, _hooks, _raw, _routes
+from trio_uring._files import _bridge, _file_systems, _hooks, _paths, _raw, _routes
 from trio_uring._files._bridge import POOL_MAX
-from trio_uring._files._devices import is_local, is_memory
+from trio_uring._files._file_systems import FileSystem, file_system_of
 from trio_uring._files._open import open_file
 from trio_uring._files._raw import RingFileIO
 from trio_uring._kernel.uapi import Opcode, SqeFlag
@@ -70,8 +71,6 @@ class Operations:
             self.started.append(operation)
             sqe = operation.sqe
             if operation.opcode in self.errors:
-                if operation.opcode == Opcode.CLOSE:
-                    os.close(operation.fd)
                 res = -self.errors.pop(operation.opcode) & 0xFFFFFFFF
                 operation.sqe = (
                     Opcode.NOP, 0, 0, -1, 0, NO_ADDRESS, res, NOP_INJECT_RESULT, 0, 0, 0
@@ -279,8 +278,16 @@ def in_memory() -> Iterator[Path]:
     """A directory on a tmpfs."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         path = Path(directory)
-        assert is_memory(path.stat().st_dev)
+        assert file_system_at(path) is FileSystem.MEMORY
         yield path
+
+
+def file_system_at(path: Path | str) -> FileSystem:
+    fd = os.open(path, os.O_PATH)
+    try:
+        return file_system_of(fd)
+    finally:
+        os.close(fd)
 
 
 async def test_what_is_memory_is_not_waited_for(in_memory: Path, operations: Operations) -> None:
@@ -316,7 +323,7 @@ async def test_a_pipe_is_waited_for_wherever_it_is(
     path = in_memory / "file"
     if plain:
         path.write_bytes(b"data")
-        monkeypatch.setattr(_raw, "is_memory", lambda _device: False)
+        monkeypatch.setattr(_raw, "file_system_of", lambda _fd: FileSystem.DISK)
     else:
         os.mkfifo(path)
     monkeypatch.setattr(os, "preadv", refuse)
@@ -328,13 +335,47 @@ async def test_a_pipe_is_waited_for_wherever_it_is(
     assert len(operations.of(Opcode.READ)) == len(operations.of(Opcode.WRITE)) == 1
 
 
-def test_a_device_that_is_not_mounted_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    is_memory.cache_clear()
-    assert not is_memory(os.makedev(0, 0))
-    monkeypatch.setattr(_devices, "_MOUNTS", Path("/no/such/file"))
-    is_memory.cache_clear()
-    assert not is_memory(Path("/dev/shm").stat().st_dev)
-    is_memory.cache_clear()
+@pytest.fixture
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each mount looked up anew."""
+    monkeypatch.setattr(_file_systems, "_known", {})
+
+
+def test_the_mount_says_what_a_file_system_needs(
+    tmp_path: Path, in_memory: Path, nothing_known: None
+) -> None:
+    assert file_system_at("/proc/self/status") is FileSystem.KERNEL
+    assert file_system_at(in_memory) is FileSystem.MEMORY
+    first, second = os.pipe()
+    memory = os.memfd_create("test")
+    kinds = [file_system_of(fd) for fd in (first, memory, -1)]
+    assert kinds == [FileSystem.KERNEL, FileSystem.MEMORY, FileSystem.SERVER]
+    for fd in (first, second, memory):
+        os.close(fd)
+
+
+@pytest.mark.parametrize("mounts", ["", "{id} 1 0:99 / / rw - fuse.sshfs host: rw\n"])
+def test_what_is_not_known_may_have_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_known: None, mounts: str
+) -> None:
+    fd = os.open(tmp_path, os.O_PATH)
+    for name in ("fdinfo", "fd"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "fdinfo" / str(fd)).write_text("pos:\t0\nmnt_id:\t77\n")
+    (tmp_path / "mountinfo").write_text(mounts.format(id=77))
+    (tmp_path / "fd" / str(fd)).symlink_to(tmp_path)
+    monkeypatch.setattr(_file_systems, "_PROC", tmp_path)
+    assert file_system_of(fd) is FileSystem.SERVER
+    os.close(fd)
+
+
+def test_what_is_known_has_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_known: None
+) -> None:
+    monkeypatch.setattr(_file_systems, "_KNOWN_MAX", 1)
+    for path in ("/proc/self/status", "/dev/shm", "/proc/self/status"):
+        file_system_at(path)
+        assert len(_file_systems._known) == 1
 
 
 async def test_a_status_that_is_cached_needs_no_operation(
@@ -353,10 +394,8 @@ async def test_a_status_that_is_cached_needs_no_operation(
         if name != "dangling":
             assert every_field(await trio.Path(path).stat()) == every_field(path.stat())
         assert every_field(await trio.Path(path).lstat()) == every_field(path.lstat())
-    # What looks like a network goes through the ring: also an overlay, if the test has one. And
-    # what others rename or mount may put the kernel off, now and then.
-    known = is_local(tmp_path.stat().st_dev)
-    assert known == (len(operations.of(Opcode.STATX)) < len(names))
+    # What others rename or mount may put the kernel off, now and then.
+    assert len(operations.of(Opcode.STATX)) < len(names)
     assert routes()["thread"] == 0
     assert not [fd for fd in os.listdir("/proc/self/fd") if fd_is_below(int(fd), tmp_path)]
 
@@ -374,8 +413,9 @@ def fd_is_below(fd: int, path: Path) -> bool:
 
 @pytest.mark.parametrize("path", ["/proc/self/status", "/dev/pts", "/sys/kernel"])
 async def test_a_status_that_a_server_might_know_is_asked_for(
-    path: str, operations: Operations
+    path: str, operations: Operations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_paths, "stat_cached", lambda *_args: None)
     status = await trio.Path(path).stat()
     assert (status.st_ino, status.st_mode) == (os.stat(path).st_ino, os.stat(path).st_mode)
     assert len(operations.of(Opcode.STATX)) == 1
@@ -442,32 +482,60 @@ async def test_what_cannot_be_read_says_so_whatever_the_buffer(tmp_path: Path) -
             await file.readinto(buffer)
 
 
-@pytest.fixture
-def remote(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every file system be one behind a network."""
-    monkeypatch.setattr(_raw, "is_local", lambda _device: False)
-
-
-async def test_a_local_file_is_closed_at_once(in_memory: Path, operations: Operations) -> None:
-    async with await trio.open_file(in_memory / "file", "wb") as file:
+async def test_a_local_file_is_closed_at_once(tmp_path: Path, operations: Operations) -> None:
+    async with await trio.open_file(tmp_path / "file", "wb") as file:
         await file.write(b"data")
     assert not operations.of(Opcode.CLOSE)
-    assert (in_memory / "file").read_bytes() == b"data"
+    assert routes()["thread"] == 0
+    assert (tmp_path / "file").read_bytes() == b"data"
 
 
 async def test_large_transfers_are_copied_by_workers(
-    tmp_path: Path, operations: Operations, remote: None
+    tmp_path: Path, operations: Operations
 ) -> None:
     data = os.urandom(1 << 20)
     async with await trio.open_file(tmp_path / "file", "w+b") as file:
         await file.write(data)
         await file.seek(0)
         assert await file.read(1 << 20) == data
+        assert routes()["thread"] == 0
     for opcode in (Opcode.WRITE, Opcode.READ):
         [large] = [operation for operation in operations.of(opcode) if operation.sqe[6] > 1 << 18]
         assert large.sqe[1] & SqeFlag.ASYNC
-    # The last close of what was written much to, too.
-    assert [bool(close.sqe[1]) for close in operations.of(Opcode.CLOSE)] == [False, True]
+    # The last close of what was written much to may take long.
+    assert routes()["thread"] == 1
+
+
+def is_open_for_writing(path: Path) -> bool:
+    """Whether anybody has the file open for writing; then it cannot be executed, for example."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+@pytest.mark.parametrize("size", [1000, 1 << 20])
+@pytest.mark.parametrize("how", ["buffered", "raw", "path", "positional", "write_file"])
+async def test_a_closed_file_is_let_go(tmp_path: Path, size: int, how: str) -> None:
+    path, data = tmp_path / "file", bytes(size)
+    for _ in range(20):
+        if how == "path":
+            await trio.Path(path).write_bytes(data)
+        elif how == "write_file":
+            await trio_uring.write_file(path, data)
+        elif how == "positional":
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            async with await trio_uring.open_positional(path, flags) as positional:
+                await positional.write_at(data, 0)
+        else:
+            buffering = 0 if how == "raw" else -1
+            async with await trio.open_file(path, "wb", buffering) as file:
+                await file.write(data)
+        assert not is_open_for_writing(path)
 
 
 async def test_large_texts_are_decoded_in_threads(tmp_path: Path) -> None:
@@ -541,8 +609,9 @@ async def test_exceptions_keep_their_context() -> None:
     assert isinstance(caught.value.__context__, KeyError)
 
 
-async def test_bridges_are_pooled_within_a_bound() -> None:
-    path = trio.Path("/proc/self")  # which is on no disk, so that the call waits
+async def test_bridges_are_pooled_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_paths, "stat_cached", lambda *_args: None)  # so that the call waits
+    path = trio.Path("/proc/self")
     files = current_files()
     for _ in range(5):
         await path.stat()
@@ -822,8 +891,6 @@ async def test_a_full_disk_loses_nothing_that_io_would_keep(kind: str) -> None:
         (Opcode.WRITE, errno.EDQUOT),
         (Opcode.WRITE, errno.EIO),
         (Opcode.WRITE, errno.EINTR),
-        (Opcode.CLOSE, errno.EIO),
-        (Opcode.CLOSE, errno.ENOSPC),
     ],
     ids=str,
 )
@@ -831,7 +898,6 @@ async def test_errors_of_transfers(
     tmp_path: Path,
     operations: Operations,
     nowait_refused: None,
-    remote: None,
     opcode: Opcode,
     code: int,
 ) -> None:

@@ -361,7 +361,8 @@ def open_cached(path: bytes, flags: int) -> int | None:
     """Open an existing file if that does not block; return None if it might, or on an error.
 
     The kernel tries the same first for an ``openat`` operation. Calling it directly needs no loop
-    iteration. The fd is not inheritable. *path* must not contain a zero byte.
+    iteration. The fd is not inheritable. *path* must not contain a zero byte. A file system with a
+    server asks it, unless *flags* has `os.O_PATH`: see `path_is_without_server`.
 
     Since: Linux 5.12; None before. Source: openat2(2).
     """
@@ -369,11 +370,34 @@ def open_cached(path: bytes, flags: int) -> int | None:
     return fd if fd >= 0 else None
 
 
+def mount_of(fd: int) -> int:
+    """Return a number for the mount that an open file is in; 0 if it cannot be known.
+
+    Asks no server. No other mount ever gets the number; before Linux 6.8, one may after an unmount.
+
+    Source: statx(2).
+    """
+    return lib.mount_of(fd)
+
+
+def note_without_server(mount: int) -> None:
+    """Note that all files in *mount*, as `mount_of` has it, are there without asking a server."""
+    lib.note_without_server(mount)
+
+
+def path_is_without_server(path: bytes) -> bool:
+    """Whether *path* is in a mount of which `note_without_server` was told. Asks no server.
+
+    If *path* is not cached, or does not exist, its directory says. To open it needs a worker then.
+    """
+    return bool(lib.path_is_without_server(path))
+
+
 def stat_cached(path: bytes, flags: int) -> bytearray | None:
     """Return the status of an existing file if that does not block, otherwise None.
 
-    See `open_cached`. A network file system does not ask its server, so the status may be out of
-    date there. If *flags* has `os.O_NOFOLLOW`, return the status of a symbolic link itself.
+    Only in a mount of which `note_without_server` was told: see there, and `open_cached`. If
+    *flags* has `os.O_NOFOLLOW`, return the status of a symbolic link itself.
 
     Returns:
       A ``struct statx``.

@@ -340,20 +340,27 @@ class FilesRun(RunResource):
 
     @enable_ki_protection
     async def call_in_thread(
-        self, function: Callable[..., T], args: tuple[Any, ...] = (), raw: RingFileIO | None = None
+        self,
+        function: Callable[..., T],
+        args: tuple[Any, ...] = (),
+        raw: RingFileIO | None = None,
+        *,
+        shielded: bool = False,
     ) -> T:
         """Call ``function(*args)``, a method of a file over *raw*, in a worker thread."""
         self.in_thread += 1
-        if raw is None:
-            return await trio.to_thread.run_sync(function, *args)
-        await checkpoint_if_cancelled()
-        if raw.busy:
-            await raw.acquire()
-        raw.busy = True
-        try:
-            return await trio.to_thread.run_sync(function, *args)
-        finally:
-            raw.release()
+        with trio.CancelScope(shield=shielded):
+            if raw is None:
+                return await trio.to_thread.run_sync(function, *args)
+            await checkpoint_if_cancelled()
+            if raw.busy:
+                await raw.acquire()
+            raw.busy = True
+            try:
+                return await trio.to_thread.run_sync(function, *args)
+            finally:
+                raw.release()
+        raise AssertionError("the scope is never cancelled itself")
 
     # ---- `RunResource` ---------------------------------------------------------------------
 

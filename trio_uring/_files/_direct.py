@@ -24,6 +24,7 @@ from trio_uring._operations._operation import address_of_buffer
 from trio_uring._trio_private import is_cancelled
 
 from ._bridge import current_files
+from ._open import open_fd
 from ._positional import PositionalFile
 from ._registered_buffers import BufferLease
 
@@ -274,7 +275,7 @@ async def _open(name: str | bytes, flags: int) -> int:
     if manager is None:
         return await trio.to_thread.run_sync(os.open, name, flags, _MODE)
     sys.audit("open", name, None, flags)
-    return await manager.perform_shielded(operations.openat(name, flags, _MODE))
+    return await open_fd(manager, name, flags, _MODE)
 
 
 async def _alignment(fd: int, name: str | bytes) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import io
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from ._file_systems import FileSystem
 from ._paths import TEXT_MAX
 from ._raw import RingFileIO
 
@@ -112,6 +113,11 @@ def way_of(
             return files.call_in_thread(method, args, raw)
         return files.call(method, args, raw, cancellable)
 
+    def in_thread(files: FilesRun, method: Callable[..., T], args: tuple[Any, ...]) -> Awaitable[T]:
+        return files.call_in_thread(method, args, raw)
+
+    if raw.file_system is FileSystem.SERVER:
+        return in_thread
     if (kind, name) in _INLINE:
         return inline
     return by_length if may_be_long(kind, name) else on_bridge
@@ -153,6 +159,8 @@ async def close(
     if raw.busy and not raw.closed and raw.is_stream:
         raw.closing = True
         files.manager.notify_closing(io.FileIO.fileno(raw))
+    if raw.file_system is FileSystem.SERVER:
+        return await files.call_in_thread(method, (), raw, shielded=shielded)
     if not raw.closed and not raw.writable():  # there is nothing to send
         return await files.call_inline(method, (), raw, shielded=shielded)
     return await files.call(method, (), raw, shielded=shielded)

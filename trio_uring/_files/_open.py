@@ -31,19 +31,23 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 import attrs
 import trio
 
 from trio_uring import _operations as operations
-from trio_uring._engine._ring import open_cached
+from trio_uring._engine._ring import open_cached, path_is_without_server, stat_cached
+from trio_uring._operations._attributes import stat_result
 
 from ._bridge import current_bridge
+from ._file_systems import FileSystem, file_system_of
 from ._raw import RingFileIO
 
 if TYPE_CHECKING:
+    from trio_uring._engine._io_manager import UringIOManager
+
     from ._bridge import FilesRun, GreenletBridge
 
 _Path = str | bytes
@@ -166,7 +170,11 @@ def open_file(
             stacklevel=2,
         )
         buffering = -1
-    if opener is None and type(file) is not int and current_bridge() is not None:
+    bridge = current_bridge()
+    if opener is None and not isinstance(file, int) and bridge is not None:
+        if path_has_server(bridge, file):
+            arguments = (mode, buffering, encoding, errors, newline, closefd)
+            return bridge.call_in_thread(partial(open_file, file, *arguments))
         opener = open_on_ring
     raw = RingFileIO(file, how.raw, closefd, opener)
     if opener is open_on_ring:
@@ -200,6 +208,41 @@ def _buffer_size(raw: RingFileIO) -> int:
 # --- The fd ---------------------------------------------------------------------------------
 
 
+def path_has_server(bridge: GreenletBridge, path: _Path) -> bool:
+    """Whether the file at *path*, or a new one, asks a server when it is opened. Asks none."""
+    encoded = os.fsencode(path)
+    if b"\0" in encoded or path_is_without_server(encoded):
+        return False
+    return bridge.wait_for(_look_for_server(bridge.files.manager, encoded))
+
+
+async def _look_for_server(manager: UringIOManager, path: bytes) -> bool:
+    # The file itself, or where it would be created. Who opens it says what is wrong with the path.
+    for place in (path, path[: path.rfind(b"/") + 1] or b"."):
+        try:
+            fd = await manager.perform_shielded(operations.openat(place, _O_PATH))
+        except OSError:
+            continue
+        kind = file_system_of(fd)
+        os.close(fd)
+        return kind is FileSystem.SERVER
+    return False
+
+
+async def open_fd(manager: UringIOManager, path: _Path, flags: int, mode: int) -> int:
+    """Open *path* as open(2) does, without a bridge. If cancelled, it is opened all the same."""
+    encoded = os.fsencode(path)
+    in_worker = bool(flags & _CREATES)  # where the kernel does that anyway
+    if not in_worker and b"\0" not in encoded:
+        if path_is_without_server(encoded):
+            fd = open_cached(encoded, flags)
+            if fd is not None:
+                return fd
+        else:
+            in_worker = await _look_for_server(manager, encoded)
+    return await manager.perform_shielded(operations.openat(path, flags, mode, wait=in_worker))
+
+
 # What a FIFO does
 # ----------------
 #
@@ -229,12 +272,9 @@ def open_on_ring(path: _Path, flags: int) -> int:
 
 def _create(bridge: GreenletBridge, path: _Path, flags: int) -> int:
     if flags & os.O_ACCMODE == os.O_WRONLY:
-        fd = open_cached(os.fsencode(path), _O_PATH)
-        if fd is not None:
-            mode = os.fstat(fd).st_mode
-            os.close(fd)
-            if stat.S_ISFIFO(mode):
-                return bridge.wait_for(_open_waiting(bridge.files, path, flags))
+        status = stat_cached(os.fsencode(path), 0)
+        if status is not None and stat.S_ISFIFO(stat_result(status).st_mode):
+            return bridge.wait_for(_open_waiting(bridge.files, path, flags))
     # It may be a FIFO that was not cached: if cancelled, this ends too, and loses no fd.
     return bridge.perform_cancellable(operations.openat(path, flags, _MODE))
 

@@ -20,8 +20,7 @@ from trio_uring._engine._ring import stat_cached
 from trio_uring._operations._attributes import stat_result
 
 from ._bridge import current_bridge
-from ._devices import is_local
-from ._open import open_file, open_on_ring
+from ._open import open_file, open_on_ring, path_has_server
 from ._raw import RingFileIO
 
 if TYPE_CHECKING:
@@ -60,9 +59,7 @@ def stat(path: _Path | int, *, follow_symlinks: bool = True) -> os.stat_result:
     # The kernel hands every STATX to a worker thread: 60 microseconds, where stat(2) takes 2.
     status = stat_cached(os.fsencode(path), 0 if follow_symlinks else os.O_NOFOLLOW)
     if status is not None:
-        result = stat_result(status)
-        if is_local(result.st_dev):
-            return result
+        return stat_result(status)
     return _perform(operations.statx(path, follow_symlinks=follow_symlinks))
 
 
@@ -135,6 +132,8 @@ def fdatasync(fd: int) -> None:
 
 def read_bytes(path: str) -> bytes:
     """See `pathlib.Path.read_bytes`; without a buffered layer, through which nothing would go."""
+    if path_has_server(_bridge(), path):
+        return _bridge().call_in_thread(pathlib.PosixPath(path).read_bytes)
     with RingFileIO(path, "r", True, open_on_ring) as raw:  # noqa: FBT003 (FileIO's signature)
         raw.set_private()
         return cast("bytes", raw.readall())  # what has a path is opened blocking

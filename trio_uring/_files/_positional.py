@@ -26,6 +26,8 @@ from trio_uring._errors import UnsupportedOpcodeError
 from trio_uring._trio_private import at_cancel_point
 
 from ._bridge import INLINE_MAX, current_files
+from ._file_systems import FileSystem, file_system_of
+from ._open import open_fd
 from ._raw import IN_WORKER_MIN
 
 if sys.platform != "win32":
@@ -78,7 +80,7 @@ async def open_positional(
     else:
         await checkpoint_if_cancelled()
         sys.audit("open", name, None, flags)
-        fd = await files.manager.perform_shielded(operations.openat(name, flags, mode))
+        fd = await open_fd(files.manager, name, flags, mode)
     return PositionalFile(fd, name)
 
 
@@ -99,8 +101,10 @@ class PositionalFile(trio.abc.AsyncResource):
         self._fd = fd
         self._users = 0
         self._waiters = ParkingLot()
-        self._nowait_read = True
-        self._nowait_write: bool | None = None  # not known yet
+        self._has_server = file_system_of(fd) is FileSystem.SERVER
+        self._nowait_read = not self._has_server
+        self._nowait_write: bool | None = False if self._has_server else None  # not known yet
+        self._written = 0
 
     def __repr__(self) -> str:
         return f"<trio_uring.PositionalFile {self.name!r}, {'closed' if self.closed else self._fd}>"
@@ -196,7 +200,7 @@ class PositionalFile(trio.abc.AsyncResource):
                 if exc.errno != errno.EOPNOTSUPP:
                     raise
                 self._nowait_read = False
-        in_worker = size > IN_WORKER_MIN
+        in_worker = self._has_server or size > IN_WORKER_MIN
         if len(buffers) == 1:
             operation = operations.read(fd, buffers[0], offset, in_worker=in_worker)
         else:
@@ -249,6 +253,7 @@ class PositionalFile(trio.abc.AsyncResource):
         if files is None:
             return await self._in_thread(os.pwritev, fd, buffers, offset)
         size = _size(buffers)
+        self._written += size
         done = 0
         if size <= INLINE_MAX and self._may_write_at_once(fd):
             try:
@@ -373,18 +378,18 @@ class PositionalFile(trio.abc.AsyncResource):
           OSError: ``EIO``, ``ENOSPC``, ``EDQUOT``, from file systems that write when a file is
             closed.
 
-        Source: io_uring_prep_close(3), close(2).
+        Source: close(2).
         """
         fd, self._fd = self._fd, _CLOSED
         if fd != _CLOSED:
             with trio.CancelScope(shield=True):
                 if self._users:
                     await self._waiters.park()
-                files = current_files()
-                if files is None:
+                # As `RingFileIO.close` has it.
+                if self._has_server or self._written > IN_WORKER_MIN or current_files() is None:
                     await trio.to_thread.run_sync(os.close, fd)
                 else:
-                    await files.manager.perform_shielded(operations.close(fd))
+                    os.close(fd)
         await trio.lowlevel.checkpoint()
 
     # ---- Helpers ---------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from trio_uring import _operations as operations
 from trio_uring._errors import UnsupportedOpcodeError
 
 from ._bridge import current_bridge, getcurrent
-from ._devices import is_local, is_memory
+from ._file_systems import FileSystem, file_system_of
 
 if sys.platform != "win32":
     import fcntl
@@ -115,6 +115,7 @@ class RingFileIO(io.FileIO):
         opener: Callable[[Any, int], int] | None = None,
     ) -> None:
         _file_io.__init__(self, file, mode, closefd, opener)
+        self.file_system = file_system_of(_fileno(self))
         bridge = current_bridge()
         if bridge is not None:
             bridge.adopt(self)
@@ -296,8 +297,8 @@ class RingFileIO(io.FileIO):
 
     def _is_memory(self, fd: int) -> bool:
         """Whether to try without the flag that says not to wait; a pipe on a tmpfs would."""
-        status = os.fstat(fd)
-        if self._nowait_flags and stat.S_ISREG(status.st_mode) and is_memory(status.st_dev):
+        in_memory = self.file_system is FileSystem.MEMORY
+        if in_memory and self._nowait_flags and stat.S_ISREG(os.fstat(fd).st_mode):
             self._nowait_flags = 0
             return True
         return False
@@ -420,8 +421,9 @@ class RingFileIO(io.FileIO):
             if count < size:
                 _file_io.seek(self, 0, os.SEEK_END)
             return count
-        end = self._move(size)
-        if end < size:  # a device that knows no positions, or the largest size of a file
+        # In /proc and /sys a position is not a number of bytes.
+        end = 0 if self.file_system is FileSystem.KERNEL else self._move(size)
+        if end < size:  # also a device that knows no positions, or the largest size of a file
             return bridge.call_in_thread(partial(_file_io.write, self, view)) or 0
         position = end - size
         count = 0
@@ -464,41 +466,24 @@ class RingFileIO(io.FileIO):
     #
     # Facts. Each close(2) of a file on NFS, SMB or FUSE first sends what was written; it can
     # take seconds, and brings the errors of those writes. The last one also ends the file: ext4
-    # then starts the write-back of a file that was replaced by truncating it. FileIO closes its
-    # fd itself, synchronously, and cannot be told that the ring has done it.
+    # then starts the write-back of a file that was replaced by truncating it. An IORING_OP_CLOSE
+    # in a kernel's worker completes before that: the worker lets go of the file when it is idle
+    # (Linux 6.18: __fput is its task work). Until then the file cannot be executed (ETXTBSY), nor
+    # its file system unmounted.
     #
-    # What does this mean for us? A file that was open for writing is closed up to three times,
-    # each time through another fd. First, unless it is on a disk, a duplicate, in a worker if the
-    # kernel has to send. Then FileIO's own, which has nothing to send any more. Last, if much was
-    # written, a second duplicate, in a worker.
+    # What does this mean for us? A file with a server is closed in a thread, and a file that much
+    # was written to. The others are closed at once.
 
     def close(self) -> None:
         """See `io.IOBase.close`."""
         bridge = self.bridge
-        if (
-            bridge is None
-            or getcurrent() is not bridge
-            or self.closed
-            or not self.closefd
-            or not self.writable()
-        ):
-            return _file_io.close(self)
-        error: OSError | None = None
-        last: int | None = None
-        fd = _fileno(self)
         try:
-            if self._written > IN_WORKER_MIN:
-                last = os.dup(fd)
-            if not is_local(os.fstat(fd).st_dev):
-                bridge.perform(operations.close(os.dup(fd)))
-        except OSError as exc:
-            # Too many open files: then FileIO's close does it all.
-            error = exc if exc.errno not in (errno.EMFILE, errno.EBADF) else None
-        try:
-            _file_io.close(self)
+            if (
+                bridge is not None
+                and getcurrent() is bridge
+                and not self.closed
+                and (self._written > IN_WORKER_MIN or self.file_system is FileSystem.SERVER)
+            ):
+                bridge.call_in_thread(partial(_file_io.close, self))
         finally:
-            if last is not None:
-                bridge.perform(operations.close(last, in_worker=True))
-        if error is not None:
-            raise error
-        return None
+            _file_io.close(self)  # if there was no thread

@@ -27,9 +27,9 @@ import trio
 from trio_uring._trio_private import trio_path_functions
 
 from . import _paths as paths
-from ._bridge import BRIDGE_REFUSED
+from ._bridge import BRIDGE_REFUSED, current_bridge
 from ._methods import FILES, file_call
-from ._open import is_plain, open_file
+from ._open import is_plain, open_file, path_has_server
 from ._paths import TEXT_MAX, RingPath
 
 if TYPE_CHECKING:
@@ -112,8 +112,12 @@ def open_call(
         return None
     call = partial(open_file, *args, **keywords)
     opener = keywords.get("opener", args[7] if len(args) > 7 else None)
-    # An opener is the program's own code, which may take long. The file uses the ring all the same.
-    return partial(files.call_in_thread, call) if opener is not None else partial(files.call, call)
+    file = args[0] if args else keywords.get("file")
+    # An opener is the program's own code, which may take long. What has a number may have a server,
+    # which is asked as it is opened. The file uses the ring all the same.
+    if opener is not None or type(file) is int:
+        return partial(files.call_in_thread, call)
+    return partial(files.call, call)
 
 
 _PATHS: Final = frozenset((str, bytes, pathlib.PosixPath, trio.PosixPath))
@@ -212,9 +216,15 @@ def _path_call(
     twin = _TWINS.get(name)
     if twin is not None:
         return partial(files.call, partial(twin, **keywords), (os.fspath(path), *args))
-    ours = RingPath(path)
-    method = getattr(ours, name)
-    return partial(files.call, lambda: convert(name, method(*args, **keywords)))
+
+    def call() -> object:
+        bridge = current_bridge()
+        if name in _OPENING and bridge is not None and path_has_server(bridge, os.fspath(path)):
+            theirs = getattr(pathlib.PosixPath(path), name)
+            return convert(name, bridge.call_in_thread(partial(theirs, *args, **keywords)))
+        return convert(name, getattr(RingPath(path), name)(*args, **keywords))
+
+    return partial(files.call, call)
 
 
 def _is_intact() -> bool:
@@ -310,6 +320,9 @@ _WATCHED: Final[tuple[tuple[object, str], ...]] = (
 _OWNERS: Final = tuple(owner for owner, _ in _WATCHED)
 _NAMES: Final = tuple(name for _, name in _WATCHED)
 _THINGS: Final = tuple(map(getattr, _OWNERS, _NAMES))
+
+# Methods that read or write a file whole, as `open` does.
+_OPENING: Final = frozenset(("open", "read_text", "write_bytes", "write_text"))
 
 # Methods that need no path object: making one takes longer than some of these calls.
 _TWINS: Final[dict[str, Callable[..., object]]] = {

@@ -16,6 +16,8 @@ struct uring_open_how { uint64_t flags, mode, resolve; };
 #define URING_AT_EMPTY_PATH 0x1000
 #define URING_AT_STATX_DONT_SYNC 0x4000
 #define URING_STATX_BASIC_STATS 0x7ff
+#define URING_STATX_MNT_ID_UNIQUE 0x4000 /* Linux 6.8 */
+#define URING_STATX_SIZE 256
 
 /* With O_NONBLOCK, opening a FIFO or a file with a lease does not block. With O_PATH it never
  * does. */
@@ -32,21 +34,94 @@ static int open_cached(const char *path, int flags)
     return fd;
 }
 
-/* Write the statx(2) status of an existing file to the 256 bytes of a struct statx. flags are
- * open(2) flags that choose the file. A network file system does not ask its server, so the status,
- * except for the device, may be out of date. */
-static int stat_cached(const char *path, int flags, void *status)
+/* The status of an open file, into the 256 bytes of a struct statx. A file system that would ask a
+ * server does not: what it answers then may be out of date, but for the device and the mount. */
+static int stat_fd(int fd, void *status)
 {
 #ifdef __NR_statx
-    int fd = open_cached(path, flags | O_PATH);
-    if (fd < 0)
-        return fd;
     int how = URING_AT_EMPTY_PATH | URING_AT_STATX_DONT_SYNC;
-    int result = (int)syscall(__NR_statx, fd, "", how, URING_STATX_BASIC_STATS, status);
-    int error = errno;
-    close(fd);
-    return result < 0 ? -error : 0;
+    unsigned mask = URING_STATX_BASIC_STATS | URING_STATX_MNT_ID_UNIQUE;
+    return (int)syscall(__NR_statx, fd, "", how, mask, status) < 0 ? -errno : 0;
 #else
     return -ENOSYS;
 #endif
+}
+
+/* Which mount a file is in: a number that is not used again after an unmount. Before Linux 6.8 that
+ * of the device, which is. */
+static uint64_t mount_in(const char *status)
+{
+    struct { uint32_t mask; } head;
+    struct { uint32_t major, minor; uint64_t mount; } tail; /* from stx_dev_major on */
+    memcpy(&head, status, sizeof head);
+    memcpy(&tail, status + 0x88, sizeof tail);
+    if (head.mask & URING_STATX_MNT_ID_UNIQUE)
+        return tail.mount;
+    return (uint64_t)1 << 63 | (uint64_t)tail.major << 32 | tail.minor;
+}
+
+/* 0 if it cannot be known. */
+static uint64_t mount_of(int fd)
+{
+    char status[URING_STATX_SIZE];
+    return stat_fd(fd, status) < 0 ? 0 : mount_in(status);
+}
+
+/* Mounts that are known to need no server. Any thread may add one; at most one is forgotten then. */
+static uint64_t without_server[32];
+static unsigned without_server_next;
+#define WITHOUT_SERVER_MAX (sizeof without_server / sizeof *without_server)
+
+static void note_without_server(uint64_t mount)
+{
+    unsigned next = __atomic_fetch_add(&without_server_next, 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&without_server[next % WITHOUT_SERVER_MAX], mount, __ATOMIC_RELAXED);
+}
+
+static int is_without_server(uint64_t mount)
+{
+    for (unsigned i = 0; i < WITHOUT_SERVER_MAX; i++)
+        if (__atomic_load_n(&without_server[i], __ATOMIC_RELAXED) == mount)
+            return mount != 0;
+    return 0;
+}
+
+static int opens_without_server(const char *path)
+{
+    int fd = open_cached(path, O_PATH);
+    if (fd < 0)
+        return fd;
+    uint64_t mount = mount_of(fd);
+    close(fd);
+    return is_without_server(mount);
+}
+
+/* Whether the file at path is in a mount that is known to need no server. For a file that does not
+ * exist, or is not in the cache, the directory says: to open that, a worker is needed anyway. */
+static int path_is_without_server(const char *path)
+{
+    char directory[4096];
+    int result = opens_without_server(path);
+    const char *slash = strrchr(path, '/');
+    size_t size = slash ? (size_t)(slash - path) + 1 : 0;
+    if ((result == -EAGAIN || result == -ENOENT) && size < sizeof directory) {
+        memcpy(directory, path, size);
+        directory[size] = 0;
+        result = opens_without_server(size ? directory : ".");
+    }
+    return result > 0;
+}
+
+/* What statx(2) says of an existing file in such a mount. flags are those of open(2) that say which
+ * file. */
+static int stat_cached(const char *path, int flags, void *status)
+{
+    int fd = open_cached(path, flags | O_PATH);
+    if (fd < 0)
+        return fd;
+    int result = stat_fd(fd, status);
+    close(fd);
+    if (result == 0 && !is_without_server(mount_in(status)))
+        return -EXDEV;
+    return result;
 }

@@ -1,0 +1,156 @@
+"""Files on a file system with a server: the loop never waits for it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from fuse_server import FuseServer, Request
+
+import trio_uring
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LARGE = b"large\n" * 300_000
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[FuseServer]:
+    """A file system that needs our loop, mounted at ``tmp_path / "mounted"``."""
+    (tmp_path / "mounted").mkdir()
+    try:
+        server = FuseServer(tmp_path / "mounted")
+    except OSError as exc:
+        pytest.skip(f"needs /dev/fuse, and the right to mount: {exc}")
+    server.add("file", b"line one\nline two\n")
+    server.add("large", LARGE)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+async def test_files_are_read(server: FuseServer) -> None:
+    mounted = server.need_this_loop()
+    for mode in ("rb", "r", "r+b", "r+"):
+        for buffering in (-1, 0) if "b" in mode else (-1, 1):
+            # More than once: what is cached then must not be opened in the loop, either.
+            async with await trio.open_file(mounted / "file", mode, buffering) as file:
+                assert len(await file.readline()) == 9
+                place = await file.tell()
+                assert await file.read(4) in {"line", b"line"}
+                assert await file.seek(0, os.SEEK_END) == 18
+                await file.seek(place)
+                assert len(await file.read()) == 9
+    assert await (mounted / "file").read_bytes() == b"line one\nline two\n"
+    assert await (mounted / "file").read_text() == "line one\nline two\n"
+    assert await (mounted / "large").read_bytes() == LARGE
+    assert await (mounted / "large").read_text() == LARGE.decode()
+    async with await (mounted / "file").open() as file:
+        assert [line async for line in file] == ["line one\n", "line two\n"]
+    assert not server.stood_still
+    assert {Request.OPEN, Request.READ, Request.FLUSH} <= server.asked
+
+
+async def test_files_are_written(server: FuseServer) -> None:
+    mounted = server.need_this_loop()
+
+    def content(name: str) -> bytes:
+        return bytes(server.files[server.names[name.encode()]])
+
+    async with await trio.open_file(mounted / "file", "r+b", 0) as raw:
+        assert await raw.write(b"LINE") == 4
+        await raw.truncate(8)
+    assert content("file") == b"LINE one"
+    async with await trio.open_file(mounted / "file", "a") as text:
+        await text.write(" appended")
+        await text.flush()
+        await text.write(".")
+    assert content("file") == b"LINE one appended."
+    async with await trio.open_file(mounted / "new", "wb") as file:
+        await file.write(LARGE)
+    assert content("new") == LARGE
+    await (mounted / "new").write_bytes(b"bytes")
+    assert content("new") == b"bytes"
+    await (mounted / "new").write_text("text")
+    assert content("new") == b"text"
+    await trio_uring.write_file(mounted / "new", b"written")
+    assert content("new") == b"written"
+    await (mounted / "new").unlink()
+    assert not server.stood_still
+    assert {Request.CREATE, Request.WRITE, Request.FLUSH, Request.UNLINK} <= server.asked
+
+
+async def test_paths_are_looked_up(server: FuseServer) -> None:
+    mounted = server.need_this_loop()
+    for _ in range(2):
+        assert (await (mounted / "file").stat()).st_size == 18
+        assert await (mounted / "file").exists()
+        assert await (mounted / "file").is_file()
+        assert not await (mounted / "missing").exists()
+        with pytest.raises(FileNotFoundError) as caught:
+            await trio.open_file(mounted / "missing")
+        assert caught.value.filename == str(mounted / "missing")
+    assert not server.stood_still
+    assert Request.GETATTR in server.asked
+
+
+async def test_positional_files(server: FuseServer) -> None:
+    mounted = server.need_this_loop()
+    for _ in range(2):
+        async with await trio_uring.open_positional(mounted / "file", os.O_RDWR) as file:
+            assert await file.read_at(4, 0) == b"line"
+            assert await file.write_at(b"two!", 5) == 4
+            await file.fsync()
+            await file.truncate(18)
+    assert bytes(server.files[server.names[b"file"]]) == b"line two!line two\n"
+    assert not server.stood_still
+    assert {Request.FSYNC, Request.SETATTR} <= server.asked
+
+
+async def test_a_file_is_opened_by_number(server: FuseServer) -> None:
+    mounted = server.need_this_loop()
+    fd = await trio.to_thread.run_sync(os.open, mounted / "file", os.O_RDWR)
+    async with await trio.open_file(fd, "r+") as file:
+        assert await file.readline() == "line one\n"
+        await file.seek(0)
+        await file.write("changed")
+    assert bytes(server.files[server.names[b"file"]]).startswith(b"changed")
+    assert not server.stood_still
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("kind", ["file", "positional"])
+async def test_errors_of_close_are_reported(server: FuseServer, code: int, kind: str) -> None:
+    mounted = server.need_this_loop()
+    server.errors[Request.FLUSH] = code
+    file: Any
+    if kind == "file":
+        file = await trio.open_file(mounted / "file", "r+b")
+        await file.write(b"data")
+    else:
+        file = await trio_uring.open_positional(mounted / "file", os.O_RDWR)
+        await file.write_at(b"data", 0)
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        await file.aclose()
+    assert caught.value.errno == code
+    assert file.closed
+    await file.aclose()
+    assert bytes(server.files[server.names[b"file"]]).startswith(b"data")
+    assert not server.stood_still
+
+
+async def test_a_cancelled_task_closes_the_file(server: FuseServer) -> None:
+    mounted = server.need_this_loop()
+    file = await trio.open_file(mounted / "file", "r+b")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await file.aclose()
+    assert scope.cancelled_caught
+    assert file.closed
+    assert not server.stood_still
