@@ -386,7 +386,14 @@ FILE_NAME = re.compile(r"(?<![\w./:<>-])(?:\.{0,2}/)*\w[\w./-]*\.(?:py|c|h|md|pm
 # Not in this repository: the kernel's files, the C library's, and names in examples.
 FOREIGN_FILES = {
     *("asm-generic/mman.h", "include/uapi/linux/io_uring.h", "io_uring.h", "linux/bpf_common.h"),
-    *("linux/fcntl.h", "linux/in.h", "linux/limits.h", "linux/openat2.h", "linux/prctl.h"),
+    *(
+        "linux/fcntl.h",
+        "linux/fuse.h",
+        "linux/in.h",
+        "linux/limits.h",
+        "linux/openat2.h",
+        "linux/prctl.h",
+    ),
     *("linux/seccomp.h", "linux/stat.h", "io_uring/poll.c", "io_uring/rw.c", "io_uring/sqpoll.c"),
     *("rsrc.c", "fcntl.h", "Python.h", "site.py", "program.py"),
 }

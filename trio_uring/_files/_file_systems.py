@@ -62,16 +62,13 @@ def file_system_of(fd: int) -> FileSystem:
     Source: proc_pid_fdinfo(5), proc_pid_mountinfo(5).
     """
     mount = mount_of(fd)
-    kind = _known.get(mount)
-    if kind is not None:
-        return kind
-    kind = _look_up(fd)
+    kind = _known.get(mount) or _look_up(fd)
     if mount:
         if len(_known) >= _KNOWN_MAX:
             _known.clear()
         _known[mount] = kind
         if kind is not FileSystem.SERVER:
-            note_without_server(mount)
+            note_without_server(mount)  # again, if it was forgotten there
     return kind
 
 

@@ -72,18 +72,20 @@ static uint64_t without_server[32];
 static unsigned without_server_next;
 #define WITHOUT_SERVER_MAX (sizeof without_server / sizeof *without_server)
 
-static void note_without_server(uint64_t mount)
-{
-    unsigned next = __atomic_fetch_add(&without_server_next, 1, __ATOMIC_RELAXED);
-    __atomic_store_n(&without_server[next % WITHOUT_SERVER_MAX], mount, __ATOMIC_RELAXED);
-}
-
 static int is_without_server(uint64_t mount)
 {
     for (unsigned i = 0; i < WITHOUT_SERVER_MAX; i++)
         if (__atomic_load_n(&without_server[i], __ATOMIC_RELAXED) == mount)
             return mount != 0;
     return 0;
+}
+
+static void note_without_server(uint64_t mount)
+{
+    if (is_without_server(mount))
+        return;
+    unsigned next = __atomic_fetch_add(&without_server_next, 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&without_server[next % WITHOUT_SERVER_MAX], mount, __ATOMIC_RELAXED);
 }
 
 static int opens_without_server(const char *path)
