@@ -26,6 +26,7 @@ from trio.testing import wait_all_tasks_blocked
 import trio_uring
 from trio_uring import _files
 from trio_uring._engine._io_manager import UringIOManager
+from trio_uring._engine._ring import Ring
 from trio_uring._files import _bridge, _file_systems, _hooks, _paths, _raw, _routes
 from trio_uring._files._bridge import POOL_MAX
 from trio_uring._files._file_systems import FileSystem, file_system_of
@@ -536,6 +537,27 @@ async def test_a_closed_file_is_let_go(tmp_path: Path, size: int, how: str) -> N
             async with await trio.open_file(path, "wb", buffering) as file:
                 await file.write(data)
         assert not is_open_for_writing(path)
+
+
+@pytest.mark.parametrize("mode", ["rb", "r+b"])
+async def test_operations_that_have_ended_let_a_closed_file_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nowait_refused: None, mode: str
+) -> None:
+    (tmp_path / "file").write_bytes(b"data")
+    flush = Ring.flush
+    closed: list[bool] = []
+
+    def flush_when_closed(ring: Ring) -> None:
+        fds = os.listdir("/proc/self/fd")
+        closed.append(not any(fd_is_below(int(fd), tmp_path) for fd in fds))
+        flush(ring)
+
+    monkeypatch.setattr(Ring, "flush", flush_when_closed)
+    async with await trio.open_file(tmp_path / "file", mode, buffering=0) as file:
+        await file.read(4)
+    async with await trio_uring.open_positional(tmp_path / "file") as positional:
+        await positional.read_at(4, 0)
+    assert closed == [True, True]
 
 
 async def test_large_texts_are_decoded_in_threads(tmp_path: Path) -> None:

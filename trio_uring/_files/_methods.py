@@ -161,6 +161,7 @@ async def close(
         files.manager.notify_closing(io.FileIO.fileno(raw))
     if raw.file_system is FileSystem.SERVER:
         return await files.call_in_thread(method, (), raw, shielded=shielded)
-    if not raw.closed and not raw.writable():  # there is nothing to send
+    # There is nothing to send, and nothing else to do.
+    if not raw.closed and not raw.writable() and not raw.used_ring:
         return await files.call_inline(method, (), raw, shielded=shielded)
     return await files.call(method, (), raw, shielded=shielded)

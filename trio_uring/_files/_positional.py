@@ -385,11 +385,13 @@ class PositionalFile(trio.abc.AsyncResource):
             with trio.CancelScope(shield=True):
                 if self._users:
                     await self._waiters.park()
-                # As `RingFileIO.close` has it.
-                if self._has_server or self._written > IN_WORKER_MIN or current_files() is None:
+                # For the reasons that `RingFileIO.close` has.
+                files = current_files()
+                if files is None or self._has_server or self._written > IN_WORKER_MIN:
                     await trio.to_thread.run_sync(os.close, fd)
                 else:
                     os.close(fd)
+                    files.manager.ring.flush()
         await trio.lowlevel.checkpoint()
 
     # ---- Helpers ---------------------------------------------------------------------------
