@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import tty
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import trio
@@ -120,13 +122,74 @@ async def test_read_from_a_pipe_can_be_cancelled(pipe: tuple[int, int]) -> None:
     buffer = bytearray(20)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(perform, operations.read(reader, buffer, -1, cancellable=True))
+            nursery.start_soon(perform, operations.read(reader, buffer, -1))
             await wait_all_tasks_blocked()
             scope.cancel()
     assert scope.cancelled_caught
     os.write(writer, HELLO)
-    assert await perform(operations.read(reader, buffer, -1, cancellable=True)) == len(HELLO)
+    assert await perform(operations.read(reader, buffer, -1)) == len(HELLO)
     assert buffer.startswith(HELLO)
+
+
+def terminal() -> tuple[int, int]:
+    ends = os.openpty()
+    tty.setraw(ends[1])
+    return ends
+
+
+def fifo(tmp_path: Path) -> tuple[int, int]:
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(reader, True)
+    return reader, os.open(tmp_path / "fifo", os.O_WRONLY)
+
+
+def sockets() -> tuple[int, int]:
+    one, other = socket.socketpair()
+    return one.detach(), other.detach()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "fifo", "terminal", "sockets", "eventfd"])
+async def test_what_can_block_indefinitely_can_be_cancelled(tmp_path: Path, kind: str) -> None:
+    kinds: dict[str, Callable[[], tuple[int, int]]] = {
+        "pipe": os.pipe,
+        "fifo": partial(fifo, tmp_path),
+        "terminal": terminal,
+        "sockets": sockets,
+        "eventfd": lambda: (os.eventfd(0), os.eventfd(0)),
+    }
+    reader, writer = kinds[kind]()
+    buffer = bytearray(8)
+    for read in (
+        operations.read(reader, buffer, -1),
+        operations.readv(reader, [buffer], -1),
+        operations.read_select(reader, cast("Any", current_manager().buffers), 8),
+    ):
+        assert read.cancellable
+        assert not read.limited
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(perform, read)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert operations.write(writer, HELLO, -1).cancellable
+    assert operations.writev(writer, [HELLO], -1).cancellable
+    os.close(reader)
+    os.close(writer)
+
+
+async def test_two_tasks_may_write_to_one_pipe(pipe: tuple[int, int]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(perform, operations.write(pipe[1], b"1", -1))
+        nursery.start_soon(perform, operations.write(pipe[1], b"1", -1))
+    assert os.read(pipe[0], 3) == b"11"
+
+
+async def test_what_ends_by_itself_completes_although_cancelled(tmp_path: Path, file: int) -> None:
+    directory = os.open(tmp_path, os.O_RDONLY)
+    for fd in (file, directory, -1):
+        read = operations.read(fd, bytearray(1), 0)
+        assert (read.cancellable, read.limited) == (False, True)
+    os.close(directory)
 
 
 async def test_read_select(pipe: tuple[int, int], file: int) -> None:
@@ -136,7 +199,7 @@ async def test_read_select(pipe: tuple[int, int], file: int) -> None:
     reader, writer = pipe
     os.write(writer, HELLO)
     assert await perform(operations.read_select(reader, buffers, 5)) == b"hello"
-    operation = operations.read_select(file, buffers, 100, 7, cancellable=False)
+    operation = operations.read_select(file, buffers, 100, 7)
     assert await perform(operation) == b"world"
 
 
@@ -181,7 +244,7 @@ async def test_write_to_a_full_pipe_can_be_cancelled(pipe: tuple[int, int]) -> N
     fill(writer)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(perform, operations.write(writer, b"x", -1, cancellable=True))
+            nursery.start_soon(perform, operations.write(writer, b"x", -1))
             await wait_all_tasks_blocked()
             scope.cancel()
     assert scope.cancelled_caught

@@ -57,7 +57,7 @@ def test_reads_described_all_at_once() -> None:
     array = operations.read_many(3, buffer, [5, 1 << 62, 0], 10, 4, in_worker=True)
     for index, offset in enumerate([5, 1 << 62, 0]):
         part = memoryview(buffer)[10 * index : 10 * index + 10]
-        single = operations.read(3, part, offset, 4, in_worker=True)
+        single = operations.read(3, part, offset, 4, cancellable=False, in_worker=True)
         sqe = list(single.sqe)
         assert array.fields[index].addr == sqe.pop(5)
         assert fields(array, index) == sqe

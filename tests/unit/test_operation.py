@@ -310,19 +310,22 @@ def test_what_comes_when_no_task_is_there_is_closed() -> None:
 
 
 def test_regular_files_are_waited_for_within_a_bound() -> None:
+    file = os.open(__file__, os.O_RDONLY)
     for operation in (
-        operations.read(3, ROOM, 0),
-        operations.readv(3, [ROOM], 0),
-        operations.read_select(3, POOL, 1, 0, cancellable=False),
-        operations.read_fixed(3, ROOM, 0, 0),
-        operations.write(3, DATA, 0),
-        operations.writev(3, [DATA], 0),
+        operations.read(file, ROOM, 0),
+        operations.readv(file, [ROOM], 0),
+        operations.read_select(file, POOL, 1, 0),
+        operations.read_select(-1, POOL, 1, 0, cancellable=False),
+        operations.read_fixed(file, ROOM, 0, 0),
+        operations.write(file, DATA, 0),
+        operations.writev(file, [DATA], 0),
         operations.fsync(3),
         operations.statx("a"),
         operations.unlinkat("a"),
     ):
         assert (operation.cancellable, operation.limited) == (False, True)
         assert operation.exclusive is None
+    os.close(file)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +333,7 @@ def test_regular_files_are_waited_for_within_a_bound() -> None:
     [
         (operations.read(3, ROOM, -1, cancellable=True), "read"),
         (operations.readv(3, [ROOM], -1, cancellable=True), "read"),
-        (operations.read_select(3, POOL, 1), "read"),
+        (operations.read_select(3, POOL, 1, cancellable=True), "read"),
         (operations.write(3, DATA, -1, cancellable=True), "write"),
         (operations.writev(3, [DATA], -1, cancellable=True), "write"),
     ],

@@ -202,9 +202,13 @@ class PositionalFile(trio.abc.AsyncResource):
                 self._nowait_read = False
         in_worker = self._has_server or size > IN_WORKER_MIN
         if len(buffers) == 1:
-            operation = operations.read(fd, buffers[0], offset, in_worker=in_worker)
+            operation = operations.read(
+                fd, buffers[0], offset, cancellable=False, in_worker=in_worker
+            )
         else:
-            operation = operations.readv(fd, buffers, offset, in_worker=in_worker)
+            operation = operations.readv(
+                fd, buffers, offset, cancellable=False, in_worker=in_worker
+            )
         return await self._perform(files, operation)
 
     # ---- Writing ---------------------------------------------------------------------------
@@ -294,9 +298,13 @@ class PositionalFile(trio.abc.AsyncResource):
         # Appending, too: the kernel itself would first write what needs no waiting.
         in_worker = not self._nowait_write or _size(buffers) > IN_WORKER_MIN
         if len(buffers) == 1:
-            operation = operations.write(fd, buffers[0], offset, in_worker=in_worker)
+            operation = operations.write(
+                fd, buffers[0], offset, cancellable=False, in_worker=in_worker
+            )
         else:
-            operation = operations.writev(fd, buffers, offset, in_worker=in_worker)
+            operation = operations.writev(
+                fd, buffers, offset, cancellable=False, in_worker=in_worker
+            )
         try:
             return await self._perform(files, operation)
         except OSError as exc:

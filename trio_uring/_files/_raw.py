@@ -327,7 +327,9 @@ class RingFileIO(io.FileIO):
         in_worker = view.nbytes > IN_WORKER_MIN
         position = self.tell()
         self.used_ring = True
-        count = bridge.perform(operations.read(_fileno(self), view, position, in_worker=in_worker))
+        count = bridge.perform(
+            operations.read(_fileno(self), view, position, cancellable=False, in_worker=in_worker)
+        )
         _file_io.seek(self, count, os.SEEK_CUR)
         return count
 
@@ -420,7 +422,9 @@ class RingFileIO(io.FileIO):
         size = view.nbytes
         in_worker = size > IN_WORKER_MIN
         if self._appends:
-            count = bridge.perform(operations.write(fd, view, _HERE, in_worker=True))
+            count = bridge.perform(
+                operations.write(fd, view, _HERE, cancellable=False, in_worker=True)
+            )
             if count < size:
                 _file_io.seek(self, 0, os.SEEK_END)
             return count
@@ -431,7 +435,9 @@ class RingFileIO(io.FileIO):
         position = end - size
         count = 0
         try:
-            count = bridge.perform(operations.write(fd, view, position, in_worker=in_worker))
+            count = bridge.perform(
+                operations.write(fd, view, position, cancellable=False, in_worker=in_worker)
+            )
         finally:
             if count < size and self.tell() == end:
                 _file_io.seek(self, position + count)

@@ -170,7 +170,7 @@ async def _write_fixed(
 
 def _write(index: int, view: memoryview, offset: int = 0) -> Operation[int]:
     in_worker = view.nbytes > _IN_WORKER_MIN
-    return on_fixed(operations.write(index, view, offset, in_worker=in_worker))
+    return on_fixed(operations.write(index, view, offset, cancellable=False, in_worker=in_worker))
 
 
 def _sync(index: int) -> Operation[None]:

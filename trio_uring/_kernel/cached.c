@@ -4,6 +4,7 @@
  * iteration. On any error, the caller performs the operation on the ring.
  */
 #include <fcntl.h>
+#include <sys/stat.h>
 
 /* From linux/openat2.h: Linux 5.6, and 5.12 for RESOLVE_CACHED. */
 #define URING_RESOLVE_CACHED 0x20
@@ -45,6 +46,19 @@ static int stat_fd(int fd, void *status)
 #else
     return -ENOSYS;
 #endif
+}
+
+/* Return 1 if a read or write of an open file can block indefinitely, because it is a pipe, socket,
+ * terminal, eventfd, ...; 0 if it ends by itself, or if fd is not open. Asks no file server. */
+static int can_block(int fd)
+{
+    char status[URING_STATX_SIZE];
+    uint16_t mode;
+    if (stat_fd(fd, status) < 0)
+        return 0;
+    memcpy(&mode, status + 0x1c, sizeof mode);
+    int type = mode & S_IFMT;
+    return type != S_IFREG && type != S_IFBLK && type != S_IFDIR;
 }
 
 /* Which mount a file is in: a number that is not used again after an unmount. Before Linux 6.8 that

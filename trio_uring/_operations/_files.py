@@ -5,9 +5,11 @@ then moves, as with read(2) and write(2). Operations that overlap must not share
 Pipes and terminals have none: their offset is -1.
 
 Reads and writes end by themselves on a regular file, and the kernel does not stop them midway,
-so cancelling waits for them, as with a thread. Where they can wait for ever (a pipe, a FIFO, a
-terminal), ask for ``cancellable=True``: such a wait takes nothing away from
-``RingConfig.max_file_operations``, and nothing is lost when it is cancelled.
+so cancelling waits for them, as with a thread. Where they can block indefinitely (a pipe, a FIFO, a
+terminal, a socket, an eventfd), they can be cancelled, and nothing is lost. Such an operation does
+not count against ``RingConfig.max_file_operations``. By default the kind of file decides, when the
+operation is created. ``cancellable=True`` or ``False`` saves asking the kernel for it, which takes
+0.4 microseconds; with ``True``, only one task at a time may read, or write, the fd.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import os
 from array import array
 from typing import TYPE_CHECKING
 
-from trio_uring._kernel import CData, ffi
+from trio_uring._kernel import CData, ffi, lib
 from trio_uring._kernel.uapi import FsyncFlag, Opcode, SqeFlag
 
 from ._operation import (
@@ -53,19 +55,19 @@ def read(
     offset: int,
     flags: int = 0,
     *,
-    cancellable: bool = False,
+    cancellable: bool | None = None,
     in_worker: bool = False,
 ) -> Operation[int]:
     """Read from a file into *buffer*, at most its size in bytes. *flags*: `os.RWF_NOWAIT`, ...
 
     Without *in_worker* the kernel copies what the page cache has while it takes the SQE, and
     nothing else runs meanwhile: 100 µs per MiB. With it, a kernel worker copies; without effect
-    where *cancellable*.
+    where it is cancellable.
 
     Completes with: the number of bytes; 0 at the end of the file.
     Fails with: ``EBADF``, ``EISDIR``, ``EIO``, ...: see pread(2); ``EAGAIN`` if nothing is there
       yet and *fd* is non-blocking (but no pipe: newer kernels wait for those all the same).
-    If cancelled: it still completes; with *cancellable*, nothing is lost.
+    If cancelled: it still completes, unless it can block indefinitely; nothing is lost.
     Since: Linux 5.6. Source: io_uring_prep_read(3), preadv2(2).
     """
     pin = pin_writable(buffer)
@@ -78,6 +80,7 @@ def read(
         flags,
         offset,
         (pin,),
+        cancellable=cancellable,
         exclusive=exclusive,
         in_worker=in_worker,
     )
@@ -90,18 +93,20 @@ def read_select(
     offset: int = -1,
     flags: int = 0,
     *,
-    cancellable: bool = True,
+    cancellable: bool | None = None,
 ) -> Operation[bytes]:
     """Read at most *size* bytes from a file into a buffer that the kernel chooses.
 
-    Memory is taken only when data is there: for pipes that are silent for long. For a regular
-    file ask for ``cancellable=False``, and give an *offset*.
+    Memory is taken only when data is there: for pipes that are silent for long. If it is
+    cancellable, only one task at a time may read the fd.
 
     Completes with: the bytes; empty at the end of the file.
     Fails with: as `read`; ``ENOBUFS`` if the group is empty (the data stays where it is).
-    If cancelled: nothing is lost; without *cancellable*, it still completes.
+    If cancelled: it still completes, unless it can block indefinitely; nothing is lost.
     Since: Linux 5.19. Source: io_uring_prep_read(3), io_uring_setup_buf_ring(3).
     """
+    if cancellable is None:
+        cancellable = bool(lib.can_block(fd))
     return Operation(
         Opcode.READ,
         buffers.take,
@@ -124,20 +129,27 @@ def readv(
     offset: int,
     flags: int = 0,
     *,
-    cancellable: bool = False,
+    cancellable: bool | None = None,
     in_worker: bool = False,
 ) -> Operation[int]:
     """Read from a file into *buffers*, one after the other; otherwise like `read`.
 
     Completes with: the number of bytes; 0 at the end of the file.
     Fails with: as `read`; ``EINVAL`` for more than 1024 buffers.
-    If cancelled: it still completes; with *cancellable*, nothing is lost.
+    If cancelled: it still completes, unless it can block indefinitely; nothing is lost.
     Since: Linux 5.1. Source: io_uring_prep_readv2(3), preadv2(2).
     """
     pins = [pin_writable(buffer) for buffer in buffers]
     exclusive = _READ if cancellable else None
     return _vectored(
-        Opcode.READV, fd, pins, flags, offset, exclusive=exclusive, in_worker=in_worker
+        Opcode.READV,
+        fd,
+        pins,
+        flags,
+        offset,
+        cancellable=cancellable,
+        exclusive=exclusive,
+        in_worker=in_worker,
     )
 
 
@@ -177,7 +189,7 @@ def write(
     offset: int,
     flags: int = 0,
     *,
-    cancellable: bool = False,
+    cancellable: bool | None = None,
     in_worker: bool = False,
 ) -> Operation[int]:
     """Write *data* to a file. *flags*: `os.RWF_DSYNC`, `os.RWF_APPEND`, ...
@@ -188,8 +200,8 @@ def write(
     Completes with: the number of bytes written: all, or fewer if the disk is full.
     Fails with: ``ENOSPC``, ``EFBIG``, ``EIO``, ``EBADF``, ...: see pwrite(2); ``EPIPE`` (the
       signal is sent, too; Python ignores it); ``EAGAIN`` as for `read`.
-    If cancelled: it still completes; with *cancellable*, the number of bytes written so far, if
-      any, is the result.
+    If cancelled: it still completes, unless it can block indefinitely; then the number of bytes
+      written so far, if any, is the result.
     Since: Linux 5.6. Source: io_uring_prep_write(3), pwritev2(2).
     """
     pin = pin_readable(data)
@@ -202,6 +214,7 @@ def write(
         flags,
         offset,
         (pin,),
+        cancellable=cancellable,
         exclusive=exclusive,
         in_worker=in_worker,
     )
@@ -213,7 +226,7 @@ def writev(
     offset: int,
     flags: int = 0,
     *,
-    cancellable: bool = False,
+    cancellable: bool | None = None,
     in_worker: bool = False,
 ) -> Operation[int]:
     """Write *buffers* to a file, one after the other; otherwise like `write`.
@@ -226,7 +239,14 @@ def writev(
     pins = [ffi.from_buffer("char[]", buffer) for buffer in buffers]
     exclusive = _WRITE if cancellable else None
     return _vectored(
-        Opcode.WRITEV, fd, pins, flags, offset, exclusive=exclusive, in_worker=in_worker
+        Opcode.WRITEV,
+        fd,
+        pins,
+        flags,
+        offset,
+        cancellable=cancellable,
+        exclusive=exclusive,
+        in_worker=in_worker,
     )
 
 
@@ -437,6 +457,7 @@ def _vectored(
     flags: int,
     offset: int,
     *,
+    cancellable: bool | None = None,
     exclusive: Exclusive | None = None,
     in_worker: bool = False,
     buf_index: int = 0,
@@ -453,6 +474,7 @@ def _vectored(
         flags,
         offset,
         (vectors, *pins),
+        cancellable=cancellable,
         exclusive=exclusive,
         in_worker=in_worker,
         buf_index=buf_index,
@@ -468,10 +490,13 @@ def _transfer(
     offset: int,
     pins: tuple[object, ...],
     *,
+    cancellable: bool | None = None,
     exclusive: Exclusive | None = None,
     in_worker: bool = False,
     buf_index: int = 0,
 ) -> Operation[int]:
+    if cancellable is None:
+        cancellable = bool(lib.can_block(fd))
     return Operation(
         opcode,
         count,
@@ -482,10 +507,10 @@ def _transfer(
         signed_64_bits(offset),
         # A worker that is sent to a pipe has the kernel wait for it instead. A cancellation that
         # comes just then is lost, and answered with EALREADY (Linux 6.18).
-        _ASYNC if in_worker and exclusive is None else 0,
+        _ASYNC if in_worker and not cancellable else 0,
         buf_index=buf_index,
         pins=pins,
-        cancellable=exclusive is not None,
+        cancellable=cancellable,
         exclusive=exclusive,
-        limited=exclusive is None,
+        limited=not cancellable,
     )

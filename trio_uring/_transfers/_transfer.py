@@ -107,7 +107,7 @@ async def read_block(fd: int, size: int, offset: int) -> memoryview:
     if manager is None:
         count = await trio.to_thread.run_sync(os.preadv, fd, [buffer], offset)
     else:
-        count = await manager.perform(operations.read(fd, buffer, offset))
+        count = await manager.perform(operations.read(fd, buffer, offset, cancellable=False))
     return memoryview(buffer)[:count]
 
 
@@ -115,7 +115,9 @@ async def write_some(fd: int, block: memoryview, offset: int) -> int:
     """Write *block*, or a part of it; return how many bytes. Ignores cancellation."""
     manager = current_ring("files")
     if manager is not None:
-        return await manager.perform_shielded(operations.write(fd, block, offset))
+        return await manager.perform_shielded(
+            operations.write(fd, block, offset, cancellable=False)
+        )
     count = 0
     with trio.CancelScope(shield=True):
         count = await trio.to_thread.run_sync(os.pwrite, fd, block, offset)
