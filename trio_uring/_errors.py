@@ -2,6 +2,7 @@
 
 import errno
 import os
+from _thread import start_new_thread
 
 from ._kernel.uapi import OPCODE_SINCE, Opcode
 
@@ -72,6 +73,22 @@ def operation_error(
     if filename is None:
         return OSError(-res, os.strerror(-res))
     return OSError(-res, os.strerror(-res), filename, None, filename2)
+
+
+def no_worker_error() -> RuntimeError | None:
+    """Return the error for an operation that the kernel cancelled unasked, if it lacked a worker.
+
+    The kernel answers ``ECANCELED`` if it can start no worker thread for an operation. The same
+    limits forbid other threads, so this tries to start one.
+    """
+    try:
+        start_new_thread(int, ())
+    except RuntimeError:
+        return RuntimeError(
+            "the kernel can start no worker thread for this operation: raise RLIMIT_NPROC "
+            "(ulimit -u), or pids.max of the control group"
+        )
+    return None
 
 
 def operation_cancelled(why: str) -> OperationCancelledError:

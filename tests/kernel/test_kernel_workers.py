@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import pytest
 import trio
+from children import output_of, run_python
 from outcome import Outcome, capture
 from races import current_manager
 from scenarios import as_guest
@@ -542,3 +543,38 @@ async def test_a_loop_that_is_busy_keeps_no_connection_from_one_that_is_idle() -
                 stack.enter_context(stdlib_socket.create_connection(listener.getsockname()))
                 assert accepted.wait(30)  # our own loop has no turn meanwhile
             thread.join()
+
+
+NO_WORKER = """
+import os, resource, sys
+import trio, trio_uring
+from trio_uring.lowlevel import operations, perform
+
+if os.getuid() == 0:  # to whom the limit does not apply
+    os.setgroups([])
+    os.setresgid(54321, 54321, 54321)
+    os.setresuid(54321, 54321, 54321)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+
+async def tried(call):
+    try:
+        await call()
+    except Exception as exc:
+        print(type(exc).__name__, exc)
+
+async def main():
+    path = trio.Path(sys.argv[1])
+    await tried(lambda: path.write_bytes(b""))
+    await tried(lambda: perform(operations.mkdirat(path)))
+    await tried(lambda: trio_uring.write_file(path, b""))
+
+trio_uring.run(main)
+"""
+
+
+def test_an_operation_for_which_there_can_be_no_worker_says_so(tmp_path: Path) -> None:
+    lines = output_of(run_python(NO_WORKER, tmp_path / "new"))
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith("RuntimeError")
+        assert "RLIMIT_NPROC" in line

@@ -21,6 +21,7 @@ from trio.lowlevel import Abort, current_task
 from trio_uring._errors import (
     CANCELLED_RESULTS,
     forbidden_opcode,
+    no_worker_error,
     operation_error,
     unsupported_opcode,
 )
@@ -390,6 +391,10 @@ class InFlightTable:
             if entry.raise_cancel is not None:
                 self._cancelled += 1
                 entry.raise_cancel()
+        if res == -errno.ECANCELED and not entry.cancel_asked:
+            no_worker = no_worker_error()
+            if no_worker is not None:
+                raise no_worker
         if res == -errno.ETIME and operation.etime_is_success:
             return operation.decode(0, entry.flags)
         if res == -errno.EINVAL and operation.opcode not in self.ring.supported:
