@@ -13,6 +13,7 @@ from races import Order, current_files, current_manager, every_order, race
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring import _files
+from trio_uring._files import _open
 from trio_uring._files._raw import RingFileIO
 
 if TYPE_CHECKING:
@@ -56,6 +57,14 @@ async def test_each_side_waits_for_the_other(fifo: str, order: tuple[str, str]) 
     assert await opened["rb"].read(100) == b""
     await opened["rb"].aclose()
     assert current_files().waiting_opens == 0
+
+
+@pytest.mark.parametrize("order", [("rb", "wb"), ("wb", "rb")])
+async def test_each_side_waits_for_the_other_without_proc(
+    fifo: str, order: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_open, "_OPEN_FILES", fifo + " has no proc")
+    await test_each_side_waits_for_the_other(fifo, order)
 
 
 async def test_the_bytes_of_a_path_are_all_that_comes(fifo: str) -> None:

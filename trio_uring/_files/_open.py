@@ -100,6 +100,8 @@ _SLOW_CODECS: Final = frozenset(("encodings.idna", "encodings.punycode"))
 _CREATES: Final = os.O_CREAT | os.O_TRUNC
 _O_PATH: Final = getattr(os, "O_PATH", 0)  # only a place in the file system, not its contents
 
+_OPEN_FILES: Final = "/proc/self/fd"
+
 # The permissions of a new file, less the umask; as FileIO has it.
 _MODE: Final = 0o666
 
@@ -320,7 +322,7 @@ async def _open_to_read(files: FilesRun, path: _Path, flags: int, fd: int) -> in
     trio.lowlevel.spawn_system_task(look_for_traces)
     try:
         with scope:
-            os.close(await _open_waiting(files, f"/proc/self/fd/{fd}", flags))
+            os.close(await _open_again(files, path, flags, fd))
     except BaseException as exc:
         manager.notify_closing(fd)
         os.close(fd)
@@ -330,6 +332,14 @@ async def _open_to_read(files: FilesRun, path: _Path, flags: int, fd: int) -> in
     finally:
         watch.cancel()
     return fd
+
+
+async def _open_again(files: FilesRun, path: _Path, flags: int, fd: int) -> int:
+    """Open the FIFO that *fd* reads from once more, as open(2) does."""
+    try:
+        return await _open_waiting(files, f"{_OPEN_FILES}/{fd}", flags)
+    except FileNotFoundError:  # no /proc; the path is the FIFO's, unless it was just renamed
+        return await _open_waiting(files, path, flags)
 
 
 async def _open_waiting(files: FilesRun, path: _Path, flags: int) -> int:
