@@ -71,3 +71,26 @@ async def test_the_exit_waits_for_other_threads_only(tmp_path: Path) -> None:
         assert not _exit.must_wait()
         assert in_thread(_exit.must_wait)
     assert files.running == 0
+
+
+async def test_after_the_exit_began_no_call_uses_a_bridge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = trio.Path(tmp_path, "file")
+    files = current_files()
+    assert files is not None
+    async with await path.open("wb") as file:
+        await file.write(b"buffered")
+        monkeypatch.setattr(_exit, "thread", None)
+        in_thread(_exit.begin)
+        assert files.is_exiting
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(path.read_bytes)
+                nursery.start_soon(file.flush)
+                await wait_all_tasks_blocked()
+                assert len(nursery.child_tasks) == 2
+                scope.cancel()
+    assert file.closed
+    assert (tmp_path / "file").read_bytes() == b"buffered"
+    assert files.running == 0

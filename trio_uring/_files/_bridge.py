@@ -30,7 +30,9 @@ the thread is in a greenlet, the unwinder reaches stack memory that the thread h
 other calls. greenlet's destructors then drop references to garbage, and the process crashes.
 
 What does this mean for us? An exit function waits until no daemon thread runs or is about to
-resume a call. Calls that begin later use worker threads, as if there were no ring.
+resume a call. A call that begins there later waits until it is cancelled, or the process ends; one
+that must not be cancelled blocks the thread. It uses no worker thread: until Python 3.11, starting
+a thread during the exit can crash, too.
 """
 
 from __future__ import annotations
@@ -221,7 +223,7 @@ class FilesRun(RunResource):
         self.waiting_opens = 0  # of FIFOs: each occupies a kernel worker
         self.running = 0  # calls on bridges, except those that can wait indefinitely now
         self.thread = get_ident()
-        _exit.runs.add(self)
+        self.is_exiting = _exit.adds(self)
         # For reads that do not wait, whose result is copied out before other code runs.
         self.scratch = memoryview(bytearray(_SCRATCH_SIZE))
 
@@ -254,6 +256,8 @@ class FilesRun(RunResource):
         bridge.parent = getcurrent()
         bridge.cancellable = cancellable
         self.running += 1
+        if self.is_exiting:
+            return await self._call_at_exit(function, args, raw, shielded=shielded)
         wait = bridge.switch(copy_context().run, function, args)
         waited = wait is not None
         while wait is not None:
@@ -269,12 +273,8 @@ class FilesRun(RunResource):
                 wait = bridge.throw(exc)
             else:
                 wait = bridge.switch(answer)
-        self.running -= 1
         value, failure = bridge.value, bridge.failure
-        if raw is not None:
-            raw.bridge = None
-            raw.release()
-        self._put_back(bridge, waited)
+        self._put_back(bridge, raw, waited)
         if not waited:
             await cancel_shielded_checkpoint()
         if failure is None:
@@ -293,7 +293,16 @@ class FilesRun(RunResource):
             self.idle.append(bridge)
             raise
 
-    def _put_back(self, bridge: GreenletBridge, waited: bool) -> None:  # noqa: FBT001 (as above)
+    def _put_back(
+        self,
+        bridge: GreenletBridge,
+        raw: RingFileIO | None,
+        waited: bool,  # noqa: FBT001 (as above)
+    ) -> None:
+        self.running -= 1
+        if raw is not None:
+            raw.bridge = None
+            raw.release()
         bridge.value = bridge.failure = None
         if not waited:
             self.inline += 1
@@ -313,6 +322,26 @@ class FilesRun(RunResource):
             self.idle.append(bridge)
         else:
             _end(bridge)
+
+    async def _call_at_exit(
+        self,
+        function: Callable[..., T],
+        args: tuple[Any, ...],
+        raw: RingFileIO | None,
+        *,
+        shielded: bool,
+    ) -> T:
+        """Block for a call that must not be cancelled; let any other wait for the exit."""
+        self.running -= 1
+        if raw is not None:
+            raw.bridge = None
+        try:
+            if not shielded:
+                await trio.sleep_forever()
+            return function(*args)
+        finally:
+            if raw is not None:
+                raw.release()
 
     @enable_ki_protection
     async def call_inline(
@@ -395,9 +424,7 @@ def current_files() -> FilesRun | None:
       RuntimeError: outside a run.
     """
     manager = current_ring("files")
-    if manager is None or _exit.has_begun:
-        return None
-    return manager.run_state.get(FilesRun, manager)
+    return None if manager is None else manager.run_state.get(FilesRun, manager)
 
 
 # ---- Exit ----------------------------------------------------------------------------------
@@ -407,12 +434,19 @@ class _Exit:
     """What the exit of the interpreter waits for."""
 
     def __init__(self) -> None:
-        self.has_begun = False
+        self.thread: int | None = None  # the one that exits
         self.runs: WeakSet[FilesRun] = WeakSet()
 
+    def adds(self, run: FilesRun) -> bool:
+        """Add a new *run*; return whether it may begin no calls on bridges."""
+        self.runs.add(run)
+        return self.thread is not None and self.thread != run.thread
+
     def begin(self) -> None:
-        """Let no call begin on a bridge, and wait until those of other threads have ended."""
-        self.has_begun = True
+        """Let no call begin in other threads, and wait until those that run there have ended."""
+        self.thread = get_ident()
+        for run in list(self.runs):
+            run.is_exiting = run.thread != self.thread
         end = time.monotonic() + _EXIT_TIMEOUT
         while self.must_wait() and time.monotonic() < end:
             time.sleep(0.001)
