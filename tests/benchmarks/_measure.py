@@ -8,15 +8,30 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
 @attrs.frozen
 class Sample:
-    """One round: operations per second, and CPU microseconds per operation."""
+    """One round: operations per second, CPU microseconds per operation, and what else counts."""
 
     rate: float
     cpu_us: float
+    other: Mapping[str, float] = {}
+
+
+@attrs.frozen
+class Spread:
+    """The median of some rounds, and the least and the greatest of them."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        found = sorted(values)
+        return cls(statistics.median(found), found[0], found[-1])
 
 
 def interleave(
@@ -32,13 +47,25 @@ def interleave(
     return samples
 
 
+def rate_ratio(row: Sequence[Sample], baseline: Sequence[Sample]) -> Spread:
+    """Compare rates. A machine has slow minutes, so a ratio is one of two runs of one round."""
+    return Spread.of(a.rate / b.rate for a, b in zip(row, baseline, strict=True))
+
+
+def cpu_ratio(row: Sequence[Sample], baseline: Sequence[Sample]) -> Spread:
+    """Compare CPU times, again inside each round."""
+    return Spread.of(a.cpu_us / b.cpu_us for a, b in zip(row, baseline, strict=True))
+
+
 def report(title: str, samples: Mapping[str, Sequence[Sample]], baseline: str) -> None:
-    """Print medians, and their ratios to *baseline*'s."""
+    """Print medians, and their ratios to *baseline*'s; for CPU time, how far the rounds differ."""
     print(f"\n{title} (median of {len(samples[baseline])} rounds, ratios to {baseline})")
-    print(f"{'':26} {'ops/s':>10} {'ratio':>7} {'CPU µs/op':>10} {'ratio':>7}")
-    rate_0 = statistics.median(sample.rate for sample in samples[baseline])
-    cpu_0 = statistics.median(sample.cpu_us for sample in samples[baseline])
+    print(f"{'':26} {'ops/s':>10} {'ratio':>7} {'CPU µs/op':>10} {'ratio':>7}  min–max")
     for name, row in samples.items():
         rate = statistics.median(sample.rate for sample in row)
         cpu = statistics.median(sample.cpu_us for sample in row)
-        print(f"{name:26} {rate:10.0f} {rate / rate_0:7.2f} {cpu:10.2f} {cpu / cpu_0:7.2f}")
+        ratio = cpu_ratio(row, samples[baseline])
+        print(
+            f"{name:26} {rate:10.0f} {rate_ratio(row, samples[baseline]).median:7.2f} "
+            f"{cpu:10.2f} {ratio.median:7.2f}  {ratio.low:.2f}–{ratio.high:.2f}"
+        )

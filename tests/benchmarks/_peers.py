@@ -25,6 +25,25 @@ while True:
     connection.sendall(b"x")
 """
 
+_HTTP_SERVER = """
+import selectors, socket
+body = b"x" * 64
+answer = b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+selector = selectors.DefaultSelector()
+selector.register(listener, selectors.EVENT_READ)
+while True:
+    for key, _ in selector.select():
+        if key.fileobj is listener:
+            selector.register(listener.accept()[0], selectors.EVENT_READ)
+        elif key.fileobj.recv(65536).endswith(b"\\r\\n\\r\\n"):
+            key.fileobj.send(answer)
+        else:
+            selector.unregister(key.fileobj)
+            key.fileobj.close()
+"""
+
 _SENDER = """
 import socket, sys
 listener = socket.create_server(("127.0.0.1", 0))
@@ -48,6 +67,13 @@ def receiver() -> Iterator[int]:
 def sender(mib: int) -> Iterator[int]:
     """Yield the port of one that sends so many MiB to everyone who connects."""
     with _started(_SENDER, str(mib)) as port:
+        yield port
+
+
+@contextmanager
+def http_server() -> Iterator[int]:
+    """Yield the port of one that answers each request with the same 64 bytes."""
+    with _started(_HTTP_SERVER) as port:
         yield port
 
 
