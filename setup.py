@@ -103,7 +103,11 @@ class BuildExt(build_ext):
         except FileNotFoundError:
             return f"the C compiler `{compiler[0]}`"
         header = re.search(r"fatal error: (\S+): No such file", preprocessed.stderr)
-        return f"the header `{header[1]}`" if header else None
+        if header:
+            return f"the header `{header[1]}`"
+        return (
+            f"a C compiler that works, unlike `{compiler[0]}`," if preprocessed.returncode else None
+        )
 
 
 def _leave_out(what: str, why: str) -> None:

@@ -15,7 +15,6 @@ from timeouts import cancel_run_first, fails_if_it_hung
 
 import trio_uring
 from trio_uring import RingConfig, RingUnavailableError
-from trio_uring._kernel import why_no_core
 from trio_uring._run import probe
 from trio_uring.lowlevel import on_ring
 
@@ -41,8 +40,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @cache
 def _why_no_ring() -> str:
-    if why_no_core:
-        return why_no_core
     try:
         probe(RingConfig())
     except RingUnavailableError as exc:

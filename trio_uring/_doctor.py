@@ -16,9 +16,8 @@ from ._config import RingConfig
 from ._engine._buffer_pool import BufferPool
 from ._engine._ring import Ring
 from ._errors import IncompatibleTrioError, RingUnavailableError
-from ._kernel import why_no_core
 from ._kernel.uapi import OPCODE_SINCE, Opcode
-from ._run import check_system, probe, run
+from ._run import probe, run
 from ._statistics import RingStatistics, flag_names
 from ._trio_private import OVERRIDE
 
@@ -93,7 +92,7 @@ def examine() -> Report:
     missing = ["a ring"]
     advice: list[str] = []
     try:
-        ring = _ring()
+        ring = probe(RingConfig())
     except RingUnavailableError as exc:
         advice.append(exc.reason)
     else:
@@ -113,12 +112,6 @@ def examine() -> Report:
         missing=missing,
         advice=advice,
     )
-
-
-def _ring() -> Ring:
-    if why_no_core:
-        check_system()  # raises
-    return probe(RingConfig())
 
 
 def _try_a_run() -> tuple[str, str, str]:

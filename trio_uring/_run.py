@@ -16,6 +16,7 @@ Without one the run goes on Trio's epoll, says why in its statistics, and warns 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 from contextlib import contextmanager
@@ -317,7 +318,7 @@ class RunIOManager(UringIOManager):
 
 def check_system() -> None:
     """Raise `RingUnavailableError` if this system or this Trio rules a ring out."""
-    if why_no_core:
+    if sys.platform != "linux":
         raise RingUnavailableError(why_no_core)
     check_trio()
 
@@ -342,6 +343,8 @@ def open_ring(config: RingConfig) -> Ring:
     Raises:
       RingUnavailableError: names the cause and the remedy.
     """
+    if why_no_core:
+        raise RingUnavailableError(why_no_core)
     ring = Ring(config, register_fd=False)
     try:
         for opcode in _REQUIRED_OPCODES:

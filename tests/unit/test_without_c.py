@@ -35,11 +35,13 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     statistics = trio_uring.run(main)
 print(statistics.backend)
+print(statistics.fallback_reason)
 print(caught[0].message)
 """
-    echoed, found, warning = output_of(run_python(program))
+    echoed, found, reason, warning = output_of(run_python(program))
     assert echoed == "b'hello' True"
     assert found == "epoll"
+    assert warning == f"trio_uring falls back to Trio's epoll: {reason}"
     assert "falls back to Trio's epoll: trio_uring was installed without its C core" in warning
     assert "install a C compiler" in warning
 
@@ -71,6 +73,7 @@ def test_without_the_native_engine_the_python_one_runs() -> None:
 statistics = trio_uring.run(main)
 print(statistics.backend, statistics.engine, statistics.engine_reason)
 """
-    echoed, found = output_of(run_python(program))
+    environment = {"TRIO_URING_ENGINE": "native"}
+    echoed, found = output_of(run_python(program, environment=environment))
     assert echoed == "b'hello' True"
     assert found.startswith("io_uring python the native engine was not built for this Python")

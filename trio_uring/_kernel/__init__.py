@@ -27,7 +27,8 @@ elif sys.platform == "linux":
         CData = NULL = ffi = lib = native = None
         why_no_core = why_no_native = (
             "trio_uring was installed without its C core: install a C compiler (on Debian, "
-            "`apt-get install gcc libc6-dev python3-dev`), then reinstall trio_uring"
+            "`apt-get install gcc libc6-dev python3-dev`), then reinstall trio_uring, with pip's "
+            "--force-reinstall and --no-cache-dir"  # it keeps what it built
         )
     else:
         ffi, lib, CData, NULL = core.ffi, core.lib, core.ffi.CData, core.ffi.NULL
@@ -35,7 +36,11 @@ elif sys.platform == "linux":
         try:
             native = import_module("._native", __name__)
         except ImportError as exc:
-            native, why_no_native = None, f"the native engine was not built for this Python: {exc}"
+            native = None
+            why_no_native = (
+                "the native engine was not built for this Python, which needs a C compiler, "
+                f"Python's headers, and CPython with its global lock: {exc}"
+            )
         else:
             why_no_native = ""
 else:
