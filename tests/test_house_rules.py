@@ -400,6 +400,10 @@ FOREIGN_FILES = {
 }
 
 
+# Methods of its protocols, which our benchmarks implement.
+CALLED_BY_ASYNCIO = {"connection_made", "datagram_received"}
+
+
 def prose(text: str, suffix: str) -> Problems:
     """Yield the lines of a file that are for people: comments and docstrings, or a whole page."""
     if suffix == ".py":
@@ -481,7 +485,11 @@ def test_every_declaration_has_a_user() -> None:
             case ".md":
                 names.add_page(path.read_text(encoding="utf-8"), file)
     assert len(names.declared) > 1000
-    unused = [f"{each.file}:{each.first}: {each.name}" for each in names.unused()]
+    unused = [
+        f"{each.file}:{each.first}: {each.name}"
+        for each in names.unused()
+        if each.name not in CALLED_BY_ASYNCIO
+    ]
     assert not unused, "\n".join(["without a user:", *unused])
 
 
