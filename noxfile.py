@@ -10,6 +10,7 @@ has no compiled module.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -317,6 +318,23 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(python=ONE_PYTHON)
+def ledgers(session: nox.Session) -> None:
+    """Cancel 100,000 operations at random on each engine: nothing may be lost. Two minutes."""
+    install_wheel(session, NEWEST_TRIO, *GROUPS["test"])
+    run_pytest(
+        session,
+        *("-s", "tests/kernel/test_ledgers.py"),  # it prints the seed
+        env={
+            "TRIO_URING_LEDGER_CANCELS": "100000",
+            # Another each time, unless one is asked for.
+            "TRIO_URING_LEDGER_SEED": os.environ.get(
+                "TRIO_URING_LEDGER_SEED", str(secrets.randbelow(2**32))
+            ),
+        },
+    )
+
+
+@nox.session(python=ONE_PYTHON)
 def bench(session: nox.Session) -> None:
     """Measure, and print; nothing passes or fails."""
     install_wheel(session, NEWEST_TRIO, *GROUPS["test"], "uvloop", extras="[anyio]")
@@ -327,7 +345,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(python=ONE_PYTHON)
 def asan(session: nox.Session) -> None:
-    """Run the kernel tests with all C built for AddressSanitizer and UBSan."""
+    """Run the tests of behaviour with all C built for AddressSanitizer and UBSan."""
     libraries = [
         session.run("gcc", f"-print-file-name={name}", external=True, silent=True, log=False)
         for name in ("libasan.so", "libubsan.so")
@@ -343,12 +361,14 @@ def asan(session: nox.Session) -> None:
         )
     run_pytest(
         session,
-        *(session.posargs or [str(ROOT / "tests" / "kernel")]),
+        "--capture=sys",  # what a sanitizer says as it ends the process is lost otherwise
+        *(session.posargs or ["tests/kernel", "tests/conformance", "tests/fuzz"]),
         env={
             "LD_PRELOAD": " ".join(str(library).strip() for library in libraries),
             "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-            # Python keeps memory until it exits, which is no leak of ours.
-            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+            # Python keeps memory until it exits, which is no leak of ours. And tests ask for more
+            # memory than there is, which must be Python's MemoryError.
+            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
             # Python's own allocator hides from the sanitizer where one object ends.
             "PYTHONMALLOC": "malloc",
         },
@@ -385,7 +405,7 @@ def full(session: nox.Session) -> None:
         *("lint", "types", "model", "tests"),
         *("trio_suite", "trio_suite_unused", "trio_suite_oldest"),
         *("anyio_suite", "anyio_suite_oldest", "suites", "examples", "docs"),
-        *("asan", "coverage", "fuzz", "build", "bench"),
+        *("asan", "coverage", "fuzz", "ledgers", "build", "bench"),
     ):
         session.notify(name)
 
