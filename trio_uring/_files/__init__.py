@@ -1,4 +1,4 @@
-"""Files and paths on the ring: through Trio's own API, and beyond it."""
+"""Files and paths on the ring, through Trio's own API and the package's."""
 
 from ._bridge import current_files as current_files
 from ._direct import DirectFile as DirectFile, open_direct as open_direct

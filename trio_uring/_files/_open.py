@@ -1,21 +1,22 @@
-"""`open_file`: what `io.open` does, with a `RingFileIO` at the bottom.
+"""`open_file`: like `io.open`, with a `RingFileIO` as the raw file.
 
-Only for arguments that are plainly right, see `is_plain`: for everything else the real `io.open`
-is called, in a thread, and makes its own objections.
+`is_plain` says whether it supports the arguments of a call. For all other arguments, `io.open`
+itself is called in a thread, and raises its own errors.
 
 Why a whole file is not read in one linked submission
 -----------------------------------------------------
 
-Facts. Open, read and close, linked through a slot of the ring's table of files, take the kernel 10
-microseconds for a cached file of 4 KiB alone, and 5 in a batch of 32; the system calls that are
-made here (openat2 for what is cached, fcntl, fstat, lseek, two preadv2, close) take 11 and 10 (in
-C, Linux 6.18). To describe three operations takes Python longer than that: a chain reads 4 KiB in
-42 microseconds of CPU, and 64 KiB in 48, where ``Path.read_bytes`` takes 34 and 39, with 32 tasks
-(benchmarks/bench_linked_files.py). And a link says nothing of the file's size, or of a FIFO.
+Facts. A linked chain of open, read and close on a fixed file takes the kernel 10 microseconds for
+one cached file of 4 KiB, and 5 for each file in a batch of 32. The system calls that are made here
+(openat2 for cached paths, fcntl, fstat, lseek, two preadv2, close) take 11 and 10 (in C, Linux
+6.18). Making three operations takes Python longer than that: with 32 tasks, a chain reads 4 KiB in
+42 microseconds of CPU and 64 KiB in 48, and ``Path.read_bytes`` in 34 and 39
+(benchmarks/bench_linked_files.py). A chain is also built before the file's size is known, or
+whether it is a FIFO.
 
-What does this mean for us? It gains nothing. Files are read as they are opened: at once where the
-kernel has all it needs in its cache, through the ring where it has not. To write them, it does
-gain: see `trio_uring.write_file`.
+What does this mean for us? A chain would gain nothing for reading. Files are opened and read by
+direct system calls if the kernel has everything in its cache, and on the ring otherwise. A chain
+does gain something for writing: see `trio_uring.write_file`.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _mode(base: str, plus: str, kind: str) -> _Mode:
     return _Mode(base + plus, kind == "b", cast("_Buffered", buffered))
 
 
-# Every order of a base, a plus and a kind: "rb+", "+br", ...
+# The letters of a mode can be in any order: "rb+", "+br", ...
 _MODES: Final = {
     "".join(letters): _mode(base, plus, kind)
     for base in "rwxa"
@@ -80,7 +81,7 @@ _MODES: Final = {
 
 _NEWLINES: Final = ("", "\n", "\r", "\r\n")
 
-# The error handlers that are Python's own, in C. Others are the program's, and may take long.
+# Python's own error handlers, which are written in C. Those of the program may be slow.
 _ERRORS: Final = frozenset(
     (
         None,
@@ -94,11 +95,11 @@ _ERRORS: Final = frozenset(
         "namereplace",
     )
 )
-# The codecs of the standard library that are written in Python all through, and slow.
+# The codecs of the standard library that are written in pure Python, and therefore slow.
 _SLOW_CODECS: Final = frozenset(("encodings.idna", "encodings.punycode"))
 
 _CREATES: Final = os.O_CREAT | os.O_TRUNC
-_O_PATH: Final = getattr(os, "O_PATH", 0)  # only a place in the file system, not its contents
+_O_PATH: Final = getattr(os, "O_PATH", 0)  # opens a path without access to the file's contents
 
 _OPEN_FILES: Final = "/proc/self/fd"
 
@@ -116,7 +117,7 @@ def is_plain(
     closefd: object = True,  # noqa: FBT002 (open's signature)
     opener: object = None,
 ) -> bool:
-    """Whether `open_file` can take these arguments, which are those of `io.open`."""
+    """Return whether `open_file` supports these arguments, which are those of `io.open`."""
     return (
         (type(file) is int or isinstance(file, _Path))
         and type(mode) is str
@@ -137,7 +138,7 @@ def is_plain(
 
 @cache
 def is_fast_codec(encoding: str | None) -> bool:
-    """Whether *encoding* is one of Python's own, so that decoding may be done in the loop."""
+    """Return whether *encoding* is one of Python's fast codecs, safe to use in the event loop."""
     if encoding is None or encoding == "locale":
         return True
     try:
@@ -158,7 +159,7 @@ def open_file(
     closefd: bool = True,  # noqa: FBT001, FBT002 (open's signature)
     opener: Callable[[Any, int], int] | None = None,
 ) -> IO[Any]:
-    """Open *file* like `io.open`: on a bridge with the ring, elsewhere blocking.
+    """Open *file* like `io.open`: on the ring in a greenlet bridge, otherwise blocking.
 
     Raises:
       OSError: as `io.open`, with its ``filename``.
@@ -191,9 +192,9 @@ def open_file(
             return buffered
         line_buffering = buffering == 1 or (buffering < 0 and raw.isatty())
         result = text = io.TextIOWrapper(buffered, encoding, errors, newline, line_buffering)
-        text.mode = mode  # type: ignore[misc]  # for typeshed it is read-only
+        text.mode = mode  # type: ignore[misc]  # read-only in typeshed
         if opener is open_on_ring:
-            raw.set_private()  # Python 3.10 asked for the fd, to find out the encoding
+            raw.set_private()  # Python 3.10 called fileno() to find the encoding
     except BaseException:
         result.close()
         raise
@@ -211,7 +212,7 @@ def _buffer_size(raw: RingFileIO) -> int:
 
 
 def path_has_server(bridge: GreenletBridge, path: _Path) -> bool:
-    """Whether the file at *path*, or a new one, asks a server when it is opened. Asks none."""
+    """Return whether opening *path*, or creating it, asks a server. This call asks none."""
     encoded = os.fsencode(path)
     if b"\0" in encoded or path_is_without_server(encoded):
         return False
@@ -219,7 +220,8 @@ def path_has_server(bridge: GreenletBridge, path: _Path) -> bool:
 
 
 async def _look_for_server(manager: UringIOManager, path: bytes) -> bool:
-    # The file itself, or where it would be created. Who opens it says what is wrong with the path.
+    # Try the file itself, then the directory in which it would be created. Errors of the path are
+    # reported when it is opened.
     for place in (path, path[: path.rfind(b"/") + 1] or b"."):
         try:
             fd = await manager.perform_shielded(operations.openat(place, _O_PATH))
@@ -232,9 +234,9 @@ async def _look_for_server(manager: UringIOManager, path: bytes) -> bool:
 
 
 async def open_fd(manager: UringIOManager, path: _Path, flags: int, mode: int) -> int:
-    """Open *path* as open(2) does, without a bridge. If cancelled, it is opened all the same."""
+    """Open *path* like open(2), without a bridge. If cancelled, the file is opened nevertheless."""
     encoded = os.fsencode(path)
-    in_worker = bool(flags & _CREATES)  # where the kernel does that anyway
+    in_worker = bool(flags & _CREATES)  # as the kernel does by itself for these flags
     if not in_worker and b"\0" not in encoded:
         if path_is_without_server(encoded):
             fd = open_cached(encoded, flags)
@@ -245,23 +247,22 @@ async def open_fd(manager: UringIOManager, path: _Path, flags: int, mode: int) -
     return await manager.perform_shielded(operations.openat(path, flags, mode, wait=in_worker))
 
 
-# What a FIFO does
-# ----------------
+# How FIFOs are opened
+# --------------------
 #
-# Facts. The kernel opens without waiting first: a FIFO to be read opens at once, writer or not;
-# to be written, with nobody reading, it fails with ENXIO. open(2) waits for the other side. An
-# open that waits can be cancelled, and holds a kernel worker meanwhile: when all hold one,
-# nothing else on files gets done.
+# Facts. open(2) of a FIFO waits until the other end is opened. IORING_OP_OPENAT tries a
+# non-blocking open first: for reading, it succeeds immediately, with or without a writer; for
+# writing, it fails with ENXIO if nobody reads. With O_CREAT or O_TRUNC the kernel opens in a
+# worker, and waits there. An open that waits can be cancelled, and occupies a kernel worker. If
+# opens occupy all the workers, no other operation on files makes progress.
 #
-# With O_CREAT or O_TRUNC the kernel opens in a worker, and waits there.
-#
-# What does this mean for us? Open at once, look, and only for a FIFO open again, waiting; where
-# a file may be created, look first. Half of the workers may be held so; beyond that the wait is
-# a thread's, as in Trio.
+# What does this mean for us? Open without waiting, check whether it is a FIFO, and only then open
+# it again and wait. If the open may create a file, check for a FIFO first. At most half of the
+# workers may wait in opens. Beyond that, an open waits in a thread, as in Trio.
 
 
 def open_on_ring(path: _Path, flags: int) -> int:
-    """Stand for open(2), as an opener that runs on a bridge."""
+    """Open *path* like open(2). This is the opener that `RingFileIO` calls on a bridge."""
     bridge = current_bridge()
     assert bridge is not None
     if flags & _CREATES:
@@ -277,7 +278,7 @@ def _create(bridge: GreenletBridge, path: _Path, flags: int) -> int:
         status = stat_cached(os.fsencode(path), 0)
         if status is not None and stat.S_ISFIFO(stat_result(status).st_mode):
             return bridge.wait_for(_open_waiting(bridge.files, path, flags))
-    # It may be a FIFO that was not cached: if cancelled, this ends too, and loses no fd.
+    # Cancellable, because it may be a FIFO that was not cached. Cancellation loses no fd.
     return bridge.perform_cancellable(operations.openat(path, flags, _MODE))
 
 
@@ -293,7 +294,7 @@ def _open_slowly(bridge: GreenletBridge, path: _Path, flags: int) -> int:
 
 def _wait_if_fifo(bridge: GreenletBridge, path: _Path, flags: int, fd: int) -> int:
     try:
-        # Says whether it can be a FIFO, in a fraction of the time of an fstat.
+        # Fails for a FIFO, and is much faster than fstat.
         os.lseek(fd, 0, os.SEEK_CUR)
     except OSError:
         if flags & os.O_ACCMODE == os.O_RDONLY and stat.S_ISFIFO(os.fstat(fd).st_mode):
@@ -307,18 +308,18 @@ async def _is_fifo(files: FilesRun, path: _Path) -> bool:
 
 
 async def _open_to_read(files: FilesRun, path: _Path, flags: int, fd: int) -> int:
-    """Wait until the FIFO that *fd* reads from has, or had, a writer; return *fd*."""
+    """Wait until the FIFO that *fd* reads from has or had a writer, and return *fd*."""
     manager = files.manager
     scope, watch = trio.CancelScope(), trio.CancelScope()
 
     async def look_for_traces() -> None:
-        # A writer that came and went before the second open began to wait: its bytes are
-        # there, or the end of the file is.
+        # A writer may have opened and closed the FIFO before the second open began to wait. Then
+        # the FIFO is readable: it has data, or is at the end of the file.
         with watch, suppress(OSError, trio.ClosedResourceError):
             await manager.perform(operations.poll_add(fd, select.POLLIN))
             scope.cancel()
 
-    # Not in a nursery, which would make groups of what is raised here.
+    # Not in a nursery, which would wrap exceptions in groups.
     trio.lowlevel.spawn_system_task(look_for_traces)
     try:
         with scope:
@@ -343,7 +344,7 @@ async def _open_again(files: FilesRun, path: _Path, flags: int, fd: int) -> int:
 
 
 async def _open_waiting(files: FilesRun, path: _Path, flags: int) -> int:
-    """Open a FIFO as open(2) does; can be cancelled, unless too many wait already."""
+    """Open a FIFO like open(2). Can be cancelled, unless too many opens wait already."""
     if files.waiting_opens >= files.manager.config.bounded_workers // 2:
         return await trio.to_thread.run_sync(os.open, path, flags, _MODE)
     files.waiting_opens += 1

@@ -1,25 +1,25 @@
-"""`RingFileIO`: the lowest layer of a file, which uses the ring when it runs on a bridge.
+"""`RingFileIO`: the raw file, which performs operations on the ring when it runs on a bridge.
 
-Everywhere else (in a worker thread, in plain synchronous code, in a finaliser that happens to
-run inside another file's call) it is `io.FileIO`, and blocks as that does.
+Everywhere else it behaves as `io.FileIO` and blocks: in a worker thread, in plain synchronous code,
+and in a finaliser that happens to run inside another file's call.
 
-Who moves the position
-----------------------
+The file position
+-----------------
 
-Facts. The position belongs to the open file description. Whoever has a duplicate of the fd moves
-it, too: ``2>&1``, a child process, a thread. read(2) and write(2) hold a lock from reading the
-position until they have moved it. No operation of io_uring takes that lock. With offset -1 it reads
-the position when it begins and sets it when it ends, and sets it not at all after a write that was
+Facts. The position belongs to the open file description. A duplicate of the fd moves it too:
+``2>&1``, a child process, a thread. read(2) and write(2) hold a lock from reading the position
+until they have moved it. No operation of io_uring takes that lock. An operation with offset -1
+reads the position when it begins and sets it when it ends. It doesn't set it after a write that was
 short because the disk was full (Linux 6.18: io_kiocb_update_pos and kiocb_done in io_uring/rw.c).
-A write in a kernel's worker on ext4 takes 15 microseconds with 16 tasks, and 75 with one; in a
+A write in a kernel worker on ext4 takes 15 microseconds with 16 tasks, and 75 with one. In a
 thread it takes 107 and 135.
 
-What does this mean for us? A file that only we can have uses the ring: one that we opened by its
-path, whose fd nobody has asked for (`RingFileIO.fileno`), and before any fork. One call at a time
-is inside a file, so nothing comes between. Each operation says where, except appending writes. A
-write moves the position before it begins: who gets the fd meanwhile writes behind it. A file that
-others may have, too, is read and written by read(2) and write(2), in a thread, in one piece.
-Pipes and terminals have no position.
+What does this mean for us? A private file uses the ring. A file is private if we opened it by its
+path, nobody has asked for its fd (`RingFileIO.fileno`), and the process has not forked since. Only
+one call at a time is inside a file, so nothing else moves the position. Each operation has an
+explicit offset, except appending writes. A write moves the position before it begins, so that
+whoever gets the fd meanwhile writes behind it. A file that others may share is read and written by
+read(2) and write(2), in a thread, in one call. Pipes and terminals have no position.
 """
 
 from __future__ import annotations
@@ -53,16 +53,17 @@ if TYPE_CHECKING:
 
     from ._bridge import GreenletBridge
 
-# Above this a kernel worker copies, and the loop goes on meanwhile: 256 KiB take 25
-# microseconds, handing them to a worker about as long. At double, a loop full of such reads
-# would be noticed; at half, much of the time would go to the workers.
+# In bytes. A kernel worker performs larger transfers, so that copying does not block the event
+# loop. Copying 256 KiB takes 25 microseconds, and handing it to a worker takes about as long. At
+# double, many such reads would noticeably delay the loop. At half, handing over would cost more
+# than the copy.
 IN_WORKER_MIN: Final = 256 * 1024
 
 _RWF_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 8)
 _HERE: Final = -1  # as an offset: the file's position, which moves
 
-# What a read to the end reads in one piece where it cannot know how much is to come: from a pipe,
-# or of a file that is longer than it said. Filling this much with zeros takes 0.4 microseconds.
+# The size of each read, in bytes, if a read to the end cannot know the size: of a pipe, or of a
+# file that is longer than its size says. Zeroing this much memory takes 0.4 microseconds.
 _PIECE_SIZE: Final = 16384
 
 _file_io: Final = io.FileIO
@@ -70,7 +71,7 @@ _fileno: Final = _file_io.fileno
 
 
 class _Forks:
-    """How often this process forked: each time, all files have one more owner."""
+    """How often this process has forked. A file is shared with each child forked since."""
 
     count = 0
 
@@ -84,12 +85,12 @@ if hasattr(os, "register_at_fork"):
 
 
 class RingFileIO(io.FileIO):
-    """`io.FileIO`, on the ring while its `bridge` runs a call on it."""
+    """An `io.FileIO` that uses the ring while its `bridge` runs a call on it."""
 
     bridge: GreenletBridge | None = None
 
-    # One call at a time is inside a file, first come first served, whichever way they go: the C
-    # layers raise on re-entry from one thread, where a second thread would wait.
+    # Only one call at a time is inside a file, in FIFO order, by whatever route it runs: the C
+    # layers raise on re-entry from one thread, while a second thread would wait.
     busy = False
     waiters: ParkingLot | None = None
 
@@ -98,12 +99,12 @@ class RingFileIO(io.FileIO):
     _forks = -1  # how many there were when only we had the file
     _streams: bool | None = None
     _appends: bool | None = None
-    _ended = False  # whether the last read met the end
+    _ended = False  # whether the last read reached the end of the file
     _written = 0
 
-    # Small transfers are tried at once, without the ring: what is in the page cache, or fits
-    # into the pipe, needs no waiting. A file system that cannot tell says EOPNOTSUPP; then only
-    # what is memory is tried.
+    # Whether small transfers are tried without the ring first, by a non-blocking system call: it
+    # succeeds for data in the page cache, or in a pipe. A file system that doesn't support such
+    # calls fails with EOPNOTSUPP. Then only files in memory are tried.
     _nowait_read = True
     _nowait_write = True
     _nowait_flags = _RWF_NOWAIT
@@ -122,38 +123,38 @@ class RingFileIO(io.FileIO):
             bridge.adopt(self)
 
     async def acquire(self) -> None:
-        """Wait until no other task uses the file, then use it. If cancelled, it is not taken."""
+        """Wait until no other task uses the file, and take it. If cancelled, it is not taken."""
         if self.waiters is None:
             self.waiters = ParkingLot()
         await self.waiters.park()  # release() hands it over
 
     def release(self) -> None:
-        """Hand the file to the first task that waits for it, if there is one."""
+        """Hand the file to the first waiter, if there is one."""
         if self.waiters:
             self.waiters.unpark()
         else:
             self.busy = False
 
     def set_private(self) -> None:
-        """Note that nobody else can have the open file, and that its position is ours alone."""
+        """Note that the file is private: nobody else has it open or can move its position."""
         self._forks = _Forks.count
 
     @property
     def is_shared(self) -> bool:
-        """Whether others may have the open file, too, so that its position is not ours alone."""
+        """Return whether others may have the file open too, and move its position."""
         return self._forks != _Forks.count and not self.is_stream
 
     def fileno(self) -> int:
-        """See `io.IOBase.fileno`. From now on others may have the open file, too."""
+        """See `io.IOBase.fileno`. The file is not private from now on."""
         self._forks = -1
         return _fileno(self)
 
     @property
     def is_stream(self) -> bool:
-        """Whether it has no position, so that reads can wait for ever: a pipe, a terminal, ..."""
+        """Whether it has no position and can block indefinitely: a pipe, a terminal, ..."""
         if self._streams is None:
-            # Not `seekable`: if the first seek fails, to before the file begins, say, `io.FileIO`
-            # takes that for an answer.
+            # Not `seekable`: if the first seek fails, for example because of a negative position,
+            # `io.FileIO` concludes that the file is not seekable.
             try:
                 os.lseek(_fileno(self), 0, os.SEEK_CUR)
                 self._streams = False
@@ -162,13 +163,13 @@ class RingFileIO(io.FileIO):
         return self._streams
 
     def size_left(self) -> int:
-        """Return how many bytes there are to the end of the file; 0 if it cannot be known."""
+        """Return the number of bytes from the position to the end of the file; 0 if unknown."""
         try:
             return max(os.fstat(_fileno(self)).st_size - self.tell(), 0)
         except (OSError, ValueError):  # not seekable, or closed
             return 0
 
-    # What FileIO refuses, it refuses in its own order.
+    # If one of these is false, the call goes to FileIO, which raises its own errors.
 
     def _may_read(self) -> bool:
         return not self.closed and self.readable()
@@ -183,7 +184,7 @@ class RingFileIO(io.FileIO):
         bridge = self.bridge
         if bridge is None or getcurrent() is not bridge or not self._may_read():
             return _file_io.readinto(self, buffer)
-        if type(buffer) is not memoryview:  # which is what the buffered layers give
+        if type(buffer) is not memoryview:  # the buffered layers pass a memoryview
             buffer = memoryview(buffer)
         if buffer.readonly or not buffer.c_contiguous:
             return _file_io.readinto(self, buffer)
@@ -210,25 +211,26 @@ class RingFileIO(io.FileIO):
         if self.is_shared:
             return bridge.call_in_thread(partial(_file_io.readall, self))
         self._ended = False
-        # Most files fit into this. To ask for the size first takes as long as to read them.
+        # Most files fit into this. Asking for the size first takes as long as reading them.
         scratch = bridge.files.scratch
         data: bytes | None = bytes(scratch[: self._read_at_once(bridge, scratch)])
         if not data and not self._ended:
             data = self._read_bytes(bridge, _PIECE_SIZE)
         if not data or self._ended:
             return data
-        cancellable, bridge.cancellable = bridge.cancellable, False  # or *data* would be lost
+        # Not cancellable from here on, or *data* would be lost.
+        cancellable, bridge.cancellable = bridge.cancellable, False
         try:
             return self._read_on(bridge, data)
         finally:
             bridge.cancellable = cancellable
 
     def _read_on(self, bridge: GreenletBridge, data: bytes) -> bytes:
-        """Read what follows *data*, until a read returns nothing: files can be longer than said."""
+        """Return *data* and all that follows it. A file can be longer than its size says."""
         size = self.size_left()
         if size:
-            # The memory of the result itself: nothing is copied, 30 ms for 64 MiB. A page of it
-            # exists only once the kernel has written to it.
+            # Read into the memory of the result, which saves a copy (30 ms for 64 MiB). A page of
+            # it is allocated only when the kernel writes to it.
             whole = io.BytesIO(bytes(len(data) + size))
             with whole.getbuffer() as view:
                 view[: len(data)] = data
@@ -258,7 +260,7 @@ class RingFileIO(io.FileIO):
         return result.getvalue()
 
     def _read(self, bridge: GreenletBridge, view: memoryview) -> int | None:
-        """Read as read(2) does; None if the fd is non-blocking and nothing is there."""
+        """Read like read(2). Return None if the fd is non-blocking and has no data."""
         if self.is_shared:
             return bridge.call_in_thread(partial(_file_io.readinto, self, view))
         done = self._read_at_once(bridge, view)
@@ -267,7 +269,7 @@ class RingFileIO(io.FileIO):
         return self._read_on_ring(bridge, view[done:] if done else view, done)
 
     def _read_at_once(self, bridge: GreenletBridge, view: memoryview) -> int:
-        """Read what is in the page cache, or in the pipe; notes whether that was the end."""
+        """Read what is in the page cache or in the pipe, and note if the file ended there."""
         self._ended = False
         size = view.nbytes
         if not self._nowait_read or size > bridge.budget:
@@ -285,19 +287,19 @@ class RingFileIO(io.FileIO):
                 bridge.budget -= count
                 if done < size and self.is_stream:
                     break
-                # Short: the end of the file, or of what is in the page cache.
+                # A short read: the file, or its part in the page cache, ends here.
         except BlockingIOError:
             pass
         except OSError as exc:
             if exc.errno == errno.EOPNOTSUPP:
                 self._nowait_read = self._is_memory(fd)
                 return self._read_at_once(bridge, view)
-            if not done:  # else the next read meets it again
+            if not done:  # otherwise the next read gets the error again
                 raise
         return done
 
     def _is_memory(self, fd: int) -> bool:
-        """Whether to try without the flag that says not to wait; a pipe on a tmpfs would."""
+        """Return whether to try without RWF_NOWAIT: for files in memory, but not FIFOs there."""
         in_memory = self.file_system is FileSystem.MEMORY
         if in_memory and self._nowait_flags and stat.S_ISREG(os.fstat(fd).st_mode):
             self._nowait_flags = 0
@@ -309,7 +311,7 @@ class RingFileIO(io.FileIO):
             while True:
                 if not self.is_stream:
                     return done + self._read_at_position(bridge, view)
-                if not os.get_blocking(_fileno(self)):  # the ring would wait all the same
+                if not os.get_blocking(_fileno(self)):  # the ring would ignore O_NONBLOCK and wait
                     return _file_io.readinto(self, view)
                 operation = operations.read(_fileno(self), view, _HERE, cancellable=True)
                 try:
@@ -319,7 +321,7 @@ class RingFileIO(io.FileIO):
         except BlockingIOError:
             return done or None
         except OSError:
-            if done:  # the next read meets it again
+            if done:  # the next read gets the error again
                 return done
             raise
 
@@ -334,10 +336,10 @@ class RingFileIO(io.FileIO):
         return count
 
     def _wait(self, bridge: GreenletBridge, operation: Operation[int]) -> int:
-        """Perform a transfer that may wait for ever."""
+        """Perform a transfer that can block indefinitely."""
         if self.closing:
             raise ValueError("I/O operation on closed file")
-        operation.exclusive = None  # threads may wait side by side for one pipe
+        operation.exclusive = None  # as several threads may wait for the same pipe
         try:
             if bridge.cancellable:
                 return bridge.perform_cancellable(operation)
@@ -365,7 +367,7 @@ class RingFileIO(io.FileIO):
         return written
 
     def _write(self, bridge: GreenletBridge, view: memoryview) -> int | None:
-        """Write as write(2) does; None if the fd is non-blocking and nothing fits."""
+        """Write like write(2). Return None if the fd is non-blocking and has no room."""
         if self.is_shared:
             return bridge.call_in_thread(partial(_file_io.write, self, view))
         size = view.nbytes
@@ -392,10 +394,10 @@ class RingFileIO(io.FileIO):
             except BlockingIOError:
                 return done or None
             except (OSError, trio.Cancelled) as exc:
-                if done:  # what was written is the result; the next write meets it again
+                if done:  # report what was written; the next write gets the error again
                     return done
                 if isinstance(exc, OSError) and exc.errno == errno.EFBIG:
-                    # A worker's SIGXFSZ reaches nobody. A thread's reaches the process.
+                    # SIGXFSZ is delivered to the kernel worker, and lost. A thread's is not.
                     return bridge.call_in_thread(partial(_file_io.write, self, view))
                 raise
             if not self.is_stream:
@@ -403,10 +405,10 @@ class RingFileIO(io.FileIO):
         return done
 
     def _may_write_at_once(self) -> bool:
-        """Whether to try to write what needs no waiting.
+        """Return whether to try a non-blocking write first.
 
-        An appending write that had to wait in the middle would be two, and another process could
-        append between them to the same file. What is memory does not wait.
+        Not for an appending write: it could be short, and another process could append to the file
+        before the rest is written. Files in memory are written completely.
         """
         if self._appends is None:
             self._appends = bool(fcntl.fcntl(_fileno(self), fcntl.F_GETFL) & os.O_APPEND)
@@ -430,7 +432,7 @@ class RingFileIO(io.FileIO):
             return count
         # In /proc and /sys a position is not a number of bytes.
         end = 0 if self.file_system is FileSystem.KERNEL else self._move(size)
-        if end < size:  # also a device that knows no positions, or the largest size of a file
+        if end < size:  # also a device without positions, or beyond the largest file size
             return bridge.call_in_thread(partial(_file_io.write, self, view)) or 0
         position = end - size
         count = 0
@@ -444,7 +446,7 @@ class RingFileIO(io.FileIO):
         return count
 
     def _move(self, size: int) -> int:
-        """Move the position on; return where it is then, 0 if it cannot be there."""
+        """Move the position forward by *size*, and return it; 0 if that is not possible."""
         try:
             return _file_io.seek(self, size, os.SEEK_CUR)
         except OSError:
@@ -463,7 +465,7 @@ class RingFileIO(io.FileIO):
         try:
             bridge.perform(operations.ftruncate(_fileno(self), size))
         except OSError as exc:
-            # Before Linux 6.9 there is no such operation. And a worker's SIGXFSZ reaches nobody.
+            # There is no FTRUNCATE before Linux 6.9. SIGXFSZ would be lost in a kernel worker.
             if exc.errno != errno.EFBIG and not isinstance(exc, UnsupportedOpcodeError):
                 raise
             return bridge.call_in_thread(partial(_file_io.truncate, self, size))
@@ -471,8 +473,8 @@ class RingFileIO(io.FileIO):
 
     # ---- Closing ---------------------------------------------------------------------------
 
-    # How close(2) can take long
-    # --------------------------
+    # When close(2) takes long
+    # ------------------------
     #
     # Facts. Each close(2) of a file on NFS, SMB or FUSE first sends what was written; it can
     # take seconds, and brings the errors of those writes. The last one also ends the file: ext4
