@@ -1,8 +1,8 @@
-"""`open_direct`: files past the page cache, from the program's memory to the disk and back.
+"""`open_direct`: direct I/O, between the program's memory and the disk, without the page cache.
 
-The kernel wants every offset, size and address to be a multiple of some power of two, and says
-``EINVAL`` to anything else, and no more than that. Here each is checked, and the error says
-which of them is wrong, and what it must be a multiple of.
+The kernel requires every offset, size and address to be a multiple of a power of two, and fails
+with a bare ``EINVAL`` otherwise. Here each of them is checked, and the error says which one is
+wrong and what it must be a multiple of.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FLAGS: Final = {
     "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
     "x+": os.O_RDWR | os.O_CREAT | os.O_EXCL,
 }
-# The permissions of a new file, less the umask; as for `open`.
+# The permissions of a new file, before the umask is applied. The same as for `open`.
 _MODE: Final = 0o666
 _O_DIRECT: Final = getattr(os, "O_DIRECT", 0)
 _O_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
@@ -55,29 +55,31 @@ async def open_direct(
     *,
     block_size: int | None = None,
 ) -> DirectFile:
-    """Open a file for reads and writes past the page cache (``O_DIRECT``), that each say where.
+    """Open a file for direct I/O: positional reads and writes without the page cache.
 
-    For programs that cache for themselves, or read much once. All others lose by it: no read is
-    ever answered from memory, and no write returns before the device has it.
+    Direct I/O (``O_DIRECT``) is for programs that have a cache of their own, or that read much data
+    once. Other programs get slower with it: every read waits for the device, and so does every
+    write.
 
-    Works in every run: where there is no ring, its methods use threads.
+    Works in every run. In a run without a ring, the file's methods use threads.
 
     Args:
-      path: Of a regular file or a block device.
-      mode: ``"r"``, ``"w"`` (empties the file or creates it) or ``"x"`` (creates it), with
-        ``"+"`` for both reading and writing. There is no text.
-      block_size: What offsets, sizes and addresses are multiples of, in bytes, a power of two.
-        Only where the system does not say: then this is an error that asks for it.
+      path: The path of a regular file or a block device.
+      mode: ``"r"``, ``"w"`` (truncates or creates the file) or ``"x"`` (creates it), with ``"+"``
+        for both reading and writing. The file is always binary.
+      block_size: What offsets, sizes and addresses must be multiples of: a power of two, in bytes.
+        Needed only if the system doesn't report it. The error then asks for it.
 
     Returns:
-      The open file, to be closed with ``async with`` or `PositionalFile.aclose`.
+      The open file. Close it with ``async with`` or `PositionalFile.aclose`.
 
     Raises:
-      OSError: as `os.open`; ``EOPNOTSUPP`` if the file cannot be used so, or does not say how:
-        file systems in memory, such as tmpfs, network file systems.
-      ValueError: *mode*, or *block_size*.
+      OSError: as `os.open`. ``EOPNOTSUPP`` if the file doesn't support direct I/O, or doesn't
+        report its alignment, as on tmpfs and on network file systems.
+      ValueError: *mode* or *block_size* is not valid.
 
-    If cancelled before it begins, nothing happened; later it completes.
+    A checkpoint. If cancelled before it begins, nothing happens. Once begun, it completes.
+
     Source: open(2), statx(2), io_uring_prep_openat(3).
     """
     if mode.replace("b", "", 1) not in _FLAGS:
@@ -102,15 +104,15 @@ async def open_direct(
 
 
 class DirectFile(PositionalFile):
-    """An open file past the page cache; see `open_direct`.
+    """A file opened for direct I/O, made by `open_direct`.
 
-    All that `PositionalFile` can do, with two differences. Offsets and sizes must be multiples of
-    *block_size*, and addresses of *memory_alignment*, both in bytes; a wrong one is a
-    `ValueError` that names it. And reads and writes take a `BufferLease` too; if its
-    `RegisteredBuffers` are registered with the run's ring, they use that.
+    It is a `PositionalFile` with two differences. Offsets and sizes must be multiples of
+    *block_size*, and addresses of *memory_alignment*, both in bytes. Otherwise a `ValueError` says
+    which of them is wrong. Reads and writes also accept a `BufferLease`. If its `RegisteredBuffers`
+    are registered with the run's ring, they use the registered buffer.
 
-    A file's end need not be aligned: the read there returns fewer bytes, and
-    `PositionalFile.truncate` cuts what the last write had to add.
+    The end of a file need not be aligned. A read there returns fewer bytes. To write such an end,
+    write a whole block, then call `PositionalFile.truncate`.
     """
 
     def __init__(self, fd: int, name: str | bytes, memory_alignment: int, block_size: int) -> None:
@@ -124,12 +126,16 @@ class DirectFile(PositionalFile):
     # ---- Reading and writing ---------------------------------------------------------------
 
     async def read_at(self, size: int, offset: int, /) -> bytes:
-        """Read *size* bytes that begin *offset* bytes from the file's beginning.
+        """Read *size* bytes, starting *offset* bytes from the beginning of the file.
 
-        Copies them, out of memory that is aligned. `read_into_at` does not.
+        The bytes are read into aligned memory, then copied. `read_into_at` doesn't copy.
+
+        Args:
+          size: In bytes, a multiple of *block_size*.
+          offset: In bytes, a multiple of *block_size*.
 
         Returns:
-          The bytes: fewer at the end of the file only, and none beyond it.
+          The bytes read: fewer than *size* only at the end of the file, and none beyond it.
 
         Raises:
           OSError: as `os.pread`, for example ``EIO``.
@@ -140,21 +146,22 @@ class DirectFile(PositionalFile):
         """
         if size < 0:
             raise ValueError("size must be 0 or more")
-        # Anonymous mappings begin at a page.
+        # Anonymous mappings are aligned to a page.
         with mmap.mmap(-1, size or 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
             with memoryview(memory) as whole, whole[:size] as buffer:
                 count = await self._read([buffer], offset)
             return memory[:count]
 
     async def read_into_at(self, buffer: Buffer | BufferLease, offset: int, /) -> int:
-        """Read into *buffer* what begins *offset* bytes from the file's beginning.
+        """Read into *buffer*, starting *offset* bytes from the beginning of the file.
 
         Args:
-          buffer: A lease, whole, or aligned writable memory, such as a slice of a lease's.
-          offset: In bytes.
+          buffer: A lease, which is used as a whole, or aligned writable memory, such as a slice of
+            a lease's memory.
+          offset: In bytes, a multiple of *block_size*.
 
         Returns:
-          Bytes read: fewer than *buffer* holds at the end of the file only.
+          The number of bytes read: less than the size of *buffer* only at the end of the file.
 
         Raises:
           OSError: as `os.preadv`.
@@ -162,25 +169,28 @@ class DirectFile(PositionalFile):
           RuntimeError: the lease was released.
           trio.ClosedResourceError: the file is closed.
 
-        If cancelled once begun, *buffer* is written to all the same. Source:
-        io_uring_prep_read_fixed(3), preadv2(2).
+        If cancelled after it began, it completes, and *buffer* is written to.
+
+        Source: io_uring_prep_read_fixed(3), preadv2(2).
         """
         if isinstance(buffer, BufferLease):
             return await self._leased(operations.read_fixed, operations.read, buffer, offset)
         return await self._read([buffer], offset)
 
     async def write_at(self, data: Buffer | BufferLease, offset: int, /) -> int:
-        """Write *data* to where *offset* bytes from the file's beginning are.
+        """Write *data*, starting *offset* bytes from the beginning of the file.
 
-        Returns when the device has them, which may hold them in a cache of its own:
-        `PositionalFile.fdatasync` empties that, and makes the file's new size last.
+        Returns when the device has the data. The device may still hold it in a cache of its own:
+        `PositionalFile.fdatasync` flushes that cache, and stores the file's new size.
 
         Args:
-          data: A lease, whole, or aligned memory, such as a slice of a lease's.
-          offset: In bytes. Beyond the end, the file grows.
+          data: A lease, which is used as a whole, or aligned memory, such as a slice of a lease's
+            memory.
+          offset: In bytes, a multiple of *block_size*. The file grows if the data ends beyond its
+            end.
 
         Returns:
-          Bytes written: fewer than *data* if the disk is full.
+          The number of bytes written: less than the size of *data* if the disk is full.
 
         Raises:
           OSError: as `os.pwrite`, for example ``ENOSPC`` or ``EIO``.
@@ -279,12 +289,12 @@ async def _open(name: str | bytes, flags: int) -> int:
 
 
 async def _alignment(fd: int, name: str | bytes) -> tuple[int, int]:
-    """Return what addresses, and offsets and sizes, have to be multiples of."""
+    """Return the alignment of addresses, and that of offsets and sizes, in bytes."""
     manager = current_ring("files")
     told: tuple[int, int] | None = None
     if manager is not None:
         told = await manager.perform_shielded(operations.statx_alignment(fd))
-    if told is None:  # no ring; a kernel before 6.1; a file system that leaves it out
+    if told is None:  # no ring, Linux before 6.1, or a file system that doesn't report it
         block_size = _logical_block_size(os.fstat(fd))
         told = (block_size, block_size)
         if not block_size:
@@ -299,10 +309,10 @@ async def _alignment(fd: int, name: str | bytes) -> tuple[int, int]:
 
 
 def _logical_block_size(status: os.stat_result) -> int:
-    """Return that of the device that a file is in, or is; 0 if there is none."""
+    """Return the block size of the device that contains a file or is it; 0 if there is none."""
     device = status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_dev
     entry = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
-    # A partition has no queue, but what it is a part of has.
+    # A partition has no queue directory of its own. Its whole device has one.
     for queue in (entry / "queue", entry / ".." / "queue"):
         try:
             return int((queue / "logical_block_size").read_text())

@@ -1,8 +1,9 @@
-"""The functions of `os`, and `pathlib.Path`, on a bridge.
+"""The functions of `os` and the methods of `pathlib.Path` that run on a bridge.
 
-The first half is each function of `os` that has an operation, with the audit event that it
-raises, first and identically. The second is `RingPath`, a path whose lowest methods are these:
-what `pathlib` makes of them (``exists``, ``is_file``, ``read_text``) is `pathlib`'s own code.
+The first half has each function of `os` for which there is an operation. Each raises the same audit
+event as in `os`, before its operation. The second half has `RingPath`, a path whose basic methods
+call these functions. The methods that `pathlib` builds on those (``exists``, ``is_file``,
+``read_text``) are `pathlib`'s own code.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Encoding or decoding this much takes about a millisecond; more is done in a thread.
+# Encoding this many characters, or decoding this many bytes, takes about a millisecond. More is
+# done in a thread.
 TEXT_MAX: Final = 1024 * 1024
 
 _Path = str | bytes | os.PathLike[str]
-_NO_DIR_FD: Final = -1  # as audit events say it
+_NO_DIR_FD: Final = -1  # the value that audit events have
 
 
 def _bridge() -> GreenletBridge:
@@ -56,7 +58,7 @@ def stat(path: _Path | int, *, follow_symlinks: bool = True) -> os.stat_result:
     """See `os.stat`."""
     if isinstance(path, int):
         return _perform(operations.statx(path))
-    # The kernel hands every STATX to a worker thread: 60 microseconds, where stat(2) takes 2.
+    # The kernel hands every STATX to a worker: 60 microseconds, while stat(2) takes 2.
     status = stat_cached(os.fsencode(path), 0 if follow_symlinks else os.O_NOFOLLOW)
     if status is not None:
         return stat_result(status)
@@ -101,7 +103,7 @@ def symlink(source: _Path, target: _Path, target_is_directory: bool = False) -> 
 def link(source: _Path, target: _Path) -> None:
     """See `os.link`."""
     sys.audit("os.link", os.fspath(source), os.fspath(target), _NO_DIR_FD, _NO_DIR_FD)
-    # link(2), which os.link calls by default, gives a symbolic link itself a second name.
+    # Like link(2), which os.link calls by default: a symbolic link is not followed.
     _perform(operations.linkat(source, target))
 
 
@@ -113,7 +115,7 @@ def ftruncate(fd: int, size: int) -> None:
     except OSError as exc:
         if exc.errno != errno.EFBIG:
             raise
-        # A worker's SIGXFSZ reaches nobody. A thread's reaches the process.
+        # SIGXFSZ is delivered to the kernel worker, and lost. A thread's is not.
         _bridge().call_in_thread(partial(os.ftruncate, fd, size))
 
 
@@ -131,21 +133,21 @@ def fdatasync(fd: int) -> None:
 
 
 def read_bytes(path: str) -> bytes:
-    """See `pathlib.Path.read_bytes`; without a buffered layer, through which nothing would go."""
+    """See `pathlib.Path.read_bytes`. Needs no buffered layer, as the file is read as a whole."""
     if path_has_server(_bridge(), path):
         return _bridge().call_in_thread(pathlib.PosixPath(path).read_bytes)
     with RingFileIO(path, "r", True, open_on_ring) as raw:  # noqa: FBT003 (FileIO's signature)
         raw.set_private()
-        return cast("bytes", raw.readall())  # what has a path is opened blocking
+        return cast("bytes", raw.readall())  # not None: it was opened without O_NONBLOCK
 
 
 class RingPath(pathlib.PosixPath):
     """A path whose methods use the ring, on a bridge.
 
-    The methods here are those of `pathlib.Path` that call `os` themselves.
+    It overrides those methods of `pathlib.Path` that call `os` themselves.
     """
 
-    # The path is made for one call. Whether that is read_text, says `open`.
+    # Set by read_text, for `open`. A RingPath is made for one call.
     _text_max: int | None = None
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
@@ -195,7 +197,7 @@ class RingPath(pathlib.PosixPath):
             self.parent.mkdir(parents=True, exist_ok=True)
             self.mkdir(mode, parents=False, exist_ok=exist_ok)
         except OSError:
-            # As there: whichever error it is, a directory that exists is all right.
+            # As in pathlib: the kind of the error does not matter if the directory exists.
             if not exist_ok or not self.is_dir():
                 raise
 
@@ -219,7 +221,7 @@ class RingPath(pathlib.PosixPath):
 
 
 class _LargeText:
-    """What `RingPath.open` gives read_text for a large file: reads and decodes in a thread."""
+    """What `RingPath.open` returns to read_text for a large file. Decodes in a thread."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file

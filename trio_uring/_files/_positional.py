@@ -1,7 +1,7 @@
 """`open_positional`: one open file, read and written by many tasks at once.
 
-Each call says where, so the file has no position for them to share, and no lock: what the kernel
-can do side by side, it does.
+Each call has an explicit offset. The file therefore needs no position and no lock, and the kernel
+can perform the calls of many tasks in parallel.
 """
 
 from __future__ import annotations
@@ -53,23 +53,24 @@ async def open_positional(
     flags: int = os.O_RDONLY,
     mode: int = 0o666,
 ) -> PositionalFile:
-    """Open a file for reads and writes that each say where.
+    """Open a file for positional reads and writes, by any number of tasks at once.
 
-    Works in every run: where there is no ring, its methods use threads.
+    Works in every run. In a run without a ring, the file's methods use threads.
 
     Args:
-      path: Of a regular file or a block device.
+      path: The path of a regular file or a block device.
       flags: As for `os.open`: `os.O_RDWR` ``|`` `os.O_CREAT`, ... Child processes do not inherit
         the file.
-      mode: The permissions of a file that is created, less the umask.
+      mode: The permissions of a file that is created, before the umask is applied.
 
     Returns:
-      The open file, to be closed with ``async with`` or `PositionalFile.aclose`.
+      The open file. Close it with ``async with`` or `PositionalFile.aclose`.
 
     Raises:
       OSError: as `os.open`, with its ``filename``.
 
-    If cancelled before it begins, nothing happened; later it completes.
+    A checkpoint. If cancelled before it begins, nothing happens. Once begun, it completes.
+
     Source: io_uring_prep_openat(3), open(2).
     """
     flags |= getattr(os, "O_CLOEXEC", 0)
@@ -85,15 +86,15 @@ async def open_positional(
 
 
 class PositionalFile(trio.abc.AsyncResource):
-    """An open file without a position; see `open_positional`.
+    """An open file without a position, made by `open_positional`.
 
-    All methods may be called by any number of tasks at once. Each is a checkpoint; if cancelled
-    before it begins, nothing happened, and later it completes: reads and writes of files are not
-    broken off. A buffer that is being read into must not be resized meanwhile.
+    All methods may be called by any number of tasks at once. Each async method is a checkpoint. If
+    cancelled before it begins, nothing happens. Once begun, it completes: reads and writes of files
+    are not interrupted. A buffer must not be resized while it is read into.
 
     Args:
-      fd: An open file descriptor, which is the file's from now on.
-      name: What ``name`` shall be.
+      fd: An open file descriptor. The object owns it, and closes it.
+      name: The value of the ``name`` attribute.
     """
 
     def __init__(self, fd: int, name: str | bytes | int) -> None:
@@ -110,7 +111,7 @@ class PositionalFile(trio.abc.AsyncResource):
         return f"<trio_uring.PositionalFile {self.name!r}, {'closed' if self.closed else self._fd}>"
 
     def fileno(self) -> int:
-        """Return the file descriptor, which stays the file's; -1 once it is closed."""
+        """Return the file descriptor, which the object still owns; -1 after `aclose`."""
         return self._fd
 
     @property
@@ -121,14 +122,14 @@ class PositionalFile(trio.abc.AsyncResource):
     # ---- Reading ---------------------------------------------------------------------------
 
     async def read_at(self, size: int, offset: int, /) -> bytes:
-        """Read *size* bytes that begin *offset* bytes from the file's beginning.
+        """Read *size* bytes, starting *offset* bytes from the beginning of the file.
 
         Args:
-          size: In bytes; at most 0x7ffff000 are read (the kernel's limit per read).
+          size: In bytes. At most 0x7ffff000 are read, the kernel's limit per read.
           offset: In bytes, 0 or more.
 
         Returns:
-          The bytes: fewer at the end of the file only, and none beyond it.
+          The bytes read: fewer than *size* only at the end of the file, and none beyond it.
 
         Raises:
           OSError: as `os.pread`, for example ``EISDIR`` or ``EIO``.
@@ -144,30 +145,31 @@ class PositionalFile(trio.abc.AsyncResource):
         return bytes(buffer) if count == size else bytes(memoryview(buffer)[:count])
 
     async def read_into_at(self, buffer: Buffer, offset: int, /) -> int:
-        """Read into *buffer* what begins *offset* bytes from the file's beginning.
+        """Read into *buffer*, starting *offset* bytes from the beginning of the file.
 
         Args:
-          buffer: Writable and contiguous; at most 0x7ffff000 bytes of it are used.
+          buffer: Writable and contiguous. At most 0x7ffff000 bytes of it are used.
           offset: In bytes, 0 or more.
 
         Returns:
-          Bytes read: fewer than *buffer* holds at the end of the file only.
+          The number of bytes read: less than the size of *buffer* only at the end of the file.
 
         Raises:
           OSError: as `os.preadv`.
           ValueError: *offset* is negative.
           trio.ClosedResourceError: the file is closed.
 
-        If cancelled once begun, *buffer* is written to all the same. Source:
-        io_uring_prep_read(3), preadv2(2).
+        If cancelled after it began, it completes, and *buffer* is written to.
+
+        Source: io_uring_prep_read(3), preadv2(2).
         """
         return await self._read([buffer], offset)
 
     async def readv_at(self, buffers: Sequence[Buffer], offset: int, /) -> int:
-        """Read into *buffers*, one after the other; at most 1024. As `read_into_at`.
+        """Like `read_into_at`, into several *buffers*, which are filled in order. At most 1024.
 
         Returns:
-          Bytes read into all of them together.
+          The number of bytes read, into all buffers together.
 
         Raises:
           OSError: as `os.preadv`.
@@ -214,15 +216,16 @@ class PositionalFile(trio.abc.AsyncResource):
     # ---- Writing ---------------------------------------------------------------------------
 
     async def write_at(self, data: Buffer, offset: int, /) -> int:
-        """Write *data* to where *offset* bytes from the file's beginning are.
+        """Write *data*, starting *offset* bytes from the beginning of the file.
 
         Args:
-          data: Contiguous; at most 0x7ffff000 bytes of it are written.
-          offset: In bytes, 0 or more. Beyond the end, the file grows. A file opened with
-            ``O_APPEND`` is appended to wherever it points.
+          data: Contiguous. At most 0x7ffff000 bytes of it are written.
+          offset: In bytes, 0 or more. The file grows if the data ends beyond its end. If the file
+            was opened with ``O_APPEND``, the data is appended whatever the offset.
 
         Returns:
-          Bytes written: fewer than *data* if the disk is full, as `os.pwrite` has it.
+          The number of bytes written: less than the size of *data* if, for example, the disk is
+          full, as with `os.pwrite`.
 
         Raises:
           OSError: as `os.pwrite`, for example ``ENOSPC``, ``EFBIG`` or ``EIO``.
@@ -234,10 +237,10 @@ class PositionalFile(trio.abc.AsyncResource):
         return await self._write([data], offset)
 
     async def writev_at(self, buffers: Sequence[Buffer], offset: int, /) -> int:
-        """Write *buffers*, one after the other; at most 1024. As `write_at`.
+        """Like `write_at`, from several *buffers*, in order. At most 1024.
 
         Returns:
-          Bytes written of all of them together.
+          The number of bytes written, of all buffers together.
 
         Raises:
           OSError: as `os.pwritev`.
@@ -279,14 +282,14 @@ class PositionalFile(trio.abc.AsyncResource):
                 rest = _rest_of(buffers, done)
                 done += await self._write_on_ring(files, fd, rest, offset + done)
         except OSError:
-            pass  # what was written is the result; the next write meets it again
+            pass  # report what was written; the next write gets the error again
         return done
 
     def _may_write_at_once(self, fd: int) -> bool:
-        """Whether to try to write what needs no waiting.
+        """Return whether to try a non-blocking write first.
 
-        A write that had to wait in the middle would be two. Another process could append between
-        them to the same file.
+        Not for an appending file: the write could be short, and another process could append to the
+        file before the rest is written.
         """
         if self._nowait_write is None:
             self._nowait_write = not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
@@ -295,7 +298,7 @@ class PositionalFile(trio.abc.AsyncResource):
     async def _write_on_ring(
         self, files: FilesRun, fd: int, buffers: Sequence[Buffer], offset: int
     ) -> int:
-        # Appending, too: the kernel itself would first write what needs no waiting.
+        # Appending writes too, as the kernel would try a non-blocking write first.
         in_worker = not self._nowait_write or _size(buffers) > IN_WORKER_MIN
         if len(buffers) == 1:
             operation = operations.write(
@@ -310,17 +313,17 @@ class PositionalFile(trio.abc.AsyncResource):
         except OSError as exc:
             if exc.errno != errno.EFBIG:
                 raise
-        # A worker's SIGXFSZ reaches nobody. A thread's reaches the process.
+        # SIGXFSZ is delivered to the kernel worker, and lost. A thread's is not.
         return await self._in_thread(os.pwritev, fd, buffers, offset)
 
-    # ---- All the rest ----------------------------------------------------------------------
+    # ---- Other operations ------------------------------------------------------------------
 
     async def fsync(self) -> None:
         """Write the file's data and metadata to the disk, and wait until they are there.
 
         Raises:
-          OSError: as `os.fsync`: ``EIO``, ``ENOSPC``, ``EDQUOT``. What was lost is not known,
-            and the next call may succeed all the same.
+          OSError: as `os.fsync`: ``EIO``, ``ENOSPC``, ``EDQUOT``. It is not known which data were
+            lost, and the next call may succeed nevertheless.
           trio.ClosedResourceError: the file is closed.
 
         Source: io_uring_prep_fsync(3), fsync(2).
@@ -328,7 +331,7 @@ class PositionalFile(trio.abc.AsyncResource):
         await self._call(operations.fsync, os.fsync)
 
     async def fdatasync(self) -> None:
-        """Write the file's data to the disk, and what metadata are needed to read it again.
+        """Write the file's data, and the metadata needed to read it back, to the disk.
 
         Raises:
           OSError: as `fsync`.
@@ -339,7 +342,7 @@ class PositionalFile(trio.abc.AsyncResource):
         await self._call(partial(operations.fsync, data_only=True), os.fdatasync)
 
     async def fallocate(self, offset: int, size: int, /) -> None:
-        """Reserve disk space for *size* bytes at *offset*; the file grows if it ends before.
+        """Reserve disk space for *size* bytes at *offset*. The file grows if it is shorter.
 
         Raises:
           OSError: as `os.posix_fallocate`: ``ENOSPC``, ``EFBIG``, ``EINVAL``, ``EOPNOTSUPP``.
@@ -350,7 +353,7 @@ class PositionalFile(trio.abc.AsyncResource):
         await self._call(operations.fallocate, os.posix_fallocate, offset, size)
 
     async def truncate(self, size: int, /) -> None:
-        """Make the file *size* bytes long, cutting it or filling it with zeros.
+        """Make the file *size* bytes long: cut it, or extend it with zeros.
 
         Raises:
           OSError: as `os.ftruncate`.
@@ -361,11 +364,11 @@ class PositionalFile(trio.abc.AsyncResource):
         await self._call(operations.ftruncate, os.ftruncate, size)
 
     async def advise(self, offset: int, size: int, advice: int, /) -> None:
-        """Say how *size* bytes at *offset* (0: all that follow) will be used.
+        """Tell the kernel how a part of the file will be used.
 
         Args:
-          offset: In bytes.
-          size: In bytes.
+          offset: Where the part begins, in bytes.
+          size: In bytes; 0 for all that follows *offset*.
           advice: `os.POSIX_FADV_WILLNEED`, `os.POSIX_FADV_RANDOM`, ...
 
         Raises:
@@ -378,12 +381,13 @@ class PositionalFile(trio.abc.AsyncResource):
 
     @enable_ki_protection
     async def aclose(self) -> None:
-        """Close the file, once the calls that others have begun are done.
+        """Wait for the calls that other tasks have begun, and close the file.
 
-        Calls that begin later raise `trio.ClosedResourceError`. Also closes when cancelled.
+        Calls that begin later raise `trio.ClosedResourceError`. If cancelled, the file is closed
+        nevertheless.
 
         Raises:
-          OSError: ``EIO``, ``ENOSPC``, ``EDQUOT``, from file systems that write when a file is
+          OSError: ``EIO``, ``ENOSPC``, ``EDQUOT``, from file systems that write data when a file is
             closed.
 
         Source: close(2).
@@ -427,7 +431,7 @@ class PositionalFile(trio.abc.AsyncResource):
             except UnsupportedOpcodeError:  # ftruncate, before Linux 6.9
                 files.in_thread += 1
             except OSError as exc:
-                if exc.errno != errno.EFBIG:  # its signal, as in _write_on_ring
+                if exc.errno != errno.EFBIG:  # for its signal, see _write_on_ring
                     raise
         await self._in_thread(function, fd, *args)
         return None
@@ -462,7 +466,7 @@ def _size(buffers: Sequence[Buffer]) -> int:
 
 
 def _rest_of(buffers: Sequence[Buffer], done: int) -> Sequence[memoryview]:
-    """Return what is left of *buffers* behind the first *done* bytes."""
+    """Return *buffers* without their first *done* bytes."""
     rest = []
     for buffer in buffers:
         view = memoryview(buffer).cast("B")
@@ -475,7 +479,7 @@ _BYTES: Final = (bytes, bytearray)
 
 
 def _ends_at(fd: int, offset: int) -> bool:
-    """Whether the file ends at *offset*, as far as can be told without waiting."""
+    """Return whether the file is known to end at *offset*, without waiting."""
     try:
         return os.preadv(fd, [bytearray(1)], offset, _RWF_NOWAIT) == 0
     except OSError:

@@ -1,18 +1,18 @@
-"""`write_file`: open, write and close in one linked submission.
+"""`write_file`: open, write and close as one linked chain.
 
-Why only to write
------------------
+Why files are written in a chain, but not read
+----------------------------------------------
 
-Facts. To create or truncate a file, and to write to it, takes a kernel worker each, on most file
-systems: in a chain, Python is not asked in between, and the loop turns once. To open and read
-what is cached takes no worker: there a chain of three operations costs as much to describe as
-it saves (benchmarks/bench_linked_files.py).
+Facts. On most file systems, opening with O_CREAT or O_TRUNC and writing take a kernel worker each.
+In a linked chain they need one loop iteration, and no Python in between. Opening and reading a
+cached file takes no worker, and making three operations costs as much as the chain saves
+(benchmarks/bench_linked_files.py).
 
-A fixed file has no fd, and closing it is not close(2): a network file system sends what was written
-later, and its errors are reported to nobody. With fdatasync in the chain they are reported.
+A fixed file has no fd, and closing it is not close(2): a network file system sends the written data
+later, and nobody gets its errors. With fdatasync in the chain they are reported.
 
-What does this mean for us? Whole files are written in one submission where a program asks for it.
-`trio.Path.write_bytes` closes its file, as always.
+What does this mean for us? A program can ask for a chain by calling `write_file`.
+`trio.Path.write_bytes` uses an fd and close(2), as in Trio.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ if TYPE_CHECKING:
     from trio_uring._engine._io_manager import UringIOManager
     from trio_uring._operations import Operation
 
-# Fixed files of one run, written at once; the others wait. Each costs the kernel 16 bytes. With
-# half, 32 tasks are as fast; double is more than RingConfig.max_file_operations lets begin.
+# How many fixed files a run can write at once. Further calls wait. Each costs the kernel 16 bytes.
+# At half, 32 tasks are as fast. Double is more than RingConfig.max_file_operations allows.
 _FIXED_FILES_MAX: Final = 64
 
-# Above this the kernel's worker copies, as for all files.
+# In bytes. A kernel worker performs larger writes, as for all files.
 _IN_WORKER_MIN: Final = 256 * 1024
 
 _CHAIN_MAX: Final = 4
 
-# O_NONBLOCK: opening a FIFO would wait for a reader, in a worker that others need.
-# Windows, where the package imports all the same, has neither.
+# O_NONBLOCK, because opening a FIFO would wait for a reader, and occupy a kernel worker.
+# getattr, because the package can be imported on Windows, which has neither flag.
 _FLAGS: Final = (
     os.O_WRONLY
     | os.O_CREAT
@@ -63,7 +63,7 @@ _FLAGS: Final = (
 
 
 class _FixedFiles(RunResource):
-    """The ring's table of fixed files: its `free` indexes, None if the kernel has no such table."""
+    """The ring's fixed files. `free` has the unused indexes; None if there is no such table."""
 
     def __init__(self, manager: UringIOManager) -> None:
         self.limiter = Limiter(_FIXED_FILES_MAX)
@@ -85,30 +85,30 @@ async def write_file(
     *,
     sync: bool = False,
 ) -> int:
-    """Make *data* all that the file at *path* holds: open, write and close in one submission.
+    """Write *data* to the file at *path*: open, write and close in one submission.
 
-    Creates the file, or truncates it, as ``open(path, "wb")`` does; uses no file descriptor. For
-    regular files. Without a ring, or before Linux 5.19, in a thread.
+    Creates or truncates the file, as ``open(path, "wb")`` does. Uses no file descriptor. For
+    regular files. In a run without a ring, or before Linux 5.19, the file is written in a thread.
 
     Args:
-      path: What `open` takes for a path.
-      data: Any contiguous buffer. Do not change it meanwhile.
-      mode: The permissions of a file that is created, less the process's umask.
-      sync: Flush the data to the disk too (fdatasync(2)). Without it, a file system behind a
-        network (NFS, SMB, FUSE) may send later, and nobody hears of its errors.
+      path: A path, as for `open`.
+      data: Any contiguous buffer. Do not change it until the call returns.
+      mode: The permissions of a file that is created, before the process's umask is applied.
+      sync: Also flush the data to the disk (fdatasync(2)). Otherwise NFS, SMB and FUSE may send the
+        data later, and their errors are lost.
 
     Returns:
       The size of *data* in bytes.
 
     Raises:
       OSError: as `open`, with ``filename``: ``ENOENT``, ``EACCES``, ``EISDIR``, ``ENXIO`` for a
-        FIFO that nobody reads, ...; as `os.write`: ``ENOSPC``, ``EDQUOT``, ``EFBIG``, ``EIO``,
-        after which the file holds a first part of *data*; as `os.fdatasync`: ``EIO``.
-      ValueError: there is a zero in *path*.
-      TypeError: *data* is no contiguous buffer.
+        FIFO that nobody reads, ... As `os.write`: ``ENOSPC``, ``EDQUOT``, ``EFBIG``, ``EIO``, after
+        which the file holds the first part of *data*. As `os.fdatasync`: ``EIO``.
+      ValueError: *path* contains a null byte.
+      TypeError: *data* is not a contiguous buffer.
 
-    A checkpoint. If cancelled before it begins, nothing was done; after that, it is done to
-    the end, as with all files.
+    A checkpoint. If cancelled before it begins, nothing happens. Once begun, it completes, as with
+    all files.
 
     Source: io_uring_prep_openat_direct(3), open(2).
     """
@@ -130,7 +130,7 @@ async def write_file(
     finally:
         fixed.free.append(index)
         fixed.limiter.release()
-    # A worker's SIGXFSZ reaches nobody. A thread's reaches the process.
+    # SIGXFSZ is delivered to the kernel worker, and lost. A thread's is not.
     with trio.CancelScope(shield=True):
         return await trio.to_thread.run_sync(_write_synchronously, name, view, mode, sync)
     raise AssertionError("a shielded scope swallows no exception")
@@ -153,9 +153,9 @@ async def _write_fixed(
     opened, written, *rest = await perform_many(operations.linked(chain))
     opened.unwrap()
     if not isinstance(rest[-1], Error):
-        rest[0].unwrap()  # an fsync that failed does not end the chain
+        rest[0].unwrap()  # a failed fsync doesn't end the chain
         return view.nbytes
-    # The chain ends where something failed, or the disk was full after a part of the data.
+    # The chain ended at an error, or at a short write because the disk was full.
     try:
         done = written.unwrap()
         assert isinstance(done, int)
