@@ -1,8 +1,8 @@
 """Reads and writes of `trio.lowlevel.FdStream`: pipes, and the streams of child processes.
 
-These two stand in for the method bodies of Trio's class, which is final. Trio keeps the fd
-non-blocking; Linux then waits by itself for pipes (since 6.4, or thereabouts), and says
-EAGAIN for terminals and the like: there we wait until the fd is ready, as Trio does.
+These two functions replace methods of Trio's class, which is final. Trio makes the fd non-blocking.
+For a pipe, Linux (since about 6.4) waits nevertheless. For terminals and similar files, the
+operation fails with EAGAIN. Then we wait until the fd is ready, as Trio does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _trio_send_all: Final[Callable[..., Awaitable[None]]] = FdStream.send_all
 
 
 async def receive_some(self: FdStream, max_bytes: int | None = None) -> bytes:
-    """Receive at least one and at most *max_bytes* bytes; see `trio.abc.ReceiveStream`."""
+    """Receive from 1 to *max_bytes* bytes; empty at the end. See `trio.abc.ReceiveStream`."""
     manager = current_ring("sockets")
     wanted = RECEIVE_BUFFER_SIZE if max_bytes is None else max_bytes
     buffers = manager.buffers if manager is not None else None
@@ -45,8 +45,9 @@ async def receive_some(self: FdStream, max_bytes: int | None = None) -> bytes:
             except OSError as exc:
                 if exc.errno not in {errno.ENOBUFS, errno.EAGAIN}:
                     _raise_stream_error(exc)
-        # There is nothing yet, or more reads completed at once than there are buffers: this one
-        # has waited its turn. Meanwhile the stream may have been closed, so its fd is -1.
+        # There is no data yet, or more reads completed at once than there are provided buffers.
+        # This task has waited, so it doesn't use the ring again. The stream may have been closed
+        # meanwhile, and then its fd is -1.
         while True:
             try:
                 return os.read(self._fd_holder.fd, wanted)
@@ -70,7 +71,7 @@ async def send_all(self: FdStream, data: bytes | bytearray | memoryview) -> None
             if not length:
                 await trio.lowlevel.checkpoint()
             while sent < length:
-                if self._fd_holder.closed:  # since the last write: its fd may be another file's
+                if self._fd_holder.closed:  # since the last write; the fd may be reused
                     raise trio.ClosedResourceError("file was already closed")
                 fd = self._fd_holder.fd
                 with view[sent:] as remaining:

@@ -1,9 +1,9 @@
-"""Sockets and streams on the native engine, and what it leaves to Python.
+"""Methods of sockets and streams that use the native engine, and what it leaves to Python.
 
-Each method stays a coroutine function: a shell that awaits the engine's operation. So it has a
-name in tracebacks, can be given to ``start_soon``, warns if it is never awaited; a bare operation
-would be worse at each of these. Where the engine has none of it to do, which may be in the whole
-process but for one run, its operation goes on as the method that was there before, its twin.
+Each method is a coroutine function that awaits an operation of the native engine. It therefore has
+a name in tracebacks, can be passed to ``start_soon``, and warns if it is never awaited. If the
+native engine does not serve the current run or the arguments, its operation calls the Python
+implementation of the method, its twin.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _why_not: str | None = None
 
 
 def use_native_engine() -> str:
-    """Set the native engine up, once; returns why that cannot be, or nothing."""
+    """Set up the native engine, once. Return why it is not possible, or an empty string."""
     global _why_not
     if _why_not is None:
         _why_not = why_no_native or _set_up()
@@ -82,7 +82,8 @@ async def recv(self: UringSocket, buflen: int, flags: int = 0, /) -> bytes:
 
 
 async def _recv_twin(sock: UringSocket, buflen: int) -> bytes:
-    # A stream's first receive comes by here; a datagram socket's each.
+    # The native engine receives only if is_stream is true. So the first receive of a stream comes
+    # here, and every receive of a datagram socket.
     if not sock.is_stream:
         sock.is_stream = sock.type == stdlib_socket.SOCK_STREAM
     return await _recv(sock, buflen)
@@ -129,7 +130,7 @@ async def _receive_some_again(
     manager: UringIOManager, op: Op, stream: trio.SocketStream, max_bytes: int | None
 ) -> bytes:
     manager.pools.failed(op.res, op.flags)
-    assert isinstance(stream.socket, UringSocket)  # or it would not have been native
+    assert isinstance(stream.socket, UringSocket)  # as the native engine checked
     with socket_errors_as_stream_errors():
         return await stream.socket.recv_directly(max_bytes or 65536)
 
@@ -147,7 +148,7 @@ async def send_all(self: trio.SocketStream, data: bytes | bytearray | memoryview
 async def _send_the_rest(
     stream: trio.SocketStream, data: bytes | bytearray | memoryview, sent: int
 ) -> None:
-    """Go on with a send_all of which *sent* bytes are sent, and which holds the detector."""
+    """Finish a send_all that has sent *sent* bytes and holds the stream's conflict detector."""
     try:
         with socket_errors_as_stream_errors(), memoryview(data) as whole:
             while sent < len(whole):

@@ -1,37 +1,39 @@
-"""`UringSocket`: Trio's socket, on completions.
+"""`UringSocket`: a Trio socket whose operations complete on the ring.
 
-Streams are received from, and everything is sent, on the ring. What is not plain (an exotic
-address family or flag, a wrong argument, a closed socket, a send that finds the socket full)
-goes Trio's own way, which asks the standard library: its semantics and its exceptions, to the
-letter. So does everything in a run without a ring.
+Receives from streams use the ring, and so does everything that is sent. All else calls Trio's own
+method, which calls the standard library, so that semantics and exceptions are exactly the same: an
+unusual address family or flag, a wrong argument, a closed socket, a send to a full socket. So does
+every call in a run without a ring.
 
-Why datagrams and connections are received Trio's way
------------------------------------------------------
+Why datagrams and connections are received by Trio's methods
+------------------------------------------------------------
 
-Facts. A RECV, RECVMSG or ACCEPT that waits is woken, and tried again, when poll says that there
-is something. If there is nothing 128 times (a wrong checksum, an unread error queue, another
-process that was faster), the kernel has a worker try (APOLL_MAX_RETRY in io_uring/poll.c). There
-RECVMSG and ACCEPT fail with EAGAIN, and RECV blocks the worker for as long as nothing comes. And
-an ACCEPT in flight waits exclusively: a connection is given to a process that computes while
-another one idles. If it is killed, its port stays taken for a while. (Linux 6.18)
+Facts. A RECV, RECVMSG or ACCEPT that waits is tried again when poll reports the socket as readable.
+If this fails 128 times (a wrong checksum, an unread error queue, another process that was faster),
+the kernel hands the operation to a worker (APOLL_MAX_RETRY in io_uring/poll.c). There RECVMSG and
+ACCEPT fail with EAGAIN, and RECV blocks the worker until something arrives. Besides, an ACCEPT in
+flight is an exclusive waiter: the kernel may give a connection to a process that computes while
+another one is idle. If a process is killed with an ACCEPT in flight, its port stays in use for a
+while. (Linux 6.18)
 
-What does this mean for us? A stranger can send bad datagrams, and urgent bytes. So what waits in
-the kernel waits only in its poll: readiness, with epoll, or a multishot receive, which is never
-handed to a worker. A multishot with a limit takes no more than it was asked for, but only streams
-have that. Where the kernel does not, streams are received from Trio's way, too.
+What does this mean for us? Anybody can send bad datagrams, and urgent bytes. So we wait in the
+kernel only by its poll: for readiness, with epoll, or in a multishot receive, which is never handed
+to a worker. A multishot receive with a limit on its bytes receives no more than asked for. It
+exists only for streams. If the kernel doesn't have it, Trio's method receives from streams too.
 
-Calls that are begun in one turn of the loop
---------------------------------------------
+Calls that begin in the same loop iteration
+-------------------------------------------
 
-Facts. A call of Trio's tries at once, and waits only if that fails. Here it is only noted, and the
-kernel carries it out at the end of the turn, in order.
+Facts. Trio's methods make the system call at once, and wait only if it fails with EAGAIN. Here an
+operation is only pushed, and the kernel performs it at the end of the loop iteration, in order.
 
-What does this mean? Of two receives that are begun in one turn on one stream, the second raises
-`trio.BusyResourceError`, even with data there for both. What the standard library is asked for
-in the same turn comes before what this turn's tasks have sent; but `shutdown`, `close` and
-`detach` have that sent first.
+What does this mean for us? If two receives from one stream begin in the same iteration, the second
+raises `trio.BusyResourceError`, even if there is data for both. Direct system calls in an iteration
+happen before the sends of the same iteration. `shutdown`, `close` and `detach` submit those sends
+first.
 
-`close` is Trio's: it calls `notify_closing`, which ends what is in flight before the fd goes.
+`close` is Trio's method. It calls `notify_closing`, which ends what is in flight before the fd is
+closed.
 """
 
 from __future__ import annotations
@@ -56,23 +58,23 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-# The flags that go to the ring. MSG_DONTWAIT and the like mean something that only the system
-# call does right.
+# The flags that are supported on the ring. Others, such as MSG_DONTWAIT, need the system call.
 _SEND_FLAGS: Final = abi.MSG_NOSIGNAL | abi.MSG_MORE | abi.MSG_DONTROUTE
 _INTERNET: Final = (abi.AF_INET, abi.AF_INET6)
 
-# Data that is, or may be, there was not received: no buffer was left, or somebody took it.
+# No data was received, though there may be some: no provided buffer was left, or another process
+# received it.
 _NOT_RECEIVED: Final = (errno.ENOBUFS, errno.EAGAIN)
 
-# The errors that connect(2) reports only after it has begun: Trio then adds the address.
+# Errors of a connection attempt that has begun. Trio adds the address to their messages.
 _LATE_CONNECT_ERRORS: Final = frozenset(
     (errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH)
 )
 
-# A socket that is made with this type does not have to be told that it is non-blocking.
+# A socket made with this type is non-blocking, which saves the call that makes it so.
 _NONBLOCKING_STREAM: Final = abi.SOCK_STREAM | abi.SOCK_NONBLOCK
 
-# As numbers: the properties of Python's class make an enum of them.
+# The C properties return numbers. Those of Python's class convert them to enums, which is slow.
 _C_SOCKET: Final = vars(stdlib_socket.SocketType)
 _family: Final[Callable[[stdlib_socket.socket], int]] = _C_SOCKET["family"].__get__
 _proto: Final[Callable[[stdlib_socket.socket], int]] = _C_SOCKET["proto"].__get__
@@ -91,7 +93,7 @@ def _fits(size: object) -> bool:
 class UringSocket(TrioSocket):
     """A Trio socket whose operations complete on the ring, in a run that has one."""
 
-    is_stream: bool = False  # once known: see _native.py
+    is_stream: bool = False  # set by the first receive: see _native.py
 
     # ---- Receiving -------------------------------------------------------------------------
 
@@ -111,11 +113,11 @@ class UringSocket(TrioSocket):
         return await self.recv_directly(buflen)
 
     async def recv_directly(self, buflen: int) -> bytes:
-        """Receive after an attempt on the ring that brought nothing.
+        """Receive by the system call, after a receive on the ring that got no data.
 
-        More receives completed at once than there are buffers; the data is still in the socket.
-        This one has waited its turn, so it takes it: to begin anew would have it find no buffer
-        again and again. By now the socket may be closed, so that is asked again, as Trio does.
+        More receives completed at once than there are provided buffers, so the data is still in the
+        socket. Another attempt on the ring could find no buffer again and again. The socket may
+        have been closed meanwhile, and then the system call fails, as in Trio.
         """
         while True:
             try:
@@ -123,16 +125,16 @@ class UringSocket(TrioSocket):
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self._sock)
 
-    # A program receives from a socket the same way again and again. Describing that operation
-    # once spares a tenth of what each costs (benchmarks/bench_echo.py). It has no memory of
-    # its own, and only one can be in flight.
+    # A program tends to repeat the same receive. Reusing its operation saves a tenth of the cost of
+    # a receive (benchmarks/bench_echo.py). This is safe, because the operation has no buffer of
+    # its own, and only one receive can be in flight.
     _receive_key: object = None
     _receive: operations.Operation[bytes] | None = None
 
     def _recv_operation(
         self, manager: UringIOManager | None, fd: int, size: int, flags: int
     ) -> operations.Operation[bytes] | None:
-        """Return what recv performs; None if that must go Trio's way."""
+        """Return the operation for recv; None if Trio's method must be called."""
         if manager is None or fd < 0 or not _fits(size) or type(flags) is not int or flags:
             return None
         if self._sock.type != stdlib_socket.SOCK_STREAM:
@@ -142,11 +144,10 @@ class UringSocket(TrioSocket):
 
     # ---- Sending ---------------------------------------------------------------------------
     #
-    # A send never waits in the kernel: to a peer that shut down its side, with a full buffer,
-    # it would take a kernel worker, because the kernel's poll also answers to POLLRDHUP, again
-    # and again. 40 such sends take all workers and stall everything else (Linux 6.18). So it
-    # asks with MSG_DONTWAIT, and one that finds the socket full goes Trio's way: wait until
-    # it is writable, then send.
+    # A send never waits in the kernel. If the peer has shut down its side and the socket is full,
+    # the kernel's poll reports POLLRDHUP again and again, and the send ends in a kernel worker.
+    # 40 such sends occupy all workers and block all other operations there (Linux 6.18). So sends
+    # have MSG_DONTWAIT. If the socket is full, Trio's method waits until it is writable, and sends.
 
     async def send(self, bytes: Buffer, flags: int = 0, /) -> int:
         """Like :meth:`socket.socket.send`, but async."""
@@ -210,7 +211,7 @@ class UringSocket(TrioSocket):
         flags: int,
         address: bytes,
     ) -> int | None:
-        """Send one message; None if that must go Trio's way."""
+        """Send one message. Return None if Trio's method must be called."""
         if not _only(flags, _SEND_FLAGS):
             return None
         try:
@@ -230,14 +231,15 @@ class UringSocket(TrioSocket):
     async def accept(self) -> tuple[trio.socket.SocketType, Any]:
         """Like :meth:`socket.socket.accept`, but async.
 
-        As Trio does it; but Ctrl-C between the system call and the new socket would lose its fd.
+        Trio's method, protected against Ctrl-C between the system call and making the socket, which
+        would lose the fd.
         """
         return await super().accept()
 
     def stream_connection(self, fd: int) -> UringSocket:
-        """Return the socket of a non-blocking connection that this stream listener accepted.
+        """Return a socket for *fd*, a non-blocking connection that this stream listener accepted.
 
-        It owns *fd*, which is closed if this fails.
+        The socket owns *fd*. If this fails, *fd* is closed.
         """
         own = self._sock
         try:
@@ -252,7 +254,7 @@ class UringSocket(TrioSocket):
     async def connect(self, address: object) -> None:
         """Like :meth:`socket.socket.connect`, but async.
 
-        If cancelled, the socket is closed: the attempt cannot be taken back.
+        If cancelled, the socket is closed, because the attempt to connect cannot be undone.
         """
         manager = current_ring("sockets")
         if manager is None or self._sock.fileno() < 0:
@@ -275,7 +277,7 @@ class UringSocket(TrioSocket):
     # ---- Closing ---------------------------------------------------------------------------
 
     def shutdown(self, flag: int) -> None:
-        """Like :meth:`socket.socket.shutdown`; what was sent before goes first."""
+        """Like :meth:`socket.socket.shutdown`. Sends that have begun are submitted first."""
         if self._sock.fileno() >= 0 and trio.lowlevel.in_trio_run():
             manager = current_ring("sockets")
             if manager is not None:
@@ -285,7 +287,7 @@ class UringSocket(TrioSocket):
     def detach(self) -> int:
         """Like :meth:`socket.socket.detach`.
 
-        Who still waits in the kernel would receive what comes for the new owner.
+        Ends the operations in flight. They would receive data that is meant for the new owner.
         """
         open_in_run = self._sock.fileno() >= 0 and trio.lowlevel.in_trio_run()
         if open_in_run and current_ring("sockets") is not None:
@@ -298,10 +300,10 @@ class UringSocket(TrioSocket):
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close.
+        """Close the socket.
 
-        Trio does so without a word to those who still wait for the socket. What they have in
-        flight would keep it open: the peer would see no end, and the port stay taken.
+        Trio's method doesn't notify the tasks that wait for the socket. Their operations in flight
+        would keep it open: the peer would see no end of the stream, and the port would stay in use.
         """
         if trio.lowlevel.in_trio_run() and current_ring("sockets") is not None:
             self.close()
@@ -309,5 +311,5 @@ class UringSocket(TrioSocket):
 
 
 def _materialised(items: Iterable[Any]) -> Iterable[Any]:
-    """Return *items* as something that can be read twice; what is no iterator, as it is."""
+    """Return an iterator's *items* as a list, which can be read twice; anything else as it is."""
     return list(items) if isinstance(items, Iterator) else items

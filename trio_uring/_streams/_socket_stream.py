@@ -1,9 +1,9 @@
 """Reads and writes of `trio.SocketStream`, with less Python than Trio's.
 
-These two stand in for the method bodies of Trio's class, which is final. They do the same in two
-cheaper ways (benchmarks/bench_echo.py): errors are translated by a ``try``, since a context manager
-made by a generator takes longer than the ring's part of a message; and `bytes` are sent as they
-are, since a memoryview of them would have to be pinned.
+These two functions replace methods of Trio's class, which is final. They do the same at a lower
+cost (benchmarks/bench_echo.py), for two reasons. A ``try`` translates errors: a context manager
+made from a generator takes longer than sending a message on the ring. And `bytes` are sent without
+a memoryview, which would have to be pinned.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 _trio_receive_some: Final[Callable[..., Awaitable[bytes]]] = trio.SocketStream.receive_some
 _trio_send_all: Final[Callable[..., Awaitable[None]]] = trio.SocketStream.send_all
 
-_RECEIVE_SIZE: Final = 65536  # Trio's
+_RECEIVE_SIZE: Final = 65536  # in bytes; the same as Trio's
 
 
 async def receive_some(self: SocketStream, max_bytes: int | None = None) -> bytes:
-    """Receive at least one and at most *max_bytes* bytes; see `trio.abc.ReceiveStream`."""
+    """Receive from 1 to *max_bytes* bytes; empty at the end. See `trio.abc.ReceiveStream`."""
     if current_ring("sockets") is None:
         return await _trio_receive_some(self, max_bytes)
     if max_bytes is None:
