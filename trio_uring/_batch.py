@@ -1,9 +1,9 @@
-"""`perform_many`: many operations as one step.
+"""`perform_many`: perform many operations together.
 
-There are two ways, with the same results. Operations that all end by themselves, such as reads of
-files, become completion batches: the C core counts their CQEs and hands Python one completion at
-the end, so Python does little for each. Where an operation can block indefinitely or be cancelled,
-each one has an in-flight entry of its own.
+There are two implementations, with the same results. If all operations end by themselves, such as
+reads of regular files, they become completion batches: the C core counts their CQEs and reports one
+completion at the end, so that Python does little for each. If an operation can block indefinitely
+or be cancelled, each operation has its own in-flight entry.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What stands alone, or is linked.
+# One operation, or the operations of a linked chain.
 Unit = tuple[Operation[T], ...]
 
 _BY_THE_CHAIN: Final = "an operation before it in its linked chain did not succeed"
@@ -53,37 +53,41 @@ _BY_THE_TASK: Final = "the task was cancelled before this operation did anything
 async def perform_many(
     operations: Iterable[Operation[T] | Linked[T]] | Linked[T] | OperationArray[T],
 ) -> list[outcome.Outcome[T]]:
-    """Submit many operations at once, and wait until all are done.
+    """Submit many operations together, and wait until all of them have completed.
 
-    One step for Trio, and as a rule one system call, however many they are. They run side by
-    side, in no order; what must run in order goes into a chain: `trio_uring.linked`.
+    This is one step for Trio and usually one system call, whatever the number of operations. The
+    operations run in parallel, in no particular order. To run operations in order, link them with
+    `trio_uring.linked`.
+
+    Operations on files, and others that run in kernel workers, each need a token of the run's
+    limiter. So at most ``RingConfig.max_file_operations`` of them are in flight, and the next begin
+    when these have completed. They wait for their tokens in FIFO order, together with all other
+    operations of the run. Two batches never block each other. A chain with an operation that can
+    block indefinitely needs no tokens.
 
     Args:
-      operations: Of `trio_uring.lowlevel.operations`, each to be performed once; and chains of
-        them. Or what ``read_many`` there describes all at once. Any number: beyond
-        ``RingConfig.entries`` they are submitted in parts. Of those on files (the ones that
-        count against ``RingConfig.max_file_operations``) so many at most are in flight: when
-        they are done, the next begin. They wait in line for their tokens with all other
-        operations, first come first served, and two batches never wait for each other. In a
-        chain with an operation that may wait for ever, none counts.
+      operations: Operations of `trio_uring.lowlevel.operations`, each of which can be performed
+        once, and linked chains of them. Or the result of ``read_many`` in that module, which makes
+        many reads at once. Any number: more than ``RingConfig.entries`` are submitted in parts.
 
     Returns:
-      An outcome for each operation, in their order; those of a chain stand one after the
-      other. An ``outcome.Error`` has what `trio_uring.lowlevel.perform` would have raised:
-      `OSError`; `UnsupportedOpcodeError`; `trio.BusyResourceError` (also if two of them wait
-      for the same on one fd; nothing else of a chain is then begun); `trio.ClosedResourceError`.
-      And `OperationCancelledError` where the chain was broken before.
+      The outcome of each operation, in the same order. The outcomes of a chain follow each other.
+      An ``outcome.Error`` has the exception that `trio_uring.lowlevel.perform` would raise:
+      `OSError`, `UnsupportedOpcodeError`, `trio.ClosedResourceError`, or `trio.BusyResourceError`
+      (also if two of the operations wait for the same thing on one fd). The other operations of a
+      chain that is busy don't begin. Operations behind a failed one in a chain have
+      `OperationCancelledError`.
 
     Raises:
-      ValueError: an operation occurs twice; or a chain is longer than ``RingConfig.entries``,
-        or has more operations on files than ``RingConfig.max_file_operations``.
-      TypeError: something else than operations.
+      ValueError: an operation occurs twice, a chain is longer than ``RingConfig.entries``, or a
+        chain has more operations on files than ``RingConfig.max_file_operations``.
+      TypeError: *operations* has something that is not an operation.
       RuntimeError: outside a run, or the run is not on io_uring.
 
-    A checkpoint, always. If cancelled, all that can be cancelled is, and the last is waited for.
-    If any operation succeeded the outcomes are returned, so that no fd and no byte is lost: of
-    what was stopped, or not begun, the outcome is an `OperationCancelledError`.
-    `trio.Cancelled` is raised only if nothing succeeded.
+    Always a checkpoint. If cancelled, it cancels every operation that can be cancelled, and waits
+    until all have completed. If any operation succeeded, the outcomes are returned, so that no fd
+    and no data is lost. Operations that were stopped, or didn't begin, then have
+    `OperationCancelledError`. `trio.Cancelled` is raised only if no operation succeeded.
 
     Source: io_uring_enter(2).
     """
@@ -108,7 +112,7 @@ async def perform_many(
 def _units(
     operations: Iterable[Operation[T] | Linked[T]] | Linked[T], manager: UringIOManager
 ) -> list[Unit[T]]:
-    """Return the operations and chains; raise for what cannot be performed together."""
+    """Return the operations and chains as units. Raise if they cannot be performed together."""
     units: list[Unit[T]] = []
     for item in (operations,) if isinstance(operations, Linked) else operations:
         if isinstance(item, Operation):
@@ -147,7 +151,8 @@ def _array(units: Iterable[Unit[T]]) -> OperationArray[T]:
 def _tokens(unit: Unit[T]) -> int:
     """Return how many tokens of the limiter *unit* needs: 0 if it can block indefinitely.
 
-    Otherwise others could block indefinitely for its tokens, even those that it waits for.
+    If it took tokens, other operations could wait for them indefinitely, even those that *unit*
+    itself waits for.
     """
     if any(operation.cancellable and not operation.limited for operation in unit):
         return 0
@@ -156,9 +161,9 @@ def _tokens(unit: Unit[T]) -> int:
 
 # ---- Outcomes ------------------------------------------------------------------------------
 
-# `outcome.Value` writes its attributes through attrs' checks, which costs more than the kernel
-# takes to read a cached page. This makes many at once by copying the slots of one, whatever
-# they are: a third of the time (benchmarks/bench_batch.py).
+# Making an `outcome.Value` takes longer than the kernel takes to read a cached page, because its
+# attributes pass through the checks of attrs. Copying the slots of one, whatever they are, takes a
+# third of the time (benchmarks/bench_batch.py).
 _SLOTS: Final = [
     slot
     for class_ in outcome.Value.__mro__
@@ -180,7 +185,7 @@ def _values(values: Sequence[T]) -> list[outcome.Outcome[T]]:
 
 
 def _outcome_of(operation: Operation[T], entry: InFlight) -> outcome.Outcome[T]:
-    """Return what came of a completed operation, as `perform` would return or raise it."""
+    """Return the outcome of a completed operation: what `perform` would return or raise."""
     try:
         if entry.res >= 0:
             return outcome.Value(operation.decode(entry.res, entry.flags))
@@ -189,7 +194,7 @@ def _outcome_of(operation: Operation[T], entry: InFlight) -> outcome.Outcome[T]:
         if exc.errno == errno.ECANCELED and not isinstance(exc, OperationCancelledError):
             return outcome.Error(operation_cancelled(_BY_THE_CHAIN))
         return outcome.Error(exc)
-    except Exception as exc:  # noqa: BLE001 (whose they are, the outcome says)
+    except Exception as exc:  # noqa: BLE001 (returned in the outcome)
         return outcome.Error(exc)
 
 
@@ -201,7 +206,7 @@ def _is_value(result: outcome.Outcome[T]) -> bool:
     return isinstance(result, outcome.Value)
 
 
-# ---- What ends by itself -------------------------------------------------------------------
+# ---- Operations that end by themselves -----------------------------------------------------
 
 
 async def _perform_batches(
@@ -288,11 +293,11 @@ def _outcomes(
     return outcomes
 
 
-# ---- What may wait -------------------------------------------------------------------------
+# ---- Operations that can block indefinitely ------------------------------------------------
 
 
 class Batch(Generic[T]):
-    """Operations of which some may wait, and be cancelled; to be performed once."""
+    """Operations of which some can block indefinitely or be cancelled. Performed once."""
 
     def __init__(self, manager: UringIOManager, units: Sequence[Unit[T]]) -> None:
         self._manager = manager
@@ -300,15 +305,15 @@ class Batch(Generic[T]):
         self._operations = [operation for unit in units for operation in unit]
         self._entries: dict[Operation[object], InFlight] = {}
         self._refused: dict[Operation[object], Exception] = {}
-        self._left = 0  # in flight
-        self._tokens_left = 0  # of the limiter, that these hold
+        self._left = 0  # operations in flight
+        self._tokens_left = 0  # tokens of the limiter that they hold
         self._chains: list[Sequence[InFlight]] = []
         self._task = current_task()
         self._parked = False
         self._raise_cancel: RaiseCancelT | None = None
 
     async def perform(self) -> list[outcome.Outcome[T]]:
-        """Perform all of it; see `perform_many`."""
+        """Perform all operations; see `perform_many`."""
         stopped: trio.Cancelled | None = None
         try:
             if is_cancelled(self._task):
@@ -333,14 +338,14 @@ class Batch(Generic[T]):
                     operation.release()
 
     def _next_units(self) -> tuple[list[Unit[T]], int]:
-        """Take what can be started together: so many on files, and all the others."""
+        """Take the units that can start together, and return them with the tokens they need."""
         limit = self._manager.config.max_file_operations
         units: list[Unit[T]] = []
         later: deque[Unit[T]] = deque()
         tokens = 0
         for unit in self._to_start:
             needed = _tokens(unit)
-            # Those on files keep their order: behind one that has to come later, all do.
+            # Units that need tokens keep their order: none overtakes another.
             if needed and (later or tokens + needed > limit):
                 later.append(unit)
             else:
@@ -364,7 +369,7 @@ class Batch(Generic[T]):
                 self._chains.append(chain)
                 if not _tokens(unit):
                     for operation in unit:
-                        operation.limited = False  # it took no token to give back
+                        operation.limited = False  # it holds no token to return
             started.append(unit)
             entries += chain
         if entries:
@@ -372,7 +377,7 @@ class Batch(Generic[T]):
             self._manager.start_many(entries, _array(started))
 
     def _registered(self, unit: Unit[T]) -> list[InFlight]:
-        """Return the entries of *unit*; none if one waits for what another task waits for."""
+        """Return the registered entries of *unit*; none if an fd is busy with another task."""
         fd_waiters = self._manager.fd_waiters
         chain: list[InFlight] = []
         for operation in unit:
@@ -393,7 +398,7 @@ class Batch(Generic[T]):
     # ---- Waiting ---------------------------------------------------------------------------
 
     async def _wait(self) -> None:
-        """Wait until the next units can begin, or if there are none, until all is done."""
+        """Wait until the next units can begin. If there are none, wait until all are done."""
         if self._is_enough():
             await cancel_shielded_checkpoint()
         else:
@@ -405,7 +410,7 @@ class Batch(Generic[T]):
         return not (self._tokens_left if waits_for_tokens else self._left)
 
     def _entry_done(self, entry: InFlight) -> None:
-        """Take note of the last CQE of one of the operations."""
+        """Note that an operation is done: its last CQE has arrived."""
         self._left -= 1
         if entry.operation.limited:
             self._tokens_left -= 1
@@ -432,10 +437,10 @@ class Batch(Generic[T]):
         self._manager.request_cancel(entry)
 
     def _cancel_chains(self) -> None:
-        """Ask again to stop those that had not begun when they were asked to stop.
+        """Request again the cancellation of operations of chains that hadn't begun.
 
-        The kernel knows an operation of a chain only when the one before it is done: until
-        then it answers ``ENOENT``.
+        The kernel finds an operation of a chain only after the one before it has completed. Until
+        then a request to cancel it fails with ``ENOENT``.
         """
         for chain in self._chains:
             entry = next((entry for entry in chain if entry.in_flight), None)

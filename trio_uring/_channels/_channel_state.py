@@ -61,7 +61,7 @@ class Waiter(Generic[T]):
             self.end.take_back(outcome.value)
 
     def abort(self, _raise_cancel: RaiseCancelT) -> Abort:
-        """Stop waiting; too late once an outcome was assigned. Trio's abort function."""
+        """Stop waiting, unless an outcome has been assigned. Trio's abort function."""
         state = self.end.state
         with state.lock:
             self.cancelled = True
@@ -72,7 +72,7 @@ class Waiter(Generic[T]):
         return Abort.FAILED
 
     def can_be_stolen_by(self, last_iteration: float) -> bool:
-        """Whether a loop whose last iteration was then may take the object assigned here."""
+        """Return whether a loop with this *last_iteration* may take the object assigned here."""
         return (
             self.mailbox.last_iteration < last_iteration
             and self.end.receives
@@ -96,7 +96,7 @@ class ChannelState(Generic[T]):
         self.receive_channels: int = 0
 
     def put(self, value: T) -> list[Waiter[T]]:
-        """Assign *value* to a receiver, or buffer it; return whom to wake."""
+        """Assign *value* to a receiver, or buffer it. Return the waiters to wake."""
         if not self.receive_channels:
             raise trio.BrokenResourceError("all receive channels are closed")
         if self.receivers:
@@ -110,18 +110,20 @@ class ChannelState(Generic[T]):
         return []
 
     def _next_receiver(self) -> Waiter[T]:
-        """Return who has waited longest in a sleeping loop; if none sleeps, the least busy one.
+        """Return the receiver that has waited longest in a sleeping loop.
 
-        The latest iteration tells which: a loop without one for long has a task that computes.
+        If no loop sleeps, return one in the loop with the latest iteration. A loop whose last
+        iteration was long ago has a task that computes.
         """
         first = islice(self.receivers, _COMPARED_MAX)
         return max(first, key=lambda receiver: receiver.mailbox.last_iteration)
 
     def get(self, last_iteration: float = 0.0) -> tuple[T, list[Waiter[T]]]:
-        """Return the next object, and whom to wake.
+        """Return the next object, and the waiters to wake.
 
         Args:
-          last_iteration: Of the caller's loop, which may steal from loops that are behind it.
+          last_iteration: When the caller's loop began its last iteration. It may steal objects from
+            loops whose last iteration was earlier.
         """
         woken: list[Waiter[T]] = []
         if self.senders:
@@ -143,7 +145,7 @@ class ChannelState(Generic[T]):
         raise trio.WouldBlock
 
     def assign(self, waiter: Waiter[T], outcome: Outcome[T | None]) -> Waiter[T]:
-        """Assign *outcome* to *waiter*, which waits no more; return *waiter*."""
+        """Assign *outcome* to *waiter*, which stops waiting, and return *waiter*."""
         self.assigned[waiter] = outcome
         return waiter
 
@@ -171,7 +173,7 @@ class End(Generic[T]):
         self._used_in: Mailbox | None = None
 
     def statistics(self) -> trio.MemoryChannelStatistics:
-        """Return what Trio's memory channels return: one for all ends of the channel."""
+        """Return the statistics of the channel, as Trio's memory channels have them."""
         with self.state.lock:
             return self.state.statistics()
 
@@ -179,7 +181,7 @@ class End(Generic[T]):
         raise NotImplementedError
 
     def run_ended(self, mailbox: Mailbox) -> None:
-        """Close this end with the run that used it last. Not for users."""
+        """Close this end, because the run that used it last has ended. Not for users."""
         if self._used_in is mailbox:
             self.close()
 
@@ -188,7 +190,7 @@ class End(Generic[T]):
 
     @enable_ki_protection
     async def aclose(self) -> None:
-        """Close this end; see ``close``. A checkpoint."""
+        """Close this end, like ``close``. A checkpoint."""
         self.close()
         await checkpoint()
 
@@ -215,7 +217,7 @@ class End(Generic[T]):
             raise trio.ClosedResourceError
 
     def _close_out(self, waiting: dict[Waiter[T], None] | dict[Waiter[T], T]) -> list[Waiter[T]]:
-        """Remove those who wait at this end from *waiting*, and assign them the error."""
+        """Remove the waiters of this end from *waiting*, and assign them the error."""
         self.closed = True
         waiters = [waiter for waiter in waiting if waiter.end is self]
         for waiter in waiters:

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-# Written as a class, as Trio's is, so that one can say open_ring_channel[int](5).
+# A class, as in Trio, so that open_ring_channel[int](5) works.
 class open_ring_channel(  # noqa: N801
     tuple["RingSendChannel[T]", "RingReceiveChannel[T]"], Generic[T]
 ):
     """Open a channel for Python objects between tasks of several threads, each in its own run.
 
-    It works like `trio.open_memory_channel`, which is for the tasks of one run. Where both runs
-    have a ring, they wake each other by messages from ring to ring, which are submitted together
-    with the loop's other operations. Otherwise they wake each other with `trio.lowlevel.TrioToken`.
+    It works like `trio.open_memory_channel`, which is for the tasks of one run. If both runs have a
+    ring, they wake each other by messages from ring to ring, which are submitted together with the
+    loop's other operations. Otherwise they wake each other with `trio.lowlevel.TrioToken`.
 
     The synchronous methods may be called from any thread, also outside Trio. They take a lock, so
     do not call them in signal handlers or finalizers.
@@ -84,7 +84,7 @@ class RingSendChannel(End[T], trio.abc.SendChannel[T], Generic[T]):
 
     @enable_ki_protection
     def send_nowait(self, value: T) -> None:
-        """Send *value* at once. From any thread.
+        """Send *value* without waiting. May be called from any thread.
 
         Raises:
           trio.WouldBlock: no task waits to receive, and the buffer is full.
@@ -98,14 +98,14 @@ class RingSendChannel(End[T], trio.abc.SendChannel[T], Generic[T]):
 
     @enable_ki_protection
     async def send(self, value: T) -> None:
-        """Send *value*; wait while no task receives and the buffer is full.
+        """Send *value*. Wait while no task receives and the buffer is full.
 
         Raises:
-          trio.ClosedResourceError: this end is closed, or closes while we wait.
+          trio.ClosedResourceError: this end is closed, or is closed while the task waits.
           trio.BrokenResourceError: all receiving ends are closed.
           RuntimeError: outside a run.
 
-        A checkpoint, always. If cancelled, *value* was not sent.
+        Always a checkpoint. If cancelled, *value* was not sent.
         """
         await checkpoint_if_cancelled()
         waiter = self._waiter()
@@ -124,9 +124,10 @@ class RingSendChannel(End[T], trio.abc.SendChannel[T], Generic[T]):
 
     @enable_ki_protection
     def clone(self) -> RingSendChannel[T]:
-        """Return another sending end of the same channel, for another task, or another run.
+        """Return another sending end of the same channel, for another task or another run.
 
-        Receivers get `trio.EndOfChannel` when all sending ends are closed. From any thread.
+        Receivers get `trio.EndOfChannel` when all sending ends are closed. May be called from any
+        thread.
 
         Raises:
           trio.ClosedResourceError: this end is closed.
@@ -136,7 +137,10 @@ class RingSendChannel(End[T], trio.abc.SendChannel[T], Generic[T]):
 
     @enable_ki_protection
     def close(self) -> None:
-        """Close this end; tasks that wait at it get `trio.ClosedResourceError`. From any thread."""
+        """Close this end. Tasks that wait at it get `trio.ClosedResourceError`.
+
+        May be called from any thread.
+        """
         state = self.state
         with state.lock:
             if self.closed:
@@ -167,10 +171,10 @@ class RingReceiveChannel(End[T], trio.abc.ReceiveChannel[T], Generic[T]):
 
     @enable_ki_protection
     def receive_nowait(self) -> T:
-        """Receive the next object at once. From any thread.
+        """Receive the next object without waiting. May be called from any thread.
 
         Raises:
-          trio.WouldBlock: no object is there.
+          trio.WouldBlock: there is no object.
           trio.ClosedResourceError: this end is closed.
           trio.EndOfChannel: all sending ends are closed, and every object was received.
         """
@@ -182,14 +186,14 @@ class RingReceiveChannel(End[T], trio.abc.ReceiveChannel[T], Generic[T]):
 
     @enable_ki_protection
     async def receive(self) -> T:
-        """Receive the next object; wait for one if there is none.
+        """Receive the next object. Wait while there is none.
 
         Raises:
-          trio.ClosedResourceError: this end is closed, or closes while we wait.
+          trio.ClosedResourceError: this end is closed, or is closed while the task waits.
           trio.EndOfChannel: all sending ends are closed, and every object was received.
           RuntimeError: outside a run.
 
-        A checkpoint, always. If cancelled, no object was taken.
+        Always a checkpoint. If cancelled, no object was taken.
         """
         await checkpoint_if_cancelled()
         waiter = self._waiter()
@@ -209,9 +213,9 @@ class RingReceiveChannel(End[T], trio.abc.ReceiveChannel[T], Generic[T]):
 
     @enable_ki_protection
     def clone(self) -> RingReceiveChannel[T]:
-        """Return another receiving end of the same channel, for another task, or another run.
+        """Return another receiving end of the same channel, for another task or another run.
 
-        From any thread.
+        May be called from any thread.
 
         Raises:
           trio.ClosedResourceError: this end is closed.
@@ -221,12 +225,13 @@ class RingReceiveChannel(End[T], trio.abc.ReceiveChannel[T], Generic[T]):
 
     @enable_ki_protection
     def close(self) -> None:
-        """Close this end; tasks that wait at it get `trio.ClosedResourceError`. From any thread.
+        """Close this end. Tasks that wait at it get `trio.ClosedResourceError`.
 
-        Closing the last receiving end drops the objects in the buffer.
+        Closing the last receiving end drops the objects in the buffer. May be called from any
+        thread.
         """
         state = self.state
-        dropped: list[T] = []  # keeps them until after the lock: their finalizers may do anything
+        dropped: list[T] = []  # freed after the lock is released, as finalizers may do anything
         with state.lock:
             if self.closed:
                 return

@@ -1,7 +1,7 @@
 """`serve_threads`: one loop accepts connections, and the loops of several threads serve them.
 
-An accepted connection is passed on as a Python object: threads share their process's fds, and
-Trio's sockets are bound to no run. The kernel could instead send the file from ring to ring
+An accepted connection is passed on as a Python object: threads share their process's fds, and a
+Trio socket does not belong to a run. The kernel could instead send the file from ring to ring
 (``IORING_MSG_SEND_FD``), as a fixed file. A Trio socket needs an fd, so each connection would take
 two more operations (benchmarks/bench_serve_threads.py), and a failed message would lose it.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 StreamT = TypeVar("StreamT", bound=trio.abc.Stream)
 
-# As in `trio.serve_listeners`: where files or memory run out, wait for others to be closed.
+# As in `trio.serve_listeners`: if files or memory run out, wait until others are closed.
 _CAPACITY_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _CAPACITY_SLEEP: Final = 0.1  # seconds
 _logger: Final = logging.getLogger("trio_uring.serve_threads")
@@ -50,21 +50,23 @@ async def serve_threads(
 ) -> NoReturn:
     """Accept connections in this loop, and handle each in the loop of one of *threads* threads.
 
-    `trio.serve_listeners` for several loops. Each thread has its own run, on its own ring. A
-    connection goes to a loop that sleeps; if none does, to the one whose last iteration is latest.
+    It is like `trio.serve_listeners`, for several loops. Each thread has its own run, on its own
+    ring. A connection goes to a loop that sleeps, or if none does, to the loop with the latest
+    iteration.
 
     Args:
-      handler: Called in one of the threads with each stream, which is closed when it returns. It
-        must not use what belongs to another run. To communicate with other runs, use a channel
-        from `open_ring_channel`.
-      listeners: As for `trio.serve_listeners`; closed in the end.
-      threads: 1 to 1024. More than the number of cores gains nothing.
+      handler: Called with each stream, in one of the threads. The stream is closed when it returns.
+        It must not use anything that belongs to another run. To communicate with other runs, use a
+        channel from `open_ring_channel`.
+      listeners: As for `trio.serve_listeners`. They are closed at the end.
+      threads: The number of threads, 1 to 1024. More than the number of cores gains nothing.
       ring: How to set up the threads' rings; None for the defaults.
-      task_status: Started with *listeners*, when connections are accepted.
+      task_status: Its ``started`` is called with *listeners* when connections can be accepted.
 
     Raises:
       ValueError: *threads* is out of range.
-      ExceptionGroup: what a handler raised, or accepting. The other connections are cancelled.
+      ExceptionGroup: what a handler raised, or an error of accepting. The other connections are
+        cancelled.
       RingUnavailableError: as for `run`.
 
     If cancelled, it cancels the handlers in all threads and waits until they have ended. It closes
@@ -120,7 +122,7 @@ async def _close_what_is_left(
 
 
 class _Loop(Generic[StreamT]):
-    """A run in its own thread, which handles connections until it is cancelled."""
+    """A run in a thread of its own, which handles connections until it is cancelled."""
 
     def __init__(
         self,
@@ -138,7 +140,7 @@ class _Loop(Generic[StreamT]):
         self._token: trio.lowlevel.TrioToken | None = None  # while it runs
 
     async def run_in_thread(self) -> None:
-        """Run it in a worker thread; a cancellation of this task cancels the run."""
+        """Run it in a worker thread. If this task is cancelled, cancel the run."""
         in_thread = partial(run, self._main, ring=self._ring)
         with self._connections:  # the run may fail before it opens them
             async with trio.open_nursery() as nursery:
@@ -153,7 +155,7 @@ class _Loop(Generic[StreamT]):
             await trio.sleep_forever()
         finally:
             with self._lock:
-                if self._token is None:  # it has not begun, or has ended
+                if self._token is None:  # the run has not begun, or has ended
                     self._scope.cancel()
                 else:
                     self._token.run_sync_soon(self._scope.cancel)

@@ -1,4 +1,4 @@
-"""One operation for many connections, or for all that a peer sends."""
+"""Multishot accept and receive: one operation accepts or receives many times."""
 
 from ._accept_many import MultishotListener as MultishotListener, accept_many as accept_many
 from ._receive_many import (

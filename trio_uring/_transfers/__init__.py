@@ -1,4 +1,4 @@
-"""Moving bytes between files and sockets inside the kernel, or without copying them."""
+"""Transfers between files and sockets inside the kernel, and zero-copy send."""
 
 from ._receive_file import ReceiveProgress as ReceiveProgress, receive_file as receive_file
 from ._relay import RelayProgress as RelayProgress, relay as relay
