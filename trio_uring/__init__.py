@@ -1,14 +1,19 @@
 """Trio on Linux's io_uring.
 
-The public names: `run`, `start_guest_run`, `install` and `uninstall` decide which Trio runs
-get a ring, `RingConfig` and `SQPoll` how it is set up. `open_positional` opens a file for many
-tasks at once, `open_direct` one past the page cache, and `write_file` writes a whole one in one
-step; all other files are `trio.open_file`'s. `perform_many` performs operations together.
-`send_file` sends a file into a socket, `receive_file` receives into one, `relay` moves bytes from
-socket to socket, and `send_zerocopy` sends out of the program's own memory. `accept_many` and
-`receive_many` accept and receive ahead, with one operation for many. `open_ring_channel` connects
-the runs of several threads, and `serve_threads` serves connections in them. `trio_uring.lowlevel`
-has the operations themselves.
+The public names:
+
+* `run`, `start_guest_run`, `install` and `uninstall` decide which Trio runs get a ring.
+  `RingConfig` and `SQPoll` say how a ring is set up.
+* Sockets, streams, files and processes need no new names: use Trio's.
+* `open_positional` opens a file for many tasks at once, and `open_direct` opens one for direct I/O.
+  `write_file` writes a whole file in one step.
+* `perform_many` performs many operations together, and `linked` in order.
+* `send_file` and `receive_file` move bytes between a file and a socket, and `relay` between two
+  sockets. `send_zerocopy` sends the program's memory without copying it.
+* `accept_many` and `receive_many` accept and receive with one multishot operation.
+* `open_ring_channel` connects the runs of several threads. `serve_threads` serves connections in
+  several threads.
+* `trio_uring.lowlevel` has the operations themselves.
 """
 
 from . import _anyio_finder

@@ -1,12 +1,12 @@
-"""``python -m trio_uring``: run an unmodified program on io_uring, or ask the doctor.
+"""``python -m trio_uring``: run an unmodified program on io_uring, or report what is supported.
 
     python -m trio_uring program.py [arguments]
     python -m trio_uring -m package [arguments]
     python -m trio_uring doctor [--json]
 
-The program's Trio runs get a ring, and so do those of the Python processes it starts: the
-launcher sets ``TRIO_URING`` in the environment, which they inherit. All else is as without
-the launcher.
+The program's Trio runs get a ring. So do those of the Python processes that it starts, because the
+launcher sets ``TRIO_URING`` in the environment, which they inherit. Everything else works as
+without the launcher.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Runs an unmodified Trio or AnyIO program on io_uring; doctor says what this syst
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the command line says; returns the exit status where the program sets none."""
+    """Execute the command line. Return the exit status, unless the program sets one itself."""
     match arguments:
         case ["doctor"]:
             return _doctor(as_json=False)
@@ -58,8 +58,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _launch() -> None:
-    """Give this process's later runs a ring, and those of the Pythons it starts."""
-    if not os.environ.get("TRIO_URING"):  # "off" and "require" are the user's word
+    """Give later runs of this process, and of Python processes that it starts, a ring."""
+    if not os.environ.get("TRIO_URING"):  # the user may have set "off" or "require"
         os.environ["TRIO_URING"] = "1"
     try:
         install()
@@ -70,23 +70,24 @@ def _launch() -> None:
 # Why not runpy.run_path and runpy.run_module
 # --------------------------------------------
 #
-# Facts. They put our own __main__ back as soon as the program's last line has run, though its
-# threads and atexit functions have not; run_path gives sys.argv[0] and __file__ the same value,
-# where Python makes one absolute and leaves the other; a missing module is a traceback.
+# Facts. They restore our own __main__ module when the program's last line has run, before its
+# threads and atexit functions end. run_path sets sys.argv[0] and __file__ to the same value, while
+# Python makes only one of them absolute. A missing module gives a traceback.
 #
-# What does this mean for us? The program would find itself elsewhere than under Python, and
-# what it pickles could not be found again. So it gets a __main__ of its own, for good.
+# What does this mean for us? With runpy, the program's __main__ would differ from that under plain
+# Python, and objects that it pickles could not be loaded. So the program gets a __main__ module of
+# its own, which stays.
 
 
 def _run_module(module: str, arguments: list[str]) -> None:
-    """Do what ``python -m module`` does. The current directory is first in the path already."""
+    """Do what ``python -m module`` does. The current directory is already first in sys.path."""
     sys.argv = ["-m", *arguments]
     _set_main_module()
     _run_as_main(module)
 
 
 def _run_program(program: str) -> int:
-    """Do what ``python program`` does, be it a file, or a directory or zip file with a main."""
+    """Do what ``python program`` does, for a file, or a directory or zip file with __main__.py."""
     path = os.path.join(Path.cwd(), program)  # noqa: PTH118 (as Python does: not normalised)
     if get_importer(path) is not None:
         _set_first_path(path, always=True)
@@ -110,19 +111,19 @@ def _run_program(program: str) -> int:
 
 
 def _run_as_main(module: str, *, alter_argv: bool = True) -> None:
-    # The interpreter itself calls this function by its name, for the same purpose.
+    # The interpreter calls this private function by its name too, for ``python -m``.
     runpy._run_module_as_main(module, alter_argv)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def _set_main_module() -> ModuleType:
     main_module = ModuleType("__main__")
-    vars(main_module)["__builtins__"] = builtins  # exec would give it their dict
+    vars(main_module)["__builtins__"] = builtins  # the module, where exec would set its dict
     sys.modules["__main__"] = main_module
     return main_module
 
 
 def _set_first_path(directory: str, *, always: bool = False) -> None:
-    """Put *directory* in the place of the current one, which ``-m trio_uring`` put first."""
+    """Replace the current directory, which ``-m trio_uring`` put first in sys.path."""
     if not sys.flags.isolated and not getattr(sys.flags, "safe_path", False):  # since 3.11
         sys.path[0] = directory
     elif always:

@@ -1,26 +1,26 @@
-"""Hands AnyIO our backends when it looks for them; imports no AnyIO.
+"""A finder that gives AnyIO our backends when it imports its own. It does not import AnyIO.
 
-Why it takes a finder
----------------------
+Why a finder is needed
+----------------------
 
 Facts. AnyIO has no registry of backends: for the name ``x`` it imports ``anyio._backends._x``,
-takes its ``backend_class``, and remembers that in ``loaded_backends``. Inside a run the name is
-what sniffio says, and that must stay ``"trio"``: httpcore and others refuse any other.
+takes its ``backend_class``, and stores that in ``loaded_backends``. Inside a run the name comes
+from sniffio, and must be ``"trio"``: httpcore and others accept no other name.
 
-What does this mean for us? A backend ``trio_uring`` alone would be asked to start a run, and
-never again. So ``anyio._backends._trio`` gets a ``backend_class`` of ours as well, which asks
-the current run: without a ring, it is AnyIO's own.
+What does this mean for us? A backend ``trio_uring`` would be used only to start a run, and not
+inside it. So we replace the ``backend_class`` of ``anyio._backends._trio`` too. Ours checks the
+current run, and behaves as AnyIO's in a run without a ring.
 
-When it has to look again
--------------------------
+When it looks for AnyIO again
+-----------------------------
 
-Facts. A finder sees no module that an earlier finder finds, and pytest puts its own in front of
-what is there. With ``TRIO_URING`` set, this package may be imported while AnyIO's module is
-half done: it is the one that imports Trio.
+Facts. A finder isn't asked for a module that an earlier finder finds, and pytest inserts its own
+finder at the front. With ``TRIO_URING`` set, this package may be imported while AnyIO's module for
+Trio is being imported, as that module imports Trio.
 
-What does this mean for us? Until AnyIO's module has come by, the finder returns to the front,
-whenever it is asked for anything and when a run gets a ring. And each such run looks at what was
-loaded without us.
+What does this mean for us? Until AnyIO's module for Trio has been loaded, the finder moves to the
+front again: whenever it is asked for a module, and when a run gets a ring. Each such run also
+checks whether the module was loaded without us.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from importlib.abc import Loader
     from types import ModuleType
 else:
-    Loader = object  # importing it takes 2 ms, and all that Python asks for is below
+    Loader = object  # importing it takes 2 ms, and Python needs only the methods below
 
 ANYIO_TRIO: Final = "anyio._backends._trio"
 ANYIO_TRIO_URING: Final = "anyio._backends._trio_uring"
@@ -63,17 +63,17 @@ def before_ring_run() -> None:
 
 
 def adopt(*, wanted: bool = False) -> None:
-    """Put our backend in the place of AnyIO's for Trio, if that is loaded.
+    """Replace AnyIO's backend for Trio with ours, if it is loaded.
 
-    An AnyIO that we do not know stays as it is, and the files of its users in threads. Only
-    those who asked for a ring are told: *wanted*, or this thread's run has one.
+    An AnyIO of an unsupported version is not changed, and its calls on files use threads. This
+    warns only if a ring was asked for: if *wanted* is true, or this thread's run has a ring.
     """
     module = sys.modules.get(ANYIO_TRIO)
-    if module is None or "backend_class" not in vars(module):  # half done
+    if module is None or "backend_class" not in vars(module):  # still being imported
         return
     try:
         register = vars(_backends(module)).get("register")
-        if register is not None:  # else its import is going on, and ends with that
+        if register is not None:  # otherwise it is still being imported, and registers itself
             register()
     except RuntimeError as exc:
         if (wanted or _on_ring()) and str(exc) not in _warned:
@@ -89,7 +89,7 @@ def _on_ring() -> bool:
 
 
 def _why_incompatible() -> str:
-    # Only where AnyIO is in use: to import what knows the versions of packages takes 6 ms.
+    # Imported only if AnyIO is in use, because importing importlib.metadata takes 6 ms.
     return str(vars(import_module(VERSIONS))["why_incompatible"]())
 
 
@@ -97,26 +97,27 @@ def _backends(anyio_trio: ModuleType | None) -> ModuleType:
     """Import our backends, which register themselves.
 
     Raises:
-      RuntimeError: for this AnyIO there are none.
+      RuntimeError: this version of AnyIO is not supported.
     """
     if reason := _why_incompatible():
         # AnyIO turns an ImportError into "No such backend", which would be misleading.
         raise RuntimeError(reason)
     ours = sys.modules.get(BACKENDS)
-    # A test may have made Python forget AnyIO, and then import it anew: ours was for the old.
+    # A test may have removed AnyIO from sys.modules and imported it again. Then our module belongs
+    # to the old one.
     if ours is not None and vars(ours).get("anyio_trio", anyio_trio) is not anyio_trio:
         del sys.modules[BACKENDS]
-    # If that import is going on already, it is what made Python load AnyIO's module.
+    # This returns the unfinished module if it is the one that imports AnyIO's module.
     return import_module(BACKENDS)
 
 
 class Finder:
-    """Finds AnyIO's module for Trio as the other finders do, and AnyIO's module for us."""
+    """Finds AnyIO's module for Trio by the other finders, and its module for our backend."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find one of the two modules."""
+        """Find one of these two modules."""
         if name == ANYIO_TRIO_URING:
             return ModuleSpec(name, _NewModule())
         self.return_to_front()
@@ -129,16 +130,16 @@ class Finder:
         return None
 
     def return_to_front(self) -> None:
-        """Be the first to be asked, until AnyIO's module for Trio is loaded."""
-        # Another thread may be going through the list: put in first, so that it sees some
-        # finder twice, not one too few.
+        """Move to the front of sys.meta_path, unless AnyIO's module for Trio is loaded."""
+        # Insert before deleting: another thread that iterates over the list may see a finder twice,
+        # but misses none.
         if ANYIO_TRIO not in sys.modules and self in sys.meta_path[1:]:
             sys.meta_path.insert(0, self)
             del sys.meta_path[sys.meta_path.index(self, 1)]
 
 
 def _is_ours(finder: object) -> bool:
-    # There is another one where this package was imported twice.
+    # There is a second finder if this package was imported twice.
     return type(finder).__module__ == __name__
 
 
@@ -146,29 +147,29 @@ _finder: Final = Finder()
 
 
 class _NewModule(Loader):
-    """Loads ``anyio._backends._trio_uring``, which nobody has written."""
+    """Loads ``anyio._backends._trio_uring``, which has no file."""
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Let Python make an empty one."""
+        """Let Python make an empty module."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Fill it with what AnyIO looks for there."""
+        """Set ``backend_class``, which AnyIO reads there."""
         anyio_trio = import_module(ANYIO_TRIO) if not _why_incompatible() else None
         vars(module)["backend_class"] = vars(_backends(anyio_trio))["backend_class"]
 
 
 class _AdoptingLoader(Loader):
-    """Loads AnyIO's module for Trio with the loader that was found, then adopts it."""
+    """Loads AnyIO's module for Trio with its own loader, then replaces its backend."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Do as the other loader does."""
+        """Call the module's own loader."""
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Leave the module with its own loader, and execute it."""
+        """Give the module its own loader, execute it, and replace its backend."""
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
@@ -176,5 +177,5 @@ class _AdoptingLoader(Loader):
         adopt()
 
     def __getattr__(self, name: str) -> object:
-        # Programs ask a spec's loader for source and data.
+        # Programs use the loader of a spec to read source and data.
         return getattr(self._loader, name)

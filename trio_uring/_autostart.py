@@ -1,7 +1,7 @@
-"""Installs trio_uring in a process that has TRIO_URING set, as soon as it imports Trio.
+"""Installs trio_uring in a process that has TRIO_URING set, when the process imports Trio.
 
-``trio_uring.pth`` runs this file at the start of every such Python, before the program and
-without importing the package: a process that never imports Trio must not pay for it.
+``trio_uring.pth`` runs this file when such a Python process starts, before the program. It does not
+import the package, so that a process that never imports Trio doesn't spend time on it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 # Why two modules are watched
 # ---------------------------
 #
-# Facts. A program may import `trio` first, or `trio_uring`, which then imports `trio` while it
-# is itself half done and has no `install` yet.
+# Facts. A program may import `trio` first, or `trio_uring`. The latter imports `trio` while it is
+# still being imported, and has no `install` yet.
 #
-# What does this mean for us? When `trio` has been executed it may be too early. We act when no
-# import of the two is going on any more, and `trio` is there.
+# What does this mean for us? The end of the import of `trio` may be too early. We install when
+# `trio` has been imported and no import of either module is in progress.
 WATCHED = frozenset({"trio", "trio_uring"})
 
 
 def start() -> None:
-    """Install trio_uring now if Trio is imported already, or else as soon as it is."""
-    # Python runs the .pth files of a virtual environment twice, each time giving us a new
-    # module, and so a new class (its site.py adds that directory in two places).
+    """Install trio_uring now if Trio is imported already, otherwise when it is imported."""
+    # Python runs the .pth files of a virtual environment twice, because site.py adds their
+    # directory in two places. Each time this is a new module, with a new class.
     if any(f"{type(other)}" == f"{Finder}" for other in sys.meta_path):
         return
     finder = Finder()
@@ -40,9 +40,10 @@ def start() -> None:
 
 
 class Finder:
-    """Finds what the other finders find, and learns when a watched module is executed.
+    """Finds watched modules by the other finders, and notices when they are executed.
 
-    The spec and its loader are those that were found: programs ask both for source and data.
+    The spec and its loader stay those that were found, because programs use them to read source and
+    data.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class Finder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find a watched module as the others would, and watch it."""
+        """Find a watched module by the other finders, and watch it."""
         self._move_to_front()
         if name not in WATCHED:
             return None
@@ -62,24 +63,24 @@ class Finder:
         return None
 
     def install_if_ready(self) -> None:
-        """Install trio_uring, if Trio is there and no watched module is half done."""
+        """Install trio_uring, if Trio is imported and no watched module is being imported."""
         if self._executing or "trio" not in sys.modules:
             return
         sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
         setting = os.environ.get("TRIO_URING", "").strip().lower()
-        if setting in {"", "0", "off"}:  # the program has changed it since it started
+        if setting in {"", "0", "off"}:  # changed by the program since it started
             return
         try:
             importlib.import_module("trio_uring").install()
         except Exception as exc:
             if setting == "require":
-                sys.meta_path.insert(0, self)  # a second try to import Trio must fail, too
+                sys.meta_path.insert(0, self)  # a second attempt to import Trio must fail too
                 raise
             message = f"TRIO_URING={setting} has no effect: {type(exc).__name__}: {exc}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def execute(self, watched: _Watched, module: ModuleType) -> None:
-        """Execute a watched module, then see whether it was the last to wait for."""
+        """Execute a watched module, then install trio_uring if it was the last one."""
         name = module.__name__
         self._executing.add(name)
         try:
@@ -92,26 +93,26 @@ class Finder:
         loader: object = spec.loader
         execute = getattr(loader, "exec_module", None)
         if execute is None or isinstance(loader, type) or not hasattr(loader, "__dict__"):
-            # A class as its own loader is Python's, for what is built into the interpreter.
+            # Python's loaders of built-in and frozen modules are classes. Ours are not among them.
             message = f"TRIO_URING has no effect: {loader!r}, which loads {spec.name}, is odd"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
             return
-        # Programs may look for a module more than once before they import it.
+        # Programs may look up the spec of a module more than once before they import it.
         if isinstance(execute, _Watched):
             execute = execute.execute
         vars(loader)["exec_module"] = _Watched(self, spec, execute)
 
     def _move_to_front(self) -> None:
-        # pytest and others put finders before ours, which would find our modules unwatched.
-        # Another thread may be going through the list: put in first, so that it sees some
-        # finder twice, not one too few.
+        # pytest and others insert finders before ours, which would find the modules unwatched.
+        # Insert before deleting: another thread that iterates over the list may see a finder twice,
+        # but misses none.
         if self in sys.meta_path[1:]:
             sys.meta_path.insert(0, self)
             del sys.meta_path[sys.meta_path.index(self, 1)]
 
 
 class _Watched:
-    """Stands in for a loader's ``exec_module``, for one module and one time."""
+    """Replaces a loader's ``exec_module``, for one module and one call."""
 
     def __init__(
         self, finder: Finder, spec: ModuleSpec, execute: Callable[[ModuleType], None]
@@ -121,7 +122,7 @@ class _Watched:
         self.execute = execute
 
     def __call__(self, module: ModuleType) -> None:
-        # One loader may serve many modules, as pytest's does.
+        # A loader may load several modules, as pytest's does.
         if module.__spec__ is self._spec:
             vars(self._spec.loader).pop("exec_module", None)
             self._finder.execute(self, module)

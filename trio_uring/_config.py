@@ -19,18 +19,19 @@ def _check(name: str, value: int, low: int, high: int) -> None:
 
 @attrs.frozen(kw_only=True)
 class SQPoll:
-    """Ask for a kernel thread that polls the submission queue (``IORING_SETUP_SQPOLL``).
+    """Have a kernel thread poll the submission queue (``IORING_SETUP_SQPOLL``).
 
-    Submitting then needs no system call while the thread is awake. The price: the thread
-    burns a whole core until it has been idle for *idle* seconds, and the completions of a
-    program that waits for them arrive later, not earlier. Off unless asked for.
+    Submitting then needs no system call while the thread is awake. But the thread occupies a whole
+    CPU core until it has been idle for *idle* seconds, and the completions of a program that waits
+    for them arrive later. It is off by default.
 
-    Beware: the thread works with the privileges that the process had when the run began. A
-    program that drops them later (setuid(2)) still opens files with the old ones.
+    Warning: the thread has the privileges that the process had when the run began. If the program
+    drops privileges later (setuid(2)), operations still have the old ones, for example when they
+    open files.
 
     Args:
-      idle: Seconds without work after which the thread goes to sleep; at least 0.001.
-      cpu: The CPU to pin the thread to, or None for any.
+      idle: After how many seconds without work the thread goes to sleep; at least 0.001.
+      cpu: The CPU to pin the thread to; None for any.
 
     Source: io_uring_setup(2).
     """
@@ -51,39 +52,38 @@ class RingConfig:
     """How a run's ring is set up.
 
     Args:
-      entries: Places in the submission queue, rounded up to a power of two by the kernel.
-        A full queue is submitted early and costs one more system call, nothing else, so
-        half or double of the default differ little; memory is 64 bytes an entry, and
-        counts against ``RLIMIT_MEMLOCK`` for unprivileged users. Where that limit is too
-        low the ring is made smaller, down to 8 entries, before the run gives up on it.
-      completion_entries: Places in the completion queue, at least *entries*, 16 bytes each.
-        Completions beyond it wait in the kernel and are not lost.
-      bounded_workers: At most this many kernel threads for operations on files, which can
-        block for a bounded time. One inode's writes are serial anyway.
-      unbounded_workers: At most this many kernel threads for operations that can block for
-        ever, such as opening a FIFO. The kernel's own default is tens of thousands.
-      max_file_operations: At most this many operations on files, or in kernel workers, are
-        in flight at once; more wait in line, first come first served. Waits on sockets
-        never count.
-      receive_buffers: Buffers of 64 KiB, shared by all sockets and pipes of the run, from
-        which the kernel takes one when data is there: an idle connection holds none. A
-        power of two. Only buffers that were used occupy memory. If more receives complete
-        in one turn of the loop, the rest try again in the next.
-      turn_budget: Seconds for which one turn of the loop may go on with calls that are done without
-        waiting, such as accepting connections that are there already, before such a call lets
-        other tasks run. At least 0, where each such call does, as on plain Trio. It never
-        applies to `trio.lowlevel.checkpoint` and `trio.sleep`, nor under another clock than
-        Trio's own or an instrument.
-      sqpoll: A kernel thread polls the submission queue; see `SQPoll`. Off by default.
-      allowed_operations: The operations that the run may perform, by their names in the kernel:
-        ``frozenset({"RECV", "SEND"})``; the kernel refuses all others, with `PermissionError`,
-        until the ring is closed (``IORING_REGISTER_RESTRICTIONS``). ``NOP``, ``POLL_ADD`` and
-        ``ASYNC_CANCEL``, which every run needs, are always among them. None allows all.
-      require: If this system cannot give a ring, raise `RingUnavailableError` instead of
-        falling back to Trio's own I/O.
+      entries: The size of the submission queue, which the kernel rounds up to a power of two. A
+        full queue is submitted early, which costs one more system call, so half or double the
+        default makes little difference. An entry takes 64 bytes. For unprivileged users they count
+        against ``RLIMIT_MEMLOCK``. If that limit is too low, smaller rings are tried, down to 8
+        entries.
+      completion_entries: The size of the completion queue, at least *entries*. An entry takes 16
+        bytes. If it is full, further completions wait in the kernel. None is lost.
+      bounded_workers: The maximum number of kernel workers for operations on files, which block for
+        a bounded time. The kernel performs writes to the same file one after the other anyway.
+      unbounded_workers: The maximum number of kernel workers for operations that can block
+        indefinitely, such as opening a FIFO. The kernel's default is tens of thousands.
+      max_file_operations: How many operations on files, or in kernel workers, are in flight at
+        once. Further operations wait in FIFO order. Waits on sockets never count.
+      receive_buffers: The number of provided buffers of 64 KiB, a power of two. All sockets and
+        pipes of the run share them. The kernel takes one when data arrives, so an idle connection
+        occupies none. Only buffers that have been used occupy memory. If more receives complete in
+        one loop iteration, the rest try again in the next.
+      turn_budget: Seconds, at least 0. A call that completes without waiting, such as accepting a
+        connection that has arrived already, does not let other tasks run until the loop iteration
+        has lasted this long. With 0, each such call lets other tasks run, as on plain Trio. It
+        never applies to `trio.lowlevel.checkpoint` and `trio.sleep`, nor in runs with an
+        instrument, or with another clock than Trio's default.
+      sqpoll: Have a kernel thread poll the submission queue; see `SQPoll`. Off by default.
+      allowed_operations: The operations that the run may perform, by the kernel's names, such as
+        ``frozenset({"RECV", "SEND"})``. The kernel refuses all others until the ring is closed
+        (``IORING_REGISTER_RESTRICTIONS``), and they raise `PermissionError`. ``NOP``, ``POLL_ADD``
+        and ``ASYNC_CANCEL``, which every run needs, are always allowed. None allows all.
+      require: Raise `RingUnavailableError` if the system cannot provide a ring, instead of falling
+        back to Trio's own I/O.
 
     Raises:
-      TypeError, ValueError: an argument of the wrong type, or out of range.
+      TypeError, ValueError: an argument has the wrong type, or is out of range.
     """
 
     entries: int = 256

@@ -1,4 +1,4 @@
-"""What ``python -m trio_uring doctor`` finds out: what this kernel offers, and what is in use."""
+"""``python -m trio_uring doctor``: reports what the kernel supports and what a run would use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ._trio_private import OVERRIDE
 if sys.platform != "win32":
     import resource
 
-# What is lost without each of them, in a run that has a ring all the same.
+# What a run on a ring does if the kernel doesn't have the opcode.
 _WANTED_OPCODES: Final = {
     Opcode.RECV: "receives go through epoll",
     Opcode.SEND: "sends go through epoll",
@@ -49,12 +49,12 @@ class Report:
     Args:
       ok: Whether a run would get a ring.
       verdict: The same, in a sentence.
-      versions: Of the kernel, Python, this package, Trio and AnyIO.
-      limits: What bounds a ring here.
+      versions: The versions of the kernel, Python, this package, Trio and AnyIO.
+      limits: The limits of the system that apply to a ring.
       settings: The environment variables that this package reads.
-      in_use: The ring's flags and sizes, as a run would get them.
-      missing: What the kernel lacks or refused, and what that means.
-      advice: What to do about it.
+      in_use: The flags and sizes of the ring that a run would get.
+      missing: What the kernel doesn't have or has refused, and the consequence.
+      advice: How to get a ring, or what is missing.
     """
 
     ok: bool
@@ -67,11 +67,11 @@ class Report:
     advice: list[str]
 
     def as_dict(self) -> dict[str, object]:
-        """Return all of it for JSON."""
+        """Return the report as a dict, for JSON."""
         return attrs.asdict(self)
 
     def as_text(self) -> str:
-        """Return all of it for a person."""
+        """Return the report as text, to be printed."""
         lines = [f"io_uring: {self.verdict}"]
         for title, rows in (
             ("versions", self.versions),
@@ -86,7 +86,7 @@ class Report:
 
 
 def examine() -> Report:
-    """Set a ring up, look at it, and close it."""
+    """Set up a ring, examine it, close it, and return the report."""
     verdict = _NONE
     in_use: dict[str, str] = {}
     missing = ["a ring"]
@@ -115,7 +115,7 @@ def examine() -> Report:
 
 
 def _try_a_run() -> tuple[str, str, str]:
-    """Return the verdict, why a run gets no ring though there is one, and its engine."""
+    """Return the verdict, why a run gets no ring although one works, and the run's engine."""
     try:
         statistics = run(_statistics, ring=RingConfig(require=True))
     except IncompatibleTrioError as exc:
@@ -168,7 +168,7 @@ def _limit(name: str) -> str:
 
 
 def _look_at(ring: Ring) -> tuple[dict[str, str], list[str]]:
-    """Return what is in use, and what is missing, on a ring like *ring*, which is closed."""
+    """Return what is in use and what is missing, on a ring like *ring*, which is closed."""
     no_buffers = _why_no_buffer_rings()
     in_use = {
         "entries": f"{ring.entries} submission, {ring.completion_entries} completion",

@@ -1,4 +1,4 @@
-"""Our exceptions, and the only place that turns ``-errno`` into one."""
+"""The package's exceptions. Only this module makes exceptions from a negative errno."""
 
 import errno
 import os
@@ -6,10 +6,10 @@ from _thread import start_new_thread
 
 from ._kernel.uapi import OPCODE_SINCE, Opcode
 
-# What the kernel answers for an operation that was cancelled: ECANCELED where the operation
-# was waiting, EINTR where it ran in a kernel worker, and for splices and blocked opens of
-# FIFOs the kernel-internal ERESTART* numbers (512 to 516), which escape to user space.
-# Seen on Linux 6.18. They mean "cancelled" only if a cancel was asked for.
+# The results of a cancelled operation: ECANCELED if it was waiting, EINTR if it ran in a kernel
+# worker, and for splices and blocked opens of FIFOs the kernel-internal ERESTART* numbers (512 to
+# 516), which leak to user space. Seen on Linux 6.18. They mean "cancelled" only if a cancellation
+# was requested.
 CANCELLED_RESULTS = frozenset((-errno.ECANCELED, -errno.EINTR, *range(-516, -511)))
 
 _SETUP_HINTS = {
@@ -30,10 +30,10 @@ _SETUP_HINTS = {
 
 
 class RingUnavailableError(RuntimeError):
-    """A run required io_uring, and this system does not offer it.
+    """A run required io_uring, and this system does not provide it.
 
-    The message names the cause and the remedy. ``errno`` is the kernel's, or 0 where the
-    kernel was not asked (another operating system, an unknown version of Trio).
+    The message says the likely cause and what to do. ``errno`` is the kernel's error number, or 0
+    if the kernel was not asked (another operating system, an unsupported version of Trio).
     """
 
     def __init__(self, reason: str, errno_: int = 0) -> None:
@@ -43,23 +43,24 @@ class RingUnavailableError(RuntimeError):
 
 
 class IncompatibleTrioError(RingUnavailableError):
-    """The installed Trio is not one that this package was read and tested against."""
+    """This package does not support the installed version of Trio."""
 
 
 class UnsupportedOpcodeError(OSError):
-    """The running kernel does not know an operation's opcode. ``errno`` is ``EOPNOTSUPP``."""
+    """The running kernel does not support an operation. ``errno`` is ``EOPNOTSUPP``."""
 
 
 class OperationCancelledError(OSError):
-    """An operation did nothing, because something else stopped it. ``errno`` is ``ECANCELED``.
+    """An operation was stopped before it did anything. ``errno`` is ``ECANCELED``.
 
-    In the outcomes of `trio_uring.perform_many`: an operation before it in its linked chain
-    failed; or the task was cancelled after other operations of the batch had succeeded.
+    It occurs in the outcomes of `trio_uring.perform_many`, for one of two reasons: an earlier
+    operation in its linked chain failed, or the task was cancelled and other operations of the
+    batch had succeeded.
     """
 
 
 class ForkedRingError(RuntimeError):
-    """A forked child used the ring of its parent; it must start a run of its own."""
+    """A forked child process used its parent's ring. It must start a run of its own."""
 
 
 def operation_error(
@@ -92,7 +93,7 @@ def no_worker_error() -> RuntimeError | None:
 
 
 def operation_cancelled(why: str) -> OperationCancelledError:
-    """Return the error for an operation that did nothing, and say *why*."""
+    """Return the error for an operation that did nothing. Its message is *why*."""
     return OperationCancelledError(errno.ECANCELED, why)
 
 
@@ -107,7 +108,7 @@ def setup_error(result: int, doing: str) -> RingUnavailableError:
 def ring_error(result: int) -> Exception:
     """Return the error for a ring that refuses a push, an enter or a registration.
 
-    The first three are the C core's own answers, and not used by the kernel here.
+    The first three error numbers are the C core's own. The kernel does not return them here.
     """
     if result == -errno.EOWNERDEAD:
         return ForkedRingError(

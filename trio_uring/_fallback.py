@@ -1,4 +1,4 @@
-"""Trio's own I/O manager, for runs that wanted a ring and got none; it says why."""
+"""Trio's own I/O manager, for runs that asked for a ring and got none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ._trio_private import EpollIOManager
 
 @attrs.frozen(eq=False)
 class FallbackStatistics:
-    """`trio.lowlevel.RunStatistics.io_statistics` of a run that wanted a ring and got none.
+    """`trio.lowlevel.RunStatistics.io_statistics` of a run that asked for a ring and got none.
 
     Args:
       tasks_waiting_read: As in Trio's own statistics.
@@ -24,19 +24,19 @@ class FallbackStatistics:
 
 
 class FallbackIOManager(EpollIOManager):
-    """Trio's own I/O manager, which also says why it was chosen."""
+    """Trio's own I/O manager, with the reason for the fallback in its statistics."""
 
     fallback_reason: str = ""
 
     @classmethod
     def because(cls, reason: str) -> FallbackIOManager:
-        """Return a new one that gives *reason* in its statistics."""
+        """Return a new I/O manager that has *reason* in its statistics."""
         manager = cls()
         manager.fallback_reason = reason
         return manager
 
     def statistics(self) -> FallbackStatistics:  # type: ignore[override]
-        """Return Trio's statistics, and the reason."""
+        """Return Trio's statistics with the reason."""
         plain = super().statistics()
         return FallbackStatistics(
             plain.tasks_waiting_read, plain.tasks_waiting_write, self.fallback_reason

@@ -1,16 +1,16 @@
-"""Which Trio runs get a ring, and how: `run`, `start_guest_run`, `install`.
+"""`run`, `start_guest_run` and `install`: which Trio runs get a ring.
 
-One class stands in for Trio's I/O manager, for every run of the process; asked to construct
-itself, at the start of a run, it decides: a ring, or Trio's own epoll. Who asked for a ring
-is, in this order:
+One class replaces Trio's I/O manager for all runs of the process. When Trio makes an instance at
+the start of a run, the class decides whether the run gets a ring or Trio's epoll. It checks, in
+this order:
 
-1. ``TRIO_URING=off`` in the environment: nobody gets one.
-2. `run` or `start_guest_run` of this package: that run.
-3. `install`: every run since, in every thread.
+1. ``TRIO_URING=off`` in the environment: no run gets a ring.
+2. `run` or `start_guest_run` of this package: this run gets one.
+3. `install`: every later run gets one, in every thread.
 
-Whether a ring can be had is found out there and then, by opening it and trying it.
-Without one the run goes on Trio's epoll, says why in its statistics, and warns once; unless
-``RingConfig(require=True)`` or ``TRIO_URING=require`` makes that an error.
+The ring is opened and tried at that point. If this fails, the run uses Trio's epoll, has the reason
+in its statistics, and warns once for each reason. With ``RingConfig(require=True)`` or
+``TRIO_URING=require`` it is an error instead.
 """
 
 from __future__ import annotations
@@ -62,15 +62,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Without these there is no run on a ring. The others are asked for when they are used.
+# The opcodes that every run on a ring needs. Support for others is checked when they are used.
 _REQUIRED_OPCODES: Final = (Opcode.NOP, Opcode.POLL_ADD, Opcode.ASYNC_CANCEL)
 
 
 class _Asked(threading.local):
-    """What `run` of this thread asked for, on its way to the I/O manager it constructs.
+    """Passes the configuration from `run` to the I/O manager that Trio makes in this thread.
 
-    Not a context variable: a plain ``trio.run`` in a worker thread, which runs in a copy of
-    its parent's context, must not inherit it.
+    It is not a context variable, because a plain ``trio.run`` in a worker thread must not inherit
+    it: the thread runs in a copy of its parent's context.
     """
 
     config: RingConfig | None = None
@@ -91,10 +91,10 @@ def run(
     strict_exception_groups: bool = True,
     ring: RingConfig | None = None,
 ) -> T:
-    """Run a Trio program on io_uring: `trio.run`, with the same arguments and one more.
+    """Run a Trio program on io_uring. Like `trio.run`, with the additional argument *ring*.
 
     Args:
-      async_fn: As for `trio.run`, and so are the others.
+      async_fn: As for `trio.run`.
       *args: Positional arguments for *async_fn*.
       clock: See `trio.run`.
       instruments: See `trio.run`.
@@ -106,9 +106,9 @@ def run(
       What *async_fn* returns.
 
     Raises:
-      RingUnavailableError: io_uring is missing here, and was required. Otherwise the run
-        falls back to Trio's own I/O, with one warning, and the reason in
-        ``trio.lowlevel.current_statistics().io_statistics``.
+      RingUnavailableError: the system provides no ring, and *ring* or the environment requires one.
+        If none is required, the run falls back to Trio's own I/O. It warns once, and the reason is
+        in ``trio.lowlevel.current_statistics().io_statistics``.
     """
     with asking(ring):
         return trio.run(
@@ -134,12 +134,13 @@ def start_guest_run(
     strict_exception_groups: bool = True,
     ring: RingConfig | None = None,
 ) -> None:
-    """Start a guest run on io_uring: `trio.lowlevel.start_guest_run`, and one more argument.
+    """Start a guest run on io_uring.
 
-    The ring belongs to the thread that calls this, which must be the host loop's.
+    Like `trio.lowlevel.start_guest_run`, with the additional argument *ring*. The ring belongs to
+    the thread that calls this, which must be the thread of the host loop.
 
     Args:
-      async_fn: As for `trio.lowlevel.start_guest_run`, and so are the others.
+      async_fn: As for `trio.lowlevel.start_guest_run`.
       *args: Positional arguments for *async_fn*.
       run_sync_soon_threadsafe: See `trio.lowlevel.start_guest_run`.
       done_callback: See `trio.lowlevel.start_guest_run`.
@@ -172,15 +173,15 @@ def start_guest_run(
 def install(ring: RingConfig | None = None) -> None:
     """Give every later Trio run of this process a ring, in every thread, until `uninstall`.
 
-    For programs that call ``trio.run`` themselves, pytest-trio, and the like. Runs that have
-    begun are not changed. With ``TRIO_URING=off`` in the environment it has no effect.
+    Use it if other code calls ``trio.run``, such as pytest-trio. Runs that have begun do not
+    change. With ``TRIO_URING=off`` in the environment, it has no effect.
 
     Args:
       ring: How to set up the rings; None for the defaults.
 
     Raises:
-      TypeError: *ring* is no `RingConfig`.
-      RingUnavailableError: only where ``require`` is set: Trio is an unknown version.
+      TypeError: *ring* is not a `RingConfig`.
+      RingUnavailableError: this version of Trio is not supported, and ``require`` is set.
     """
     global _installed
     config = _checked(ring)
@@ -189,19 +190,19 @@ def install(ring: RingConfig | None = None) -> None:
 
 
 def uninstall() -> None:
-    """Undo `install`: later runs are Trio's own, unless started by `run`."""
+    """Undo `install`: later runs use Trio's own I/O, unless they are started by `run`."""
     global _installed
     _installed = None
 
 
 def is_installed() -> bool:
-    """Whether `install` is in effect: later runs get a ring."""
+    """Return whether `install` is in effect, so that later runs get a ring."""
     return _installed is not None and _environment() not in _OFF
 
 
 @contextmanager
 def asking(ring: RingConfig | None) -> Generator[None, None, None]:
-    """Give the Trio run that this thread starts next, inside the ``with`` block, a ring."""
+    """Give the next Trio run that this thread starts inside the ``with`` block a ring."""
     config = _checked(ring)
     _is_patched(config)
     _asked.config = config
@@ -257,7 +258,7 @@ ENGINES: Final = ("native", "python")
 
 
 def _why_python() -> str:
-    """Return why the next run does not use the native engine; nothing if it does."""
+    """Return why the next run does not use the native engine; an empty string if it does."""
     asked = os.environ.get("TRIO_URING_ENGINE", "").strip().lower()
     if asked not in ("", *ENGINES):
         raise ValueError(f"TRIO_URING_ENGINE is {asked!r}: it takes {' or '.join(ENGINES)}")
@@ -269,9 +270,9 @@ def _why_python() -> str:
 
 
 def _patch_trio() -> None:
-    """Put our classes where Trio looks for its own; once, and for good.
+    """Replace Trio's classes with ours, once per process.
 
-    Each asks the current run, so that a run without a ring sees Trio's own behaviour.
+    Each of ours checks the current run, so that a run without a ring keeps Trio's behaviour.
     """
     global _patched
     if not _patched:
@@ -287,10 +288,10 @@ def _patch_trio() -> None:
 
 
 class RunIOManager(UringIOManager):
-    """What Trio constructs at the start of each run: a ring's manager, or Trio's own."""
+    """The class that Trio instantiates at the start of each run, with a ring or without."""
 
     def __new__(cls) -> Self:
-        """Decide; what is not a `RunIOManager` is Trio's, and Python does not initialise it."""
+        """Return one of our I/O managers, or one of Trio's, for which `__init__` isn't called."""
         config, _asked.config = _asked.config or _installed, None
         if config is None or _environment() in _OFF:
             return TrioIOManager()  # type: ignore[return-value]
@@ -324,10 +325,10 @@ def check_system() -> None:
 
 
 def probe(config: RingConfig) -> Ring:
-    """Open a ring as a run would, and close it; returns the closed ring.
+    """Open a ring as a run would, close it, and return the closed ring.
 
     Raises:
-      RingUnavailableError: names the cause and the remedy.
+      RingUnavailableError: the message says the likely cause and what to do.
     """
     ring = open_ring(config)
     ring.close()
@@ -335,13 +336,13 @@ def probe(config: RingConfig) -> Ring:
 
 
 def open_ring(config: RingConfig) -> Ring:
-    """Set a ring up, and send one NOP there and back.
+    """Set up a ring, and try it with one NOP.
 
-    It is the run's own ring, not one made to try: the memory and the fd of another, which the
-    kernel gives back some time after it was closed, might be just what is too much.
+    This is the run's own ring, not an additional one made for the test: the kernel frees the memory
+    and the fd of a ring some time after it was closed, so an additional ring could exceed a limit.
 
     Raises:
-      RingUnavailableError: names the cause and the remedy.
+      RingUnavailableError: the message says the likely cause and what to do.
     """
     if why_no_core:
         raise RingUnavailableError(why_no_core)
@@ -352,7 +353,7 @@ def open_ring(config: RingConfig) -> Ring:
                 raise RingUnavailableError(str(unsupported_opcode(opcode).strerror))
         ring.push(nop(), 0)
         completions = None
-        while completions is None:  # a signal may come
+        while completions is None:  # None if a signal interrupted the wait
             completions = ring.submit_and_wait(1.0)
         if completions != [(0, 0, 0)]:
             raise RingUnavailableError(f"a NOP came back as {completions}: io_uring is broken here")
@@ -366,7 +367,7 @@ def open_ring(config: RingConfig) -> Ring:
 
 
 def _warn(reason: str) -> None:
-    """Warn once for each reason, in the name of the caller's caller's run."""
+    """Warn of a fallback, once for each *reason*."""
     if reason not in _warned:
         _warned.add(reason)
         warnings.warn(
