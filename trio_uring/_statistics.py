@@ -1,4 +1,4 @@
-"""`RingStatistics`: what a run's ring is, and what it has done."""
+"""`RingStatistics`: how a run's ring is set up, and counters of what it has done."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ class RingStatistics:
       tasks_waiting_write: Tasks that wait to connect, or for an fd to be writable.
       setup_flags: Names of the ``IORING_SETUP_*`` flags in use.
       features: Names of the ``IORING_FEAT_*`` that the kernel reports.
-      refused: What was asked of the kernel and refused, and so is not in use.
-      entries: Places in the submission queue.
-      in_flight: Operations submitted, or about to be, that have not completed.
-      submitted: SQEs taken by the kernel; includes cancels and the watch on epoll.
+      refused: What the kernel was asked for and refused, so that it is not in use.
+      entries: The size of the submission queue.
+      in_flight: Operations that were pushed and have not completed.
+      submitted: SQEs that the kernel has taken, including cancellations and polls of the epoll fd.
       enters: Calls of io_uring_enter(2).
       cancelled: Operations that ended because their task was cancelled.
-      completed: Completed operations by opcode: ``{"RECV": 3, ...}``. With one or two connections
-        the native engine calls send(2) where a task has nothing to share an enter with; such calls
-        are among those of ``SEND``.
-      waiting_for_limit: Tasks in line because of ``RingConfig.max_file_operations``.
-      routes: Calls on files and paths by the way they went: ``ring``; ``inline``, which had
-        nothing to wait for; and ``thread``.
-      limits: What bounds the run, as in `trio_uring.RingConfig`: ``max_file_operations``, and, if
-        the kernel has taken them (Linux 5.15), ``bounded_workers`` and ``unbounded_workers``.
-      engine: What performs operations on sockets: ``native``, which is in C, or ``python``.
-      engine_reason: Why it is not ``native``; empty if it is.
+      completed: Completed operations by opcode: ``{"RECV": 3, ...}``. With one or two connections,
+        the native engine calls send(2) directly if no other operation would share the enter. These
+        calls count as ``SEND``.
+      waiting_for_limit: Tasks that wait because of ``RingConfig.max_file_operations``.
+      routes: Calls on files and paths by their route: ``ring``, ``inline`` (without waiting, in the
+        event loop's thread) or ``thread``.
+      limits: The limits of the run, named as in `trio_uring.RingConfig`: ``max_file_operations``
+        and, if the kernel supports them (Linux 5.15), ``bounded_workers`` and
+        ``unbounded_workers``.
+      engine: The engine for operations on sockets: ``native``, which is written in C, or
+        ``python``.
+      engine_reason: Why the engine is not ``native``; empty if it is.
     """
 
     tasks_waiting_read: int
@@ -59,20 +61,20 @@ class RingStatistics:
 
 
 def flag_names(flags: IntFlag) -> tuple[str, ...]:
-    """Return the names of the members in *flags*; bits without a name are left out."""
+    """Return the names of the members in *flags*. Bits without a name are left out."""
     return tuple(member.name for member in type(flags) if member in flags and member.name)
 
 
 @attrs.define(eq=False)
 class Totals:
-    """What all runs of this process have done, added up when each ends.
+    """Totals of all runs of this process that have ended.
 
     Args:
       ring_runs: Runs that had a ring.
-      native_runs: Those of them that used the native engine.
-      fallback_runs: Runs that wanted one and got none.
+      native_runs: Runs that had a ring and used the native engine.
+      fallback_runs: Runs that asked for a ring and got none.
       completed: Completed operations by opcode.
-      routes: Calls on files and paths by the way they went.
+      routes: Calls on files and paths by their route.
     """
 
     ring_runs: int = 0
@@ -82,7 +84,7 @@ class Totals:
     routes: Counter[str] = attrs.field(factory=Counter[str])
 
     def add(self, statistics: RingStatistics) -> None:
-        """Add those of a run that ends."""
+        """Add the statistics of a run that ends."""
         self.ring_runs += 1
         self.native_runs += statistics.engine == "native"
         self.completed.update(statistics.completed)

@@ -1,10 +1,10 @@
-"""AnyIO's backend ``trio_uring``: its backend for Trio, on a ring.
+"""The AnyIO backend ``trio_uring``: AnyIO's backend for Trio, on a ring.
 
-``anyio.run(main, backend="trio_uring")`` starts a run with a ring. What AnyIO does inside, it
-does through its backend ``trio``; that is ours as well, once `trio_uring` is imported, and asks
-the current run. In a run without a ring, each is AnyIO's own.
+``anyio.run(main, backend="trio_uring")`` starts a run with a ring. Inside the run, AnyIO uses its
+backend ``trio``. When `trio_uring` is imported, that backend is replaced by ours too. It checks the
+current run, and behaves as AnyIO's in a run without a ring.
 
-Sockets, pipes and processes need nothing here: AnyIO uses Trio's, which are on the ring.
+Sockets, pipes and processes need no code here: AnyIO uses Trio's, which use the ring.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What the classes below override or rely on, with the names of its parameters.
+# The methods and functions that this module overrides or calls, with the names of their parameters.
 _SIGNATURES: Final = {
     ("TrioBackend", "run"): "func args kwargs options",
     ("TrioBackend", "create_test_runner"): "options",
@@ -60,7 +60,7 @@ _SIGNATURES: Final = {
 
 
 def check_anyio() -> None:
-    """Raise RuntimeError if the installed AnyIO is not one that this was written for."""
+    """Raise RuntimeError if the installed version of AnyIO is not supported."""
     if reason := why_incompatible():
         raise RuntimeError(reason)
     for (owner, name), expected in _SIGNATURES.items():
@@ -77,7 +77,7 @@ check_anyio()
 
 
 class RingAwareBackend(anyio_trio.TrioBackend):
-    """What AnyIO finds under the name ``trio``: its own, but for files, in a run with a ring."""
+    """AnyIO's backend ``trio``, except that files use the ring in a run that has one."""
 
     @classmethod
     async def run_sync_in_worker_thread(
@@ -87,9 +87,9 @@ class RingAwareBackend(anyio_trio.TrioBackend):
         abandon_on_cancel: bool = False,  # noqa: FBT001, FBT002 (AnyIO's signature)
         limiter: CapacityLimiter | None = None,
     ) -> T:
-        """Call ``func(*args)`` on the ring if that has such a call, else in a thread."""
+        """Call ``func(*args)`` on the ring if the ring supports it, otherwise in a thread."""
         files = current_files()
-        if files is not None and limiter is None:  # a limiter of one's own asks for a thread
+        if files is not None and limiter is None:  # a caller's own limiter means a thread
             call = route(files, func, args) or route(
                 files, _unwrapped(func), _with_plain_paths(args)
             )
@@ -109,9 +109,9 @@ class RingAwareBackend(anyio_trio.TrioBackend):
 
 
 class TrioUringBackend(RingAwareBackend):
-    """What AnyIO finds under the name ``trio_uring``: starts runs that have a ring.
+    """AnyIO's backend ``trio_uring``, which starts runs that have a ring.
 
-    ``backend_options`` are those of AnyIO's backend ``trio``, and ``ring``: a `RingConfig`.
+    ``backend_options`` are those of AnyIO's backend ``trio``, and ``ring``, a `RingConfig`.
     """
 
     @classmethod
@@ -127,9 +127,9 @@ class TrioUringBackend(RingAwareBackend):
         Raises:
           RingUnavailableError: see `trio_uring.run`.
         """
-        assert not kwargs, kwargs  # AnyIO has none for a backend of Trio
+        assert not kwargs, kwargs  # AnyIO passes none
         others = {name: value for name, value in options.items() if name != "ring"}
-        # Not the method that this one overrides: in older releases that ignores the options.
+        # Not super().run, which ignores the options in older releases of AnyIO.
         with asking(options.get("ring")):
             return trio.run(_returning_coroutine(func), *args, **others)
 
@@ -140,9 +140,9 @@ class TrioUringBackend(RingAwareBackend):
 
 
 class UringTestRunner(anyio_trio.TestRunner):
-    """Runs tests and fixtures in one run with a ring, which it drives in the calling thread.
+    """Runs tests and fixtures in one run with a ring, in the calling thread.
 
-    AnyIO's runner makes its run the guest of a queue, and waits for I/O in a second thread.
+    AnyIO's own runner uses Trio's guest mode, which waits for I/O in a second thread.
 
     Args:
       ring: How to set up the ring; None for the defaults.
@@ -158,7 +158,7 @@ class UringTestRunner(anyio_trio.TestRunner):
         self._run: SteppedRun | None = None
 
     def __exit__(self, *_exc: object) -> None:
-        """End the run; fixtures have ended before."""
+        """End the run. Fixtures have ended before."""
         run = self._run
         if run is not None:
             if self._send_stream is not None:
@@ -188,7 +188,7 @@ class UringTestRunner(anyio_trio.TestRunner):
     def _drive(self, run: SteppedRun, is_enough: Callable[[], bool]) -> None:
         try:
             run.drive(is_enough)
-        except BaseException:  # Trio itself has crashed: what comes next gets a new run
+        except BaseException:  # Trio itself has crashed: the next call gets a new run
             self._forget()
             raise
 
@@ -201,16 +201,16 @@ class UringTestRunner(anyio_trio.TestRunner):
 def _returning_coroutine(
     func: Callable[[Unpack[PosArgsT]], Awaitable[T]],
 ) -> Callable[[Unpack[PosArgsT]], Awaitable[T]]:
-    # Later releases take functions that return other awaitables.
+    # Later releases of AnyIO accept functions that return other awaitables.
     ensure = vars(anyio_trio).get("ensure_returns_coro")
     return func if ensure is None else ensure(func)
 
 
 async def _abandonable(call: Callable[[], Awaitable[T]]) -> T:
-    """Await *call*; if cancelled, leave it to itself, as AnyIO does with a thread.
+    """Await *call*. If cancelled, abandon it, as AnyIO does with a thread.
 
-    Its paths do that where nothing is changed: a ``stat`` of a file system behind a network that
-    is down ends when that is up again, and no operation can be taken back from there.
+    AnyIO's paths use this for calls that change nothing. A ``stat`` on a network file system
+    doesn't return while the network is down, and its operation cannot be cancelled.
     """
     await trio.lowlevel.checkpoint_if_cancelled()
     task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
@@ -231,14 +231,14 @@ async def _abandonable(call: Callable[[], Awaitable[T]]) -> T:
 
 # --- Files ----------------------------------------------------------------------------------
 #
-# AnyIO wraps what the standard library's `tempfile` makes. Where that opens a file, it shall be
-# one of ours; then the route table knows its methods.
+# AnyIO wraps the files that the standard library's `tempfile` opens. We make `tempfile` open files
+# of ours, whose methods the route table knows.
 
 _TEMPFILE: Final = _tempfile.__name__
 _OPENERS: Final = ("NamedTemporaryFile", "TemporaryFile")
 
-# A NamedTemporaryFile hides each method of its file in a function, which keeps it from being
-# deleted meanwhile; ours to look through, since the caller keeps the function.
+# A NamedTemporaryFile wraps each method of its file in a function, so that the file is not deleted
+# while the method exists. We can call the method itself, as our caller holds the function.
 _hide: Final = cast("FunctionType", vars(tempfile)["_TemporaryFileWrapper"].__getattr__)
 _HIDING: Final = next(
     (constant for constant in _hide.__code__.co_consts if isinstance(constant, CodeType)),
@@ -247,7 +247,7 @@ _HIDING: Final = next(
 
 
 def _with_plain_paths(args: tuple[object, ...]) -> tuple[Any, ...]:
-    # AnyIO's own path, whose class the route table does not know.
+    # The route table does not know the class of AnyIO's paths.
     return tuple([os.fspath(arg) if type(arg) is anyio.Path else arg for arg in args])
 
 
@@ -260,7 +260,7 @@ def _unwrapped(function: Callable[..., T]) -> Callable[..., T]:
 def _with_our_files(
     function: Callable[[Unpack[PosArgsT]], T],
 ) -> Callable[[Unpack[PosArgsT]], T]:
-    """Return *function*, or if AnyIO opens temporary files with it, one that opens ours."""
+    """Return *function*. If AnyIO opens temporary files with it, return a copy that opens ours."""
     if (
         type(function) is FunctionType
         and function.__module__ == _TEMPFILE
@@ -273,23 +273,23 @@ def _with_our_files(
 
 
 def _opening_ours(opener: Callable[..., T]) -> Callable[..., T]:
-    if type(opener) is not FunctionType or opener.__module__ != "tempfile":  # somebody's own
+    if type(opener) is not FunctionType or opener.__module__ != "tempfile":  # replaced by somebody
         return opener
     return _with_globals(opener, _io=SimpleNamespace(**{**vars(io), "open": _open}))
 
 
 def _open(*args: Any, **keywords: Any) -> IO[Any]:  # noqa: ANN401 (open's)
-    # What is not plainly right gets io.open's own objections.
+    # For arguments that open_file doesn't support, io.open opens the file, or raises its errors.
     function = open_file if is_plain(*args, **keywords) else io.open
     file = cast("IO[Any]", function(*args, **keywords))
     raw = raw_of(file)
     if raw is not None:
-        raw.set_private()  # where tempfile opens a file, it gives the fd to nobody else
+        raw.set_private()  # tempfile opens by fd, but gives the fd to nobody else
     return file
 
 
 def _with_globals(function: FunctionType, **names: object) -> Callable[..., Any]:
-    """Return a copy of *function* that sees something else behind some global *names*."""
+    """Return a copy of *function* in which the globals *names* have other values."""
     copy = FunctionType(
         function.__code__,
         {**function.__globals__, **names},
@@ -310,7 +310,7 @@ _FILE_MODULES: Final = frozenset(
 
 
 def _is_about_files(function: Callable[..., object]) -> bool:
-    """Whether *function* is a call on a file or path; other calls are not in the statistics."""
+    """Return whether *function* is a call on a file or path. The statistics count only those."""
     while isinstance(function, partial):
         function = function.func
     owner = getattr(function, "__self__", None)
@@ -322,12 +322,12 @@ def _is_about_files(function: Callable[..., object]) -> bool:
 
 # --- Registration ---------------------------------------------------------------------------
 
-# What AnyIO takes from ``anyio._backends._trio_uring``.
+# AnyIO reads this attribute of ``anyio._backends._trio_uring``.
 backend_class: Final = TrioUringBackend
 
 
 def register() -> None:
-    """Put our backend where AnyIO looks for the one of Trio, unless somebody else's is there."""
+    """Replace AnyIO's backend for Trio with ours, unless it is another package's."""
     if anyio_trio.backend_class is anyio_trio.TrioBackend:
         anyio_trio.backend_class = RingAwareBackend
     if _eventloop.loaded_backends.get("trio") is anyio_trio.TrioBackend:

@@ -1,4 +1,4 @@
-"""The second public door: perform any io_uring operation from a Trio task."""
+"""The low-level API: perform any io_uring operation in a Trio task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def on_ring() -> bool:
-    """Whether the current run is on io_uring.
+    """Return whether the current run is on io_uring.
 
     Raises:
       RuntimeError: outside a run.
@@ -33,26 +33,26 @@ def on_ring() -> bool:
 
 
 async def perform(operation: Operation[T]) -> T:
-    """Submit an operation of `trio_uring.lowlevel.operations`, and wait until it is done.
+    """Submit an operation of `trio_uring.lowlevel.operations`, and wait for its completion.
 
-    A checkpoint, always. The memory that the operation points to stays pinned until the
-    kernel is done with it.
+    Always a checkpoint. The operation pins its buffers until the kernel no longer uses them.
 
     Args:
-      operation: To be performed once; make a new one for each call.
+      operation: The operation. It can be performed only once, so make a new one for each call.
 
     Returns:
-      What the operation's docstring says.
+      The result that the operation's docstring describes.
 
     Raises:
-      OSError: the kernel's answer, as the standard library would raise it.
-      UnsupportedOpcodeError: the running kernel does not know the operation.
+      OSError: the operation failed. The error is the one that the standard library would raise.
+      UnsupportedOpcodeError: the running kernel does not support the operation.
       trio.BusyResourceError: another task waits for the same thing on the same fd.
       trio.ClosedResourceError: `trio.lowlevel.notify_closing` was called for its fd.
       RuntimeError: outside a run, or the run is not on io_uring.
 
-    If cancelled, the kernel is asked to stop the operation, and it decides: a result that
-    came first is returned; `trio.Cancelled` means that nothing was done.
+    If cancelled, it asks the kernel to stop the operation, and waits for the completion. If the
+    operation completed first, its result is returned. `trio.Cancelled` means that the operation did
+    nothing.
     """
     manager = current_io_manager()
     if not isinstance(manager, UringIOManager):

@@ -1,12 +1,11 @@
 """Runs a test suite's Trio runs on io_uring: ``pytest --trio-uring``, or ``trio_uring = true``.
 
-Loaded by an entry point wherever the package is installed, and idle unless asked: without the
-option it installs nothing and changes no run. Works with pytest-trio, AnyIO's plugin, and any
-suite that calls ``trio.run``.
+An entry point loads the plugin wherever the package is installed. Without the option it changes
+nothing. It works with pytest-trio, with AnyIO's plugin, and with any suite that calls ``trio.run``.
 
-A suite that silently ran on epoll would prove nothing: where a ring is missing, pytest ends
-before the first test, with the reason. Only ``TRIO_URING=off`` in the environment, with which
-one compares, wins over the option; the header and the summary say so.
+If no ring can be set up, pytest exits before the first test and reports the reason, so that a suite
+doesn't silently run on epoll. ``TRIO_URING=off`` in the environment overrides the option, for
+comparisons. The header and the summary say so.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _OFF: Final = "TRIO_URING=off in the environment: every Trio run is on epoll"
-_on_ring: Final = pytest.StashKey[bool]()  # there if we were asked
+_on_ring: Final = pytest.StashKey[bool]()  # set if the option is on
 _thread_hops: Final[list[Callable[[], int]]] = []
 
 
@@ -55,20 +54,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Undo it."""
+    """Undo `pytest_configure`."""
     if _on_ring in config.stash:
         uninstall()
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Say that Trio's runs get a ring, or why they do not."""
+    """Report that Trio's runs get a ring, or why they do not."""
     if _on_ring not in config.stash:
         return None
     return f"trio_uring: {'every Trio run is on io_uring' if config.stash[_on_ring] else _OFF}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what ran on the ring, and what still went to threads."""
+    """Report which operations ran on the ring, and which calls used threads."""
     stash = terminalreporter.config.stash
     if _on_ring not in stash:
         return
