@@ -28,7 +28,7 @@ class TurnBudget:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self.end = 0.0
+        self.end: float = 0.0
 
     def skip_schedule_point(self) -> bool:
         """Whether the current task may continue without a schedule point; if so, count one.
