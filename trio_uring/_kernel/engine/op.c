@@ -290,7 +290,7 @@ static void op_dealloc(Op *op)
     PyObject_GC_UnTrack(op);
     if (op->state == FRESH) {
         PyObject *error = PyErr_GetRaisedException();
-        if (PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "'%s' was never awaited",
+        if (PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "coroutine '%s' was never awaited",
                              op->kind->name) < 0)
             PyErr_WriteUnraisable(op->owner);
         if (error != NULL)
