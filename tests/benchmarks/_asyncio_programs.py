@@ -46,6 +46,23 @@ async def echo() -> None:
     await serve(send_back)
 
 
+async def echo_sockets() -> None:
+    loop = asyncio.get_running_loop()
+    tasks = set[asyncio.Task[None]]()
+
+    async def handle(connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while data := await loop.sock_recv(connection, RECEIVE_MAX):
+            await loop.sock_sendall(connection, data)
+
+    with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as listener:
+        listener.setblocking(False)
+        print(listener.getsockname()[1], flush=True)
+        while True:
+            connection, _ = await loop.sock_accept(listener)
+            tasks.add(asyncio.create_task(handle(connection)))
+
+
 async def answer_once() -> None:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(await reader.read(RECEIVE_MAX))
@@ -129,7 +146,7 @@ def empty_runs(new_event_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
 PROGRAMS = {
     program.__name__: program
     for program in (
-        *(echo, answer_once, echo_tls, echo_datagrams, receive_all),
+        *(echo, echo_sockets, answer_once, echo_tls, echo_datagrams, receive_all),
         *(serve_http, yields),
     )
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import resource
 import subprocess
 import sys
@@ -92,3 +94,12 @@ def cpu_seconds() -> float:
     """Return the CPU time of this process so far, kernel workers included."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+def cpu_clock(pid: int) -> int:
+    """Return the clock that counts the CPU time of all threads of a process."""
+    clock = ctypes.c_int()
+    error = ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock))
+    if error:
+        raise OSError(error, os.strerror(error))
+    return clock.value

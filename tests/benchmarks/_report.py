@@ -38,6 +38,20 @@ class Results:
             name: _measure.cpu_ratio(row, samples[self.baseline]) for name, row in samples.items()
         }
 
+    def shares(self, workload: str) -> dict[str, tuple[float, float]]:
+        """Return the least and the greatest that a connection got, if the workload counts it.
+
+        Where the mean is 1, and in the worst of the rounds.
+        """
+        return {
+            name: (
+                min(sample.other["least"] for sample in row),
+                max(sample.other["greatest"] for sample in row),
+            )
+            for name, row in self.samples[workload].items()
+            if all("least" in sample.other for sample in row)
+        }
+
     def write_json(self, path: Path) -> None:
         found = {
             "machine": self.machine,
@@ -71,4 +85,14 @@ class Results:
                 for ratio in map(ratios.get, others)
             ]
             lines.append(f"| {self.titles[name]} | {cpu:,.1f} | {' | '.join(cells)} |")
+        if counted := [name for name in self.samples if self.shares(name)]:
+            lines += [
+                "",
+                f"| Least and most served, mean 1 | {' | '.join(self.systems)} |",
+                f"|---{'|---:' * len(self.systems)}|",
+            ]
+        for name in counted:
+            found = map(self.shares(name).get, self.systems)
+            cells = [f"{share[0]:.2f}–{share[1]:.2f}" if share else "–" for share in found]
+            lines.append(f"| {self.titles[name]} | {' | '.join(cells)} |")
         return "\n".join([*lines, "", f"{self.machine}.", ""])

@@ -169,3 +169,22 @@ def flood(connections: Sequence[socket.socket], chunk: bytes, seconds: float) ->
             if time.perf_counter() - begin >= seconds:
                 break
     return time.perf_counter() - begin
+
+
+def http_answer_size(port: int, request: bytes) -> int:
+    """Return how many bytes the answer to *request* has, headers included."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(request)
+        answer = connection.recv(65536)
+        while b"\r\n\r\n" not in answer:
+            answer += connection.recv(65536)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200"), head
+        [length] = (
+            int(line.partition(b":")[2])
+            for line in head.split(b"\r\n")
+            if line.lower().startswith(b"content-length:")
+        )
+        while len(body) < length:
+            body += connection.recv(65536)
+    return len(head) + 4 + length

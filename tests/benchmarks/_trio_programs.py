@@ -46,6 +46,25 @@ async def echo() -> None:
     await serve(handle)
 
 
+async def echo_sockets() -> None:
+    """Do it without streams."""
+
+    async def handle(connection: trio.socket.SocketType) -> None:
+        with connection:
+            connection.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
+            while data := await connection.recv(65536):
+                await connection.send(data)
+
+    with trio.socket.socket() as listener:
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen(BACKLOG)
+        print(listener.getsockname()[1], flush=True)
+        async with trio.open_nursery() as nursery:
+            while True:
+                connection, _ = await listener.accept()
+                nursery.start_soon(handle, connection)
+
+
 async def answer_once() -> None:
     """Receive once, send it back, close."""
 
@@ -135,7 +154,7 @@ def empty_runs(run: Callable[..., object]) -> None:
 PROGRAMS = {
     program.__name__: program
     for program in (
-        *(echo, answer_once, echo_tls, echo_datagrams, receive_all),
+        *(echo, echo_sockets, answer_once, echo_tls, echo_datagrams, receive_all),
         *(serve_http, yields),
     )
 }

@@ -1,9 +1,9 @@
 """AnyIO on trio_uring, beside AnyIO on Trio, on asyncio and on uvloop.
 
-TCP echo; reads of files; a file through Starlette under Hypercorn, as a `FileResponse` and
-through `StaticFiles`. The load comes from another process. CPU is the server's.
+Reads of files; a file through Starlette under Hypercorn, as a `FileResponse` and through
+`StaticFiles`, where the load comes from another process and CPU is the server's.
 
-    python bench_anyio.py [echo] [files] [http] [--rounds 5]
+    python bench_anyio.py [files] [http] [--rounds 5]
 
 Needs anyio, uvloop, hypercorn and starlette; a backend that is not installed is left out.
 """
@@ -16,25 +16,22 @@ import importlib.util
 import os
 import random
 import re
-import select
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import _measure
+import _socket_load
 import anyio
-from anyio.abc import SocketAttribute
-from bench_echo import cpu_seconds
+from _peers import cpu_clock, cpu_seconds
 
 import trio_uring  # noqa: F401 (makes its backend known to AnyIO)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
 BASELINE = "trio"
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,10 +43,6 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
 if importlib.util.find_spec("uvloop") is None:
     del BACKENDS["uvloop"]
 
-CONNECTIONS = 64
-SIZE = 64  # bytes in an echoed message
-MESSAGES = 60_000
-
 BLOCK = 4096
 BLOCKS = 4096  # in the file that is read: 16 MiB, which stay in the page cache
 READS = 8_000
@@ -58,88 +51,6 @@ LINE = 64
 
 REQUESTS = 4_000
 HTTP_CONNECTIONS = 32
-
-
-# ---- TCP echo ------------------------------------------------------------------------------
-
-
-async def echo() -> None:
-    """Say the port, and at the end of the standard input the CPU seconds used in between."""
-
-    async def handle(stream: anyio.abc.SocketStream) -> None:
-        async with stream:
-            async for data in stream:
-                await stream.send(data)
-
-    async with (
-        await anyio.create_tcp_listener(local_host="127.0.0.1", backlog=1024) as listener,
-        anyio.create_task_group() as tasks,
-    ):
-        tasks.start_soon(listener.serve, handle)
-        print(listener.extra(SocketAttribute.local_port), flush=True)
-        await anyio.to_thread.run_sync(sys.stdin.readline)
-        before = cpu_seconds()
-        await anyio.to_thread.run_sync(sys.stdin.readline)
-        print(cpu_seconds() - before, flush=True)
-        tasks.cancel_scope.cancel()
-
-
-def measure_echo(backend: str) -> _measure.Sample:
-    command = [sys.executable, __file__, "--run", "echo", backend]
-    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        with clients(port, CONNECTIONS) as connections:
-            message = b"x" * SIZE
-            load(connections, message, SIZE, MESSAGES // 10)
-            process.stdin.write("begin\n")
-            process.stdin.flush()
-            elapsed = load(connections, message, SIZE, MESSAGES)
-            process.stdin.write("end\n")
-            process.stdin.flush()
-            cpu = float(process.stdout.readline())
-    return _measure.Sample(rate=MESSAGES / elapsed, cpu_us=cpu / MESSAGES * 1e6)
-
-
-# ---- The load ------------------------------------------------------------------------------
-
-
-@contextmanager
-def clients(port: int, count: int) -> Iterator[list[socket.socket]]:
-    connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
-    for connection in connections:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    yield connections
-    for connection in connections:
-        connection.close()
-
-
-def load(connections: list[socket.socket], request: bytes, size: int, count: int) -> float:
-    """Send a request on each connection, and another whenever *size* bytes came back.
-
-    Returns the seconds that *count* answers took.
-    """
-    missing = {connection.fileno(): size for connection in connections}
-    by_fd = {connection.fileno(): connection for connection in connections}
-    poll = select.epoll()
-    begin = time.perf_counter()
-    for connection in connections:
-        poll.register(connection, select.EPOLLIN)
-        connection.sendall(request)
-    sent, received = len(connections), 0
-    while received < count:
-        for fd, _ in poll.poll():
-            missing[fd] -= len(by_fd[fd].recv(65536))
-            assert missing[fd] >= 0
-            if missing[fd] == 0:
-                received += 1
-                if sent < count:
-                    by_fd[fd].sendall(request)
-                    missing[fd] = size
-                    sent += 1
-    poll.close()
-    return time.perf_counter() - begin
 
 
 # ---- Files ---------------------------------------------------------------------------------
@@ -248,30 +159,15 @@ def _measure_server(process: subprocess.Popen[str], path: str) -> _measure.Sampl
         said += line
         assert line, said
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-    with clients(int(match[1]), HTTP_CONNECTIONS) as connections:
-        size = _answer_size(connections[0], request)
-        load(connections, request, size, REQUESTS // 10)
-        before = _cpu_seconds_of(process.pid)
-        elapsed = load(connections, request, size, REQUESTS)
-        cpu = _cpu_seconds_of(process.pid) - before
+    port = int(match[1])
+    size = _socket_load.http_answer_size(port, request)
+    with _socket_load.connected(port, HTTP_CONNECTIONS) as connections:
+        _socket_load.exchange(connections, request, size, REQUESTS // 10)
+        clock = cpu_clock(process.pid)
+        before = time.clock_gettime(clock)
+        elapsed = _socket_load.exchange(connections, request, size, REQUESTS)
+        cpu = time.clock_gettime(clock) - before
     return _measure.Sample(rate=REQUESTS / elapsed, cpu_us=cpu / REQUESTS * 1e6)
-
-
-def _answer_size(connection: socket.socket, request: bytes) -> int:
-    connection.sendall(request)
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        answer += connection.recv(65536)
-    assert answer.startswith(b"HTTP/1.1 200"), answer
-    size = answer.index(b"\r\n\r\n") + 4 + BLOCK
-    while len(answer) < size:
-        answer += connection.recv(65536)
-    return size
-
-
-def _cpu_seconds_of(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # ---- All of it -----------------------------------------------------------------------------
@@ -279,18 +175,17 @@ def _cpu_seconds_of(pid: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", nargs="*", default=["echo", "files", "http"])
+    parser.add_argument("what", nargs="*", default=["files", "http"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--run", nargs=2, metavar=("WHAT", "BACKEND"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
         what, name = options.run
         backend, backend_options = BACKENDS[name]
-        function = echo if what == "echo" else functools.partial(files, what)
+        function = functools.partial(files, what)
         anyio.run(function, backend=backend, backend_options=backend_options)
         return
     measurements: list[tuple[str, str, Callable[[str], _measure.Sample]]] = [
-        ("echo", f"AnyIO, TCP echo, {CONNECTIONS} × {SIZE} B", measure_echo),
         *(
             ("files", f"AnyIO, {title}", functools.partial(measure_files, kind))
             for kind, title in {

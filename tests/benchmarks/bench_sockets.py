@@ -14,7 +14,6 @@ A system or a program that is not installed is named and left out. Plots need ma
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
 import importlib
 import importlib.util
@@ -120,15 +119,19 @@ class Program:
     def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
         self._process = process
         self._errors = errors
-        self._clock = cpu_clock(process.pid)
+        self._clock = _peers.cpu_clock(process.pid)
 
     def read(self) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._errors.seek(0)
-            raise ProgramEndedError(self._errors.read().strip().rpartition("\n")[2])
+            raise ProgramEndedError(self.last_error())
         return line
+
+    def last_error(self) -> str:
+        """Return the last line that it wrote to the standard error."""
+        self._errors.seek(0)
+        return self._errors.read().strip().rpartition("\n")[2]
 
     def ask(self, what: object) -> str:
         assert self._process.stdin is not None
@@ -143,15 +146,6 @@ class Program:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-
-
-def cpu_clock(pid: int) -> int:
-    """Return the clock that counts the CPU time of all threads of a process."""
-    clock = ctypes.c_int()
-    error = ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock))
-    if error:
-        raise OSError(error, os.strerror(error))
-    return clock.value
 
 
 @contextmanager
@@ -176,6 +170,8 @@ def started(
         running = Program(process, errors)
         try:
             yield running
+        except OSError as exc:
+            raise ProgramEndedError(running.last_error() or repr(exc)) from exc
         finally:
             running.kill()
 
@@ -206,9 +202,10 @@ class Echo:
     size: int
     active: int | None = None
     kind: str | None = None
+    program: str = "echo"
 
     def __call__(self, system: System, operations: int) -> _measure.Sample:
-        with started(system, self.kind, "echo") as server:
+        with started(system, self.kind, self.program) as server:
             return exchange(server, self, operations)
 
 
@@ -284,31 +281,13 @@ class Http:
         ):
             server.read()
             port = listener.getsockname()[1]
-            size = answer_size(port, request)
+            size = _socket_load.http_answer_size(port, request)
             with _socket_load.connected(port, self.connections) as connections:
                 return sample(
                     server,
                     operations,
                     lambda count: _socket_load.exchange(connections, request, size, count),
                 )
-
-
-def answer_size(port: int, request: bytes) -> int:
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(request)
-        answer = connection.recv(65536)
-        while b"\r\n\r\n" not in answer:
-            answer += connection.recv(65536)
-        head, _, body = answer.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 200"), head
-        [length] = (
-            int(line.partition(b":")[2])
-            for line in head.split(b"\r\n")
-            if line.lower().startswith(b"content-length:")
-        )
-        while len(body) < length:
-            body += connection.recv(65536)
-    return len(head) + 4 + length
 
 
 @attrs.frozen
@@ -327,9 +306,11 @@ class Flood:
         with started(system, None, "receive_all", *arguments) as server:
             port = int(server.read())
             with _socket_load.connected(port, self.connections) as connections:
+                for connection in connections:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.send_size)
                 # Every socket is full before anything is counted.
                 chunk = bytes(self.send_size)
-                _socket_load.flood(connections, chunk, seconds / 2)
+                _socket_load.flood(connections, chunk, seconds)
                 before, cpu = json.loads(server.ask("counts")), server.cpu_seconds()
                 own = time.process_time()
                 elapsed = _socket_load.flood(connections, chunk, seconds)
@@ -495,6 +476,12 @@ WORKLOADS = {
             "echo-5000", "TCP echo, 5,000 × 64 B, 50 active", 60_000, Echo(5000, 64, active=50)
         ),
         Workload("echo-16k", "TCP echo, 64 × 16 KiB", 40_000, Echo(64, 16384)),
+        Workload(
+            "socket-64",
+            "TCP echo through sockets, 64 × 64 B",
+            100_000,
+            Echo(64, 64, program="echo_sockets"),
+        ),
         Workload("storm", "connect, a byte each way, close; 32 at once", 12_000, Storm(32)),
         Workload("udp", "UDP request and response, 32 × 64 B", 60_000, Datagrams(32, 64)),
         Workload("tls", "TLS echo, 64 × 1 KiB", 30_000, EchoTLS(64, 1024), ("trustme",)),
@@ -543,7 +530,7 @@ WORKLOADS = {
         ),
         Workload("busy-1000", "1,000 connections that always send, by KiB", 200_000, Flood(1000)),
         Workload(
-            "busy-10000", "10,000 connections that always send, by KiB", 200_000, Flood(10_000)
+            "busy-10000", "10,000 connections that always send, by KiB", 400_000, Flood(10_000)
         ),
     )
 }
@@ -566,6 +553,8 @@ def main() -> None:
         samples = measured(workload, systems, rounds, results.left_out)
         results.add(name, workload.title, samples)
         _measure.report(workload.title, samples, BASELINE)
+        for system, (least, greatest) in results.shares(name).items():
+            print(f"{system:26} a connection was served {least:.2f} to {greatest:.2f} of the mean")
         # Whatever was measured is kept, should the rest fail.
         if options.json:
             results.write_json(options.json)
@@ -586,11 +575,11 @@ def measured(
                 continue
             try:
                 found = workload.measure(system, workload.operations)
-            except (ProgramEndedError, OSError) as exc:
+            except ProgramEndedError as exc:
                 if system.is_trio:
                     raise
-                print(f"\n{workload.title}: {system.name} left out, {exc!r}")
-                left_out[f"{workload.name}, {system.name}"] = repr(exc)
+                print(f"\n{workload.title}: {system.name} left out, {exc}")
+                left_out[f"{workload.name}, {system.name}"] = str(exc)
                 del samples[system.name]
             else:
                 samples[system.name].append(found)

@@ -88,7 +88,7 @@ class InFlight(FdWaiter):
     raise_cancel: RaiseCancelT | None = None
     closing: bool = False
     # What the task yields to be suspended. Creating one takes longer than everything else that
-    # an operation costs in Python, so entries are reused (benchmarks/bench_echo.py).
+    # an operation costs in Python, so entries are reused (benchmarks/bench_sockets.py).
     trap: WaitTaskRescheduled | None = None
     # Called on the last completion if no task waits.
     on_done: Callable[[InFlight], None] | None = None
@@ -140,7 +140,7 @@ class InFlight(FdWaiter):
         """Return None: `reschedule` gets this entry instead of `outcome.Value(None)`.
 
         Creating and unwrapping a `Value` would take a tenth of the time of an operation
-        (benchmarks/bench_echo.py).
+        (benchmarks/bench_sockets.py).
         """
 
 

@@ -126,7 +126,7 @@ class UringSocket(TrioSocket):
                 await trio.lowlevel.wait_readable(self._sock)
 
     # A program tends to repeat the same receive. Reusing its operation saves a tenth of the cost of
-    # a receive (benchmarks/bench_echo.py). This is safe, because the operation has no buffer of
+    # a receive (benchmarks/bench_sockets.py). This is safe, because the operation has no buffer of
     # its own, and only one receive can be in flight.
     _receive_key: object = None
     _receive: operations.Operation[bytes] | None = None

@@ -1,7 +1,7 @@
 """Reads and writes of `trio.SocketStream`, with less Python than Trio's.
 
 These two functions replace methods of Trio's class, which is final. They do the same at a lower
-cost (benchmarks/bench_echo.py), for two reasons. A ``try`` translates errors: a context manager
+cost (benchmarks/bench_sockets.py), for two reasons. A ``try`` translates errors: a context manager
 made from a generator takes longer than sending a message on the ring. And `bytes` are sent without
 a memoryview, which would have to be pinned.
 """
