@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RECEIVE_MAX = 65536
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
-PATIENCE = 60.0  # seconds without any event: the server hangs
+PATIENCE = 20.0  # seconds without any event: the server hangs
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def wait(poll: select.epoll) -> list[int]:
     """Return the fds for which there is something to do."""
     events = poll.poll(PATIENCE)
     if not events:
-        raise TimeoutError("nothing came for a minute")
+        raise TimeoutError("nothing came for long")
     return [fd for fd, _ in events]
 
 
