@@ -40,7 +40,7 @@ nox.options.error_on_missing_interpreters = True
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 GROUPS = {
     group: nox.project.dependency_groups(PYPROJECT, group)
-    for group in ("test", "lint", "types", "docs")
+    for group in ("test", "lint", "types", "docs", "bench")
 }
 
 NEWEST_TRIO = next(
@@ -73,6 +73,9 @@ ANYIO_SUITE = [
     *("coverage", "exceptiongroup", "hypothesis", "psutil", "pytest", "pytest-mock"),
     *("pytest-timeout", "sniffio", "trustme", "truststore", "uvloop"),
 ]
+
+# Other event loops on io_uring, which bench_sockets.py leaves out where they do not install.
+BENCH_PEERS = ["blazio", "zloop"]
 
 # A shell's background job starts with SIGINT ignored, and every child inherits that: tests of
 # Ctrl-C would wait for ever.
@@ -334,13 +337,20 @@ def ledgers(session: nox.Session) -> None:
     )
 
 
-@nox.session(python=ONE_PYTHON)
+# On the newest, since some peers need it.
+@nox.session(python=PYTHONS[-1] if PYTHONS else MAIN_PYTHON)
 def bench(session: nox.Session) -> None:
-    """Measure, and print; nothing passes or fails."""
-    install_wheel(session, NEWEST_TRIO, *GROUPS["test"], "uvloop", extras="[anyio]")
+    """Measure, and print; nothing passes or fails. `nox -s bench -- bench_sockets --short`."""
+    install_wheel(session, NEWEST_TRIO, *GROUPS["test"], *GROUPS["bench"], extras="[anyio]")
+    for peer in BENCH_PEERS:
+        # Without one that has no wheel for this Python, the others are measured.
+        session.install(peer, success_codes=[0, 1])
+    benchmarks = {path.stem: path for path in (ROOT / "tests" / "benchmarks").glob("bench_*.py")}
+    names = [name for name in session.posargs if name in benchmarks]
+    options = [option for option in session.posargs if option not in benchmarks]
     with elsewhere(session):
-        for benchmark in sorted((ROOT / "tests" / "benchmarks").glob("bench_*.py")):
-            session.run("python", str(benchmark), *session.posargs)
+        for name in names or sorted(benchmarks):
+            session.run("python", str(benchmarks[name]), *options)
 
 
 @nox.session(python=ONE_PYTHON)

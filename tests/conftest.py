@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterator
 
 # Every test in these needs a ring.
-RING_TESTS = {Path(__file__).parent / name for name in ("conformance", "kernel")}
+RING_TESTS = {
+    Path(__file__).parent / name
+    for name in ("conformance", "kernel", "test_benchmarks.py", "test_examples.py")
+}
 
 _reports = pytest.StashKey[list[str]]()
 _passed = pytest.StashKey[bool]()
@@ -49,7 +52,7 @@ def _why_no_ring() -> str:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a ring where there is none; a CI without one would prove nothing."""
-    needs_ring = not RING_TESTS.isdisjoint(item.path.parents) or _is_async(item)
+    needs_ring = not RING_TESTS.isdisjoint([item.path, *item.path.parents]) or _is_async(item)
     if needs_ring and (reason := _why_no_ring()):
         if os.environ.get("CI"):
             pytest.fail(reason, pytrace=False)

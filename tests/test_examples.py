@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -11,26 +10,12 @@ from pathlib import Path
 import pytest
 from children import CHILD_SECONDS, clean_environment
 
-from trio_uring import RingConfig, RingUnavailableError
-from trio_uring._run import probe
-
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 LINES_MAX = 60
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ring() -> None:
-    """Skip where there is no ring, except in CI, where that would prove nothing."""
-    try:
-        probe(RingConfig())
-    except RingUnavailableError as exc:
-        if os.environ.get("CI"):
-            pytest.fail(exc.reason, pytrace=False)
-        pytest.skip(exc.reason)
 
 
 def run(*command: str | Path, cwd: Path) -> str:

@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -52,6 +52,8 @@ SHORT_SHARE = 4  # a short round is a quarter of a round
 SMOKE_OPERATIONS = 32
 SMOKE_CONNECTIONS = 8
 WARM_UP_SHARE = 10
+
+LAST_WORDS_SECONDS = 2.0  # for a program that fails to say why
 
 # Whoever must not write bytecode compiles everything at each start.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in {
@@ -129,9 +131,13 @@ class Program:
         return line
 
     def last_error(self) -> str:
-        """Return the last line that it wrote to the standard error."""
+        """Return the last line that it wrote to the standard error, if it ends by itself."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(LAST_WORDS_SECONDS)
         self._errors.seek(0)
-        return self._errors.read().strip().rpartition("\n")[2]
+        # The traceback of an exception group has a frame.
+        lines = [line.strip(" |+-") for line in self._errors.read().splitlines()]
+        return next((line for line in reversed(lines) if line), "")
 
     def ask(self, what: object) -> str:
         assert self._process.stdin is not None
@@ -555,6 +561,9 @@ WORKLOADS = {
 
 def main() -> None:
     options = parsed_options()
+    if options.list:
+        print(*WORKLOADS, sep="\n")
+        return
     allow_files()
     systems = present(SYSTEMS[name] for name in options.systems.split(","))
     results = _report.Results([system.name for system in systems], BASELINE, machine())
@@ -610,6 +619,7 @@ def parsed_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--short", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--smoke", action="store_true", help="only try it: a few operations each")
+    parser.add_argument("--list", action="store_true", help="only print the workloads' names")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table of ratios")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample")
     parser.add_argument("--plot", type=Path, metavar="DIRECTORY", help="write plots as SVG")
