@@ -245,7 +245,10 @@ _OFF: Final = ("off", "0")
 
 def _disabled_layers() -> frozenset[Layer]:
     """Return the layers named in ``TRIO_URING_DISABLE``, such as ``files,sockets``."""
-    names = {name.strip() for name in os.environ.get("TRIO_URING_DISABLE", "").split(",")} - {""}
+    listed = os.environ.get("TRIO_URING_DISABLE")
+    if not listed:
+        return frozenset()
+    names = {name.strip() for name in listed.split(",")} - {""}
     if unknown := names - set(LAYERS):
         raise ValueError(
             f"TRIO_URING_DISABLE names {', '.join(sorted(unknown))}: it takes a list, separated "

@@ -83,12 +83,12 @@ class Totals:
     completed: Counter[str] = attrs.field(factory=Counter[str])
     routes: Counter[str] = attrs.field(factory=Counter[str])
 
-    def add(self, statistics: RingStatistics) -> None:
-        """Add the statistics of a run that ends."""
+    def add(self, completed: Mapping[str, int], routes: Mapping[str, int], *, native: bool) -> None:
+        """Add the counts of a run that ends."""
         self.ring_runs += 1
-        self.native_runs += statistics.engine == "native"
-        self.completed.update(statistics.completed)
-        self.routes.update(statistics.routes)
+        self.native_runs += native
+        self.completed.update(completed)
+        self.routes.update(routes)
 
 
 totals = Totals()

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pytest
 from children import output_of, run_python
 
+from trio_uring import RingConfig
 from trio_uring._kernel.uapi import RegisterOpcode, SetupFlag
+from trio_uring._run import probe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -514,3 +516,9 @@ def test_on_another_operating_system_there_is_no_ring(platform: str, missing: st
     lines = output_of(run_python(code, platform))
     reason = f"io_uring is a Linux interface, and this is {platform}"
     assert lines == [reason, reason, f"trio_uring falls back to Trio's epoll: {reason}"]
+
+
+def test_the_kernel_is_asked_for_its_opcodes_once() -> None:
+    first, second = probe(RingConfig()), probe(RingConfig())
+    assert first.supported
+    assert second.supported is first.supported

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 Layer = Literal["files", "sockets"]
 LAYERS: Final[tuple[Layer, ...]] = ("files", "sockets")
 
+_OPCODE_NAMES: Final = tuple((int(opcode), opcode.name) for opcode in Opcode)
+
 # Returned by get_events() if there are no completions but the time did not run out: after a signal,
 # or in the worker thread of a guest run.
 _SPURIOUS: Final = ((IGNORED, 0, 0),)
@@ -238,10 +240,8 @@ class UringIOManager(InFlightTable):
         readiness = self._readiness.statistics()
         watching = self._watch_entry is not None and self._watch_entry.in_flight
         in_flight = len(self._entries) - watching + self._batches.operations()
-        completed = self._completed
         if self.native is not None:
             in_flight += self.native.in_flight
-            completed = count_native(self.native, completed)
         refused = (*ring.refused, self.pools.refused, *self.run_state.refused())
         return RingStatistics(
             tasks_waiting_read=readiness.tasks_waiting_read + self.fd_waiters.count("read"),
@@ -254,13 +254,18 @@ class UringIOManager(InFlightTable):
             submitted=ring.submitted,
             enters=ring.enters,
             cancelled=self._cancelled,
-            completed={opcode.name: n for opcode in Opcode if (n := completed[opcode])},
+            completed=self._completed_by_name(),
             waiting_for_limit=self.file_limiter.waiters.statistics().tasks_waiting,
             routes=self.run_state.routes(),
             limits={"max_file_operations": self.config.max_file_operations, **ring.worker_limits},
             engine="python" if self.why_python else "native",
             engine_reason=self.why_python,
         )
+
+    def _completed_by_name(self) -> dict[str, int]:
+        native, completed = self.native, self._completed
+        counts = completed if native is None else count_native(native, completed)
+        return {name: n for opcode, name in _OPCODE_NAMES if (n := counts[opcode])}
 
     # ---- Closing ---------------------------------------------------------------------------
 
@@ -278,7 +283,8 @@ class UringIOManager(InFlightTable):
         The ring cannot be drained in another thread, for example if an abandoned guest run is
         garbage collected there. Then the objects that the kernel may still write to are leaked.
         """
-        totals.add(self.statistics())
+        routes = self.run_state.routes()
+        totals.add(self._completed_by_name(), routes, native=not self.why_python)
         if self.mailbox is not None:
             self.mailbox.close(drained=False)
         for completion in self._undispatched:
