@@ -1,4 +1,4 @@
-"""Every operation, one function each, and `Operation` itself."""
+"""The operations of io_uring, one function each, and `Operation` itself."""
 
 from ._arrays import (
     Linked as Linked,

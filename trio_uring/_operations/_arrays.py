@@ -1,4 +1,4 @@
-"""Many operations as one array of SQEs, and chains of them."""
+"""Linked chains of operations, and arrays of SQEs for many operations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T_co = TypeVar("T_co", covariant=True)
 _LINK: Final = int(SqeFlag.IO_LINK)
 _ASYNC: Final = int(SqeFlag.ASYNC)
 
-# struct sqe_fields of the C core: six words of 64 bits, of which these two change.
+# struct sqe_fields of the C core: six words of 64 bits. read_many changes the two below.
 _FIELDS: Final = struct.Struct("=BBHiQQIIHxxiQ")
 _WORDS: Final = _FIELDS.size // 8
 _OFF, _ADDR = 1, 2
@@ -32,31 +32,31 @@ _OFF, _ADDR = 1, 2
 
 @attrs.frozen(eq=False)
 class Linked(Generic[T_co]):
-    """Operations that run one after the other, each only if the one before it succeeded.
+    """A linked chain of operations, made by `trio_uring.linked`.
 
-    Made by `trio_uring.linked`.
+    They run in order, each only if the one before it succeeded.
     """
 
     operations: tuple[Operation[T_co], ...]
 
 
 def linked(operations: Iterable[Operation[T_co]]) -> Linked[T_co]:
-    """Chain *operations* for `trio_uring.perform_many`: each begins when the last has succeeded.
+    """Link *operations* to a chain for `trio_uring.perform_many`, which performs them in order.
 
-    If one fails, those behind it do nothing; their outcome is a
-    `trio_uring.OperationCancelledError`. A read or write that moves fewer bytes than it was
-    asked to (at the end of a file, for example) counts as failed here, although its own
-    outcome is its number of bytes.
+    Each begins when the one before it has succeeded. If one fails, those behind it do nothing, and
+    their outcome is a `trio_uring.OperationCancelledError`. A read or write of fewer bytes than
+    requested, for example at the end of a file, also ends the chain. Its own outcome is the number
+    of bytes.
 
-    The fds that a later operation names are looked up when it begins, not before: do not close
-    them until the whole chain is done.
+    The kernel looks up the fd of an operation when the operation begins. So do not close any of the
+    fds until the whole chain has completed.
 
     Args:
-      operations: At least one, and no more than the ring has entries.
+      operations: At least one, and no more than ``RingConfig.entries``.
 
     Raises:
       ValueError: *operations* is empty.
-      TypeError: it contains something that is no operation, such as another chain.
+      TypeError: it contains something that is not an operation, such as another chain.
 
     Source: io_uring_enter(2), ``IOSQE_IO_LINK``.
     """
@@ -71,15 +71,15 @@ def linked(operations: Iterable[Operation[T_co]]) -> Linked[T_co]:
 
 @attrs.define(eq=False)
 class OperationArray(Generic[T_co]):
-    """Operations as the C core takes them: all SQEs in one array.
+    """Operations in the form that the C core takes: an array with the fields of all SQEs.
 
     Args:
       fields: ``struct sqe_fields[]``.
-      count: How many there are.
-      opcodes: How many there are of each opcode.
+      count: The number of operations.
+      opcodes: The number of operations by opcode.
       limited: How many of them count against ``RingConfig.max_file_operations``.
-      model: One of them, or if it was described as a whole, one like them.
-      operations: What it was made of; empty if it was described as a whole.
+      model: One of *operations*, or if the array was made by `read_many`, one that is like them.
+      operations: The operations of which the array was made; empty if `read_many` made it.
       pins: What keeps their memory in place, apart from the pins of *operations*.
     """
 
@@ -92,7 +92,7 @@ class OperationArray(Generic[T_co]):
     pins: tuple[CData, ...] = ()
 
     def release(self) -> None:
-        """Let go of all pinned buffers."""
+        """Release all pinned buffers."""
         for pin in self.pins:
             ffi.release(pin)
         self.pins = ()
@@ -103,9 +103,9 @@ class OperationArray(Generic[T_co]):
 def array_of(
     operations: Sequence[Operation[T_co]], with_next: Container[int] = ()
 ) -> OperationArray[T_co]:
-    """Describe *operations*, at least one, as an array.
+    """Make an array of *operations*, at least one.
 
-    Those at the indexes *with_next* are linked to the next.
+    The operations at the indexes *with_next* are linked to the next one.
 
     Raises:
       OverflowError: a number does not fit in its field.
@@ -116,7 +116,7 @@ def array_of(
         if index in with_next:
             sqe = (sqe[0], sqe[1] | _LINK, *sqe[2:])
         if type(sqe[5]) is bytes:
-            # Its memory stays where it is for as long as the operation exists.
+            # The memory of a bytes object does not move while the operation holds it.
             sqe = (*sqe[:5], ffi.from_buffer("char[]", sqe[5]), *sqe[6:])
         fields.append(sqe)
     return OperationArray(
@@ -138,18 +138,19 @@ def read_many(
     *,
     in_worker: bool = False,
 ) -> OperationArray[int]:
-    """Read from a file at each of *offsets*, *size* bytes each, into *buffer*, one after another.
+    """Read *size* bytes from a file at each of *offsets*, into consecutive parts of *buffer*.
 
-    For `trio_uring.perform_many`, which gives an outcome for each. Described all at once, they
-    cost a fraction of what that many `read` operations do. The first read goes to the first
-    *size* bytes of *buffer*, the second to the next, and so on.
+    For `trio_uring.perform_many`, which returns an outcome for each read. Making all reads at once
+    costs a fraction of making as many `read` operations. The first read goes to the first *size*
+    bytes of *buffer*, the second to the next *size* bytes, and so on.
 
-    *flags*: the ``RWF_*`` of preadv2(2). With *in_worker* kernel workers do it all.
+    *flags*: the ``RWF_*`` of preadv2(2). With *in_worker*, kernel workers perform the reads.
 
-    Completes with: the number of bytes of each, fewer than *size* at the end of the file only.
-    Fails with: each as `read`. At once, ``ValueError`` if *buffer* is too small, and
-      ``OverflowError`` if an offset is negative or has more than 63 bits.
-    If cancelled: they still complete.
+    Completes with: for each read, the number of bytes: fewer than *size* only at the end of the
+      file.
+    Fails with: for each read, as `read`. This function itself raises ``ValueError`` if *buffer* is
+      too small, and ``OverflowError`` if an offset is negative or has more than 63 bits.
+    If cancelled: the reads still complete.
     Since: Linux 5.6. Source: io_uring_prep_read(3), preadv2(2).
     """
     starts = array("Q", offsets)

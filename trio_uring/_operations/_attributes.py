@@ -1,4 +1,4 @@
-"""The operations on a file's attributes: its status, and the extended ones."""
+"""The operations on a file's status and extended attributes, one function each."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _AT_NO_AUTOMOUNT: Final = 0x800
 _AT_EMPTY_PATH: Final = 0x1000
 
-# struct statx of linux/stat.h, the same on every architecture. Its 256 bytes leave room for
-# fields to come; of those that are there, these are what stat(2) knows.
+# struct statx of linux/stat.h, the same on every architecture. Its 256 bytes include space for
+# future fields. The fields below are those that stat(2) has too.
 _STATX_SIZE: Final = 256
 _STATX_BASIC_STATS: Final = 0x7FF
 _STATX_DIOALIGN: Final = 0x2000
@@ -41,14 +41,14 @@ _XATTR_SIZE_MAX: Final = 65536
 def statx(
     path: StrOrBytesPath | int, *, dir_fd: int = AT_FDCWD, follow_symlinks: bool = True
 ) -> Operation[os.stat_result]:
-    """Ask for a file's status, by path or, like `os.fstat`, by fd.
+    """Get the status of a file, by path or, like `os.fstat`, by fd.
 
-    Completes with: what `os.stat` returns.
+    Completes with: an `os.stat_result`, as `os.stat` returns.
     Fails with: ``ENOENT``, ``EACCES``, ``ELOOP``, ``ENOTDIR``, ``EBADF``: see statx(2).
     If cancelled: it still completes.
     Since: Linux 5.6. Source: io_uring_prep_statx(3), statx(2).
     """
-    # A stat(2) never mounts what is only to be mounted on use.
+    # Like stat(2), which doesn't trigger automounts.
     flags = _AT_NO_AUTOMOUNT
     name: str | bytes | None = None
     if isinstance(path, int):
@@ -77,13 +77,13 @@ def statx(
 
 
 def statx_alignment(fd: int) -> Operation[tuple[int, int] | None]:
-    """Ask what direct I/O (``O_DIRECT``) on an open file has to be a multiple of.
+    """Get the alignment that direct I/O (``O_DIRECT``) on an open file requires.
 
-    Completes with: for addresses, and for offsets and sizes, in bytes; zeros if the file cannot
-      be used so; None if the file system does not say.
+    Completes with: the alignment of addresses, and that of offsets and sizes, in bytes. Both are 0
+      if the file doesn't support direct I/O. None if the file system doesn't report it.
     Fails with: ``EBADF``, ``EIO``: see statx(2).
     If cancelled: it still completes.
-    Since: Linux 5.6, and 6.1 for an answer. Source: io_uring_prep_statx(3), statx(2).
+    Since: Linux 5.6; reported since 6.1. Source: io_uring_prep_statx(3), statx(2).
     """
     status = bytearray(_STATX_SIZE)
     pin = pin_writable(status)
@@ -109,8 +109,8 @@ def statx_alignment(fd: int) -> Operation[tuple[int, int] | None]:
 def getxattr(path: StrOrBytesPath, name: StrOrBytesPath) -> Operation[bytes]:
     """Read the extended attribute *name*, such as ``user.mime_type``, of the file at *path*.
 
-    Completes with: its value.
-    Fails with: ``ENODATA`` if there is none, ``EOPNOTSUPP``, ``ENOENT``, ...: see getxattr(2).
+    Completes with: the value of the attribute.
+    Fails with: ``ENODATA`` if it does not exist, ``EOPNOTSUPP``, ``ENOENT``, ...: see getxattr(2).
     If cancelled: it still completes.
     Since: Linux 5.19. Source: io_uring_prep_getxattr(3), getxattr(2).
     """
@@ -120,7 +120,7 @@ def getxattr(path: StrOrBytesPath, name: StrOrBytesPath) -> Operation[bytes]:
 def fgetxattr(fd: int, name: StrOrBytesPath) -> Operation[bytes]:
     """Read the extended attribute *name* of an open file.
 
-    Completes with: its value.
+    Completes with: the value of the attribute.
     Fails with: as `getxattr`; ``EBADF``.
     If cancelled: it still completes.
     Since: Linux 5.19. Source: io_uring_prep_fgetxattr(3), fgetxattr(2).
@@ -133,7 +133,8 @@ def setxattr(
 ) -> Operation[None]:
     """Set the extended attribute *name* of the file at *path* to *value*.
 
-    *flags*: `os.XATTR_CREATE`: not if there is one; `os.XATTR_REPLACE`: only if there is.
+    *flags*: `os.XATTR_CREATE`: fail if the attribute exists; `os.XATTR_REPLACE`: fail if it
+    doesn't.
 
     Completes with: nothing.
     Fails with: ``EEXIST``, ``ENODATA``, ``EOPNOTSUPP``, ``ENOSPC``, ...: see setxattr(2).
@@ -202,7 +203,7 @@ def _set_attribute(
 
 
 def stat_result(status: Buffer) -> os.stat_result:
-    """Return what `os.stat` makes of a ``struct statx``."""
+    """Return a ``struct statx`` as an `os.stat_result`."""
     (
         block_size, links, uid, gid, mode, inode, size, blocks,
         atime, atime_ns, ctime, ctime_ns, mtime, mtime_ns,
@@ -212,7 +213,7 @@ def stat_result(status: Buffer) -> os.stat_result:
     return os.stat_result(
         (mode, inode, device, links, uid, gid, size, atime, mtime, ctime),
         {
-            # The floats are computed as os.stat computes them: they are equal to the last bit.
+            # Computed as in os.stat, so that the floats are exactly equal.
             "st_atime": atime + 1e-9 * atime_ns,
             "st_mtime": mtime + 1e-9 * mtime_ns,
             "st_ctime": ctime + 1e-9 * ctime_ns,

@@ -1,4 +1,4 @@
-"""The operations that steer the ring itself, or wait, one function each."""
+"""The operations on the ring itself and on fds of any kind, and timeouts, one function each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TIMESPEC = struct.Struct("=qq")
 
 
 def nop() -> Operation[None]:
-    """Do nothing: go to the kernel and come back.
+    """Do nothing, and complete.
 
     Completes with: nothing.
     Fails with: nothing.
@@ -38,24 +38,24 @@ def nop() -> Operation[None]:
 
 
 def async_cancel(user_data: int) -> Operation[int]:
-    """Ask the kernel to stop the operation in flight under *user_data*.
+    """Ask the kernel to stop the operation in flight that has *user_data*.
 
-    The cancelled operation still completes, with ``ECANCELED`` or with what it did.
+    The cancelled operation still completes, with ``ECANCELED`` or with its result.
 
     Completes with: 0, or 1 for some operations.
-    Fails with: ``ENOENT``: it had completed; ``EALREADY``: it runs in a kernel worker, and may
-      be interrupted or complete.
+    Fails with: ``ENOENT`` if it had completed; ``EALREADY`` if it runs in a kernel worker, where it
+      may be interrupted or complete.
     If cancelled: it still completes.
     Since: Linux 5.5. Source: io_uring_prep_cancel(3).
     """
-    # The user_data to look for travels in addr, which holds a pointer elsewhere.
+    # The field addr has the user_data. It has a pointer in other operations.
     return Operation(Opcode.ASYNC_CANCEL, count, addr=as_address(user_data), cancellable=False)
 
 
 def async_cancel_any() -> Operation[int]:
     """Ask the kernel to stop every operation in flight on the ring.
 
-    Completes with: how many it stopped, or asked to stop.
+    Completes with: the number of operations that it stopped or tried to stop.
     Fails with: ``EINVAL`` before Linux 5.19.
     If cancelled: it still completes.
     Since: Linux 5.19. Source: io_uring_prep_cancel(3).
@@ -67,10 +67,10 @@ def async_cancel_any() -> Operation[int]:
 def poll_add(fd: int, events: int) -> Operation[int]:
     """Wait until *fd* is ready for *events*: `select.POLLIN`, `select.POLLOUT`, ...
 
-    The kernel always waits for ``POLLRDHUP``, ``POLLERR`` and ``POLLHUP`` too: a wait for
-    ``POLLOUT`` on a full socket ends, again and again, once its peer shut down its side.
+    The kernel always waits for ``POLLRDHUP``, ``POLLERR`` and ``POLLHUP`` too. So after the peer
+    has shut down its side, every wait for ``POLLOUT`` on a full socket ends immediately.
 
-    Completes with: the events that came.
+    Completes with: the events that occurred.
     Fails with: ``EBADF``. A regular file is always ready.
     If cancelled: nothing happened.
     Since: Linux 5.1. Source: io_uring_prep_poll_add(3), poll(2).
@@ -79,11 +79,11 @@ def poll_add(fd: int, events: int) -> Operation[int]:
 
 
 def close(fd: int, *, in_worker: bool = False) -> Operation[None]:
-    """Close *fd*. With *in_worker* a kernel worker does it, and the last of the file's work.
+    """Close *fd*. With *in_worker*, a kernel worker closes it and releases the file.
 
     Completes with: nothing.
     Fails with: ``EBADF``; ``EIO``, ``ENOSPC``, ``EDQUOT`` from the file system: the fd is closed
-      all the same.
+      nevertheless.
     If cancelled: it still completes.
     Since: Linux 5.6. Source: io_uring_prep_close(3), close(2).
     """
@@ -94,12 +94,12 @@ def close(fd: int, *, in_worker: bool = False) -> Operation[None]:
 def timeout(
     timeout_ns: int, *, absolute: bool = False, clock: int | None = None
 ) -> Operation[None]:
-    """Wait for *timeout_ns* nanoseconds or, if *absolute*, until a clock shows them.
+    """Wait for *timeout_ns* nanoseconds or, if *absolute*, until *clock* has reached that time.
 
-    *clock*: `time.CLOCK_MONOTONIC` (the default), `time.CLOCK_BOOTTIME` (which also counts
-    while the machine sleeps), or `time.CLOCK_REALTIME`. In Trio, prefer `trio.sleep`.
+    *clock*: `time.CLOCK_MONOTONIC` (the default), `time.CLOCK_BOOTTIME` (which also counts while
+    the machine is suspended), or `time.CLOCK_REALTIME`. In Trio, prefer `trio.sleep`.
 
-    Completes with: nothing, when the time has come.
+    Completes with: nothing, when the time has elapsed or been reached.
     Fails with: ``EINVAL`` if *timeout_ns* is negative.
     If cancelled: nothing happened.
     Since: Linux 5.4; 5.15 for *clock*. Source: io_uring_prep_timeout(3).
@@ -124,10 +124,10 @@ def timeout(
 def msg_ring(ring_fd: int, user_data: int, res: int = 0) -> Operation[None]:
     """Post a completion with *user_data* and *res* to the CQ of another ring.
 
-    That ring's owner must know what to make of it: a run of this package would not.
+    The other ring must belong to a program that expects it. A run of this package doesn't.
 
-    Completes with: nothing, when the other ring has it.
-    Fails with: ``EBADFD`` if *ring_fd* is no ring; ``EOVERFLOW`` if its CQ is full.
+    Completes with: nothing, when the completion has been posted.
+    Fails with: ``EBADFD`` if *ring_fd* is not a ring; ``EOVERFLOW`` if its CQ is full.
     If cancelled: it still completes.
     Since: Linux 5.18. Source: io_uring_prep_msg_ring(3).
     """
@@ -145,13 +145,15 @@ def msg_ring(ring_fd: int, user_data: int, res: int = 0) -> Operation[None]:
 def msg_ring_fd(
     ring_fd: int, source: int, user_data: int, target: int | None = None
 ) -> Operation[int]:
-    """Put the fixed file *source* of this ring into slot *target* of another's fixed files.
+    """Make the fixed file *source* of this ring the fixed file *target* of another ring.
 
-    And tell it so, by a completion with *user_data*. *target* None: a slot that is free.
+    The other ring gets a completion with *user_data*. If *target* is None, the kernel chooses a
+    free index.
 
-    Completes with: the slot that was found, or 0; that completion's ``res`` is the same.
-    Fails with: ``EBADF`` if there is no *source*; ``EBADFD`` if *ring_fd* is no ring; ``ENFILE``
-      if no slot is free; ``ENXIO``, ``EINVAL`` if the slot does not exist; ``EOVERFLOW``.
+    Completes with: the index that the kernel chose, or 0. The ``res`` of the completion in the
+      other ring is the same.
+    Fails with: ``EBADF`` if there is no *source*; ``EBADFD`` if *ring_fd* is not a ring; ``ENFILE``
+      if no index is free; ``ENXIO``, ``EINVAL`` if there is no such index; ``EOVERFLOW``.
     If cancelled: it still completes.
     Since: Linux 6.0. Source: io_uring_prep_msg_ring_fd(3).
     """
@@ -168,9 +170,12 @@ def msg_ring_fd(
 
 
 def files_update(fds: Sequence[int], slot: int | None = None) -> Operation[list[int]]:
-    """Make *fds* fixed files from *slot* on; -1 empties a slot. None: whichever are free.
+    """Make *fds* fixed files of the ring.
 
-    Completes with: the slots. There are fewer than *fds* if one of them could not be used.
+    They get consecutive indexes, starting at *slot*. An fd of -1 clears its index. If *slot* is
+    None, the kernel chooses free indexes.
+
+    Completes with: the indexes: fewer than *fds* if one of *fds* could not be used.
     Fails with: ``ENXIO`` if the ring has no fixed files; ``EBADF``; ``EINVAL``; ``ENFILE``.
     If cancelled: it still completes.
     Since: Linux 5.6; 6.0 for *slot* None. Source: io_uring_prep_files_update(3).
@@ -193,10 +198,10 @@ def files_update(fds: Sequence[int], slot: int | None = None) -> Operation[list[
 
 
 def fixed_fd_install(slot: int) -> Operation[int]:
-    """Make an ordinary fd of the fixed file in *slot*; child processes do not inherit it.
+    """Make an fd for the fixed file with the index *slot*. Child processes do not inherit it.
 
     Completes with: the new fd, which the caller owns.
-    Fails with: ``EBADF`` if the slot is empty; ``EMFILE``.
+    Fails with: ``EBADF`` if there is no such file; ``EMFILE``.
     If cancelled: it still completes.
     Since: Linux 6.8. Source: io_uring_prep_fixed_fd_install(3).
     """
@@ -211,5 +216,5 @@ def fixed_fd_install(slot: int) -> Operation[int]:
 
 
 def _file_index(slot: int | None) -> int:
-    """Return *slot* as the SQE's file_index, which counts from 1; -1 asks for a free one."""
+    """Return the SQE's file_index for the index *slot*: it counts from 1; -1 for a free one."""
     return -1 if slot is None else slot + 1

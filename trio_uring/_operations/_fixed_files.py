@@ -1,7 +1,8 @@
 """Operations on fixed files: files in the ring's own table, which have an index and no fd.
 
-The operations of a linked chain are described before the first of them runs. So a file that the
-first one opens must get a number that is known beforehand: an fd is not, an index is.
+The operations of a linked chain are made before the first of them runs. If the first one opens a
+file, the others need a number for it that is known beforehand. The index of a fixed file is known,
+and an fd is not.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ _FIXED_FILE: Final = int(SqeFlag.FIXED_FILE)
 
 
 def open_fixed(opening: Operation[int], index: int) -> Operation[int]:
-    """Have *opening*, an ``openat``, open the fixed file *index*; in a chain.
+    """Make *opening*, an ``openat``, open a fixed file with this *index*. For linked chains.
 
-    The file that had this index is closed.
+    If the index was in use, its file is closed.
 
     Completes with: 0.
-    Fails with: as *opening*; ``ENXIO``, ``EINVAL``: the table has no such index.
+    Fails with: as *opening*; ``ENXIO``, ``EINVAL`` if the table has no such index.
     If cancelled: it still completes.
     Since: Linux 5.15. Source: io_uring_prep_openat_direct(3).
     """
-    # A file without an fd is not inherited by child processes, and may not be told not to be.
+    # The kernel refuses O_CLOEXEC for fixed files, which child processes never inherit.
     opcode, sqe_flags, ioprio, fd, off, addr, len_, flags, buf_index, _, addr3 = opening.sqe
     flags &= ~os.O_CLOEXEC
-    file_index = index + 1  # in a union with splice_fd_in; 0 stands for no fixed file
+    file_index = index + 1  # shares a field with splice_fd_in; 0 means no fixed file
     opening.sqe = (
         opcode, sqe_flags, ioprio, fd, off, addr, len_, flags, buf_index, file_index, addr3
     )  # fmt: skip
@@ -41,9 +42,9 @@ def open_fixed(opening: Operation[int], index: int) -> Operation[int]:
 
 
 def on_fixed(operation: Operation[T]) -> Operation[T]:
-    """Have *operation*, which was made with an index in place of its fd, act on that fixed file.
+    """Make *operation* act on a fixed file. It was made with an index in place of an fd.
 
-    Completes with: what *operation* does.
+    Completes with: as *operation*.
     Fails with: as *operation*; ``EBADF`` if there is no such file.
     If cancelled: as *operation*.
     Since: Linux 5.1. Source: io_uring_enter(2), ``IOSQE_FIXED_FILE``.
@@ -57,7 +58,7 @@ def on_fixed(operation: Operation[T]) -> Operation[T]:
 def close_fixed(index: int) -> Operation[None]:
     """Close the fixed file *index*.
 
-    Unlike close(2) it does not make a network file system send what was written.
+    Unlike close(2), this does not make a network file system send the written data.
 
     Completes with: nothing.
     Fails with: ``EBADF`` if there is no such file.

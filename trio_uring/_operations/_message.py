@@ -31,13 +31,13 @@ _FD = struct.Struct("@i")
 
 @attrs.frozen
 class Message(Generic[T]):
-    """What recvmsg received.
+    """A message that recvmsg received.
 
     Args:
-      data: The bytes, or their number where the caller gave the buffers.
+      data: The bytes, or their number if the caller supplied the buffers.
       ancillary: ``(level, type, data)`` for each control message.
       flags: ``msg_flags``, for example `socket.MSG_TRUNC`.
-      address: The sender's, or None for a connected stream.
+      address: The address of the sender; None for a connected stream.
     """
 
     data: T
@@ -47,7 +47,7 @@ class Message(Generic[T]):
 
 
 class MessageHeader:
-    """A ``struct msghdr`` and all it points to, kept in place by ``pins``."""
+    """A ``struct msghdr`` and the memory it points to, kept in place by ``pins``."""
 
     def __init__(self, vectors: Sequence[tuple[CData, int]], name: CData, name_len: int) -> None:
         iov = ffi.new("struct iovec[]", len(vectors))
@@ -71,9 +71,9 @@ class MessageHeader:
         self.pins.append(control)
 
     def received(self, data: T) -> Message[T]:
-        """Return what the kernel wrote into the header, with *data*."""
+        """Return the message with *data* and what the kernel wrote into the header."""
         header = self.header
-        # The kernel says how long the sender's address is, even where it had to truncate it.
+        # msg_namelen is the full length of the address, even if the kernel truncated it.
         name_len = min(header.msg_namelen, SOCKADDR_SIZE)
         name = ffi.buffer(self._name, name_len)[:]
         return Message(data, self._ancillary(), header.msg_flags, decode_sockaddr(name))
@@ -83,7 +83,7 @@ class MessageHeader:
         return decode_ancillary(ffi.buffer(self._control, size)[:]) if size else []
 
     def discard(self, _res: int) -> None:
-        """Close the fds that came with a message that no task will see."""
+        """Close the fds of a message that no task receives."""
         for level, kind, data in self._ancillary():
             if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
                 for (fd,) in _FD.iter_unpack(data[: len(data) // _FD.size * _FD.size]):
@@ -106,8 +106,7 @@ def header_to_send(
     """Return a header for sendmsg of *buffers*, to *address* unless that is empty.
 
     Raises:
-      TypeError, ValueError, BufferError: of what the kernel, or the standard library, would not
-        know what to make.
+      TypeError, ValueError, BufferError: an argument that the kernel or the standard library refuses.
     """
     pins = [ffi.from_buffer("char[]", buffer) for buffer in buffers]
     name = ffi.new("char[]", address) if address else NO_ADDRESS

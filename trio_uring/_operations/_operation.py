@@ -1,8 +1,8 @@
-"""`Operation`: one io_uring operation, described; it becomes one SQE.
+"""`Operation`: the description of one io_uring operation, which becomes one SQE.
 
-An operation owns what the kernel may touch while it is in flight: its *pins* keep buffers,
-addresses and paths in place until the last CQE. `Operation` decides nothing and knows no
-opcode; the functions in the files beside this one do.
+An operation owns the memory that the kernel may access while it is in flight: its *pins* keep
+buffers, addresses and paths in place until the last CQE. `Operation` itself knows no opcodes. The
+functions in the other files of this package do.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ if TYPE_CHECKING:
 
 T_co = TypeVar("T_co", covariant=True)
 
-# What stands in an SQE's addr: nothing, memory held by a pin, or an immutable bytes object,
-# which is its own pin.
+# An SQE's addr is NULL, memory that a pin holds, or an immutable bytes object, which is its own pin.
 NO_ADDRESS: Final = NULL
 
-# The most that the kernel moves in one read, write, send or receive (MAX_RW_COUNT, read(2)).
+# The maximum number of bytes in one read, write, send or receive (MAX_RW_COUNT, see read(2)).
 IO_MAX: Final = 0x7FFFF000
 
 Exclusive = Literal["read", "write"]
 
 
 class ProvidedBuffers(Protocol):
-    """A group of buffers from which the kernel chooses one at completion."""
+    """A buffer group, from which the kernel chooses a buffer when it has data."""
 
     @property
     def group(self) -> int:
@@ -37,15 +36,15 @@ class ProvidedBuffers(Protocol):
         ...
 
     def take(self, res: int, flags: int, /) -> bytes:
-        """Copy out what a completion received, and give its buffer back."""
+        """Return a copy of the data of a completion, and return its buffer to the kernel."""
         ...
 
     def failed(self, res: int, flags: int, /) -> None:
-        """Take note of a completion that failed; give its buffer back, if it has one."""
+        """Note a failed completion, and return its buffer to the kernel, if it has one."""
         ...
 
 
-# The fields of an SQE, in the order in which the core takes them.
+# The fields of an SQE, in the order in which the C core takes them.
 SQE_FIELDS: Final = (
     "opcode",
     "sqe_flags",
@@ -63,42 +62,44 @@ Sqe = tuple[int, int, int, int, int, "CData | bytes", int, int, int, int, int]
 
 
 class Operation(Generic[T_co]):
-    """One operation: the fields of its SQE, and how to read its result.
+    """One operation: the fields of its SQE, and how to decode its result.
+
+    The functions of `trio_uring.lowlevel.operations` make operations. The arguments from *opcode*
+    to *addr3* are fields of ``struct io_uring_sqe``.
 
     Args:
-      opcode: As in ``struct io_uring_sqe``, and so are the others down to *addr3*.
-      decode: Turns ``res`` (0 or more) and ``flags`` of the CQE into the result.
-      fd: What the operation acts on.
+      opcode: The kind of the operation.
+      decode: Called with ``res`` (0 or more) and ``flags`` of the CQE, and returns the result.
+      fd: The fd on which the operation acts.
       addr: Memory that a pin holds, or an immutable bytes object, which is its own pin.
-      len: Bytes, mostly.
-      op_flags: The flags of this kind of operation.
-      off: An offset in bytes, or what else stands in its place.
+      len: Mostly a number of bytes.
+      op_flags: The flags of this opcode.
+      off: An offset in bytes, or another field that shares its place.
       sqe_flags: ``IOSQE_*``.
-      ioprio: More flags of this kind of operation.
-      buf_index: A registered buffer, or a group of provided ones.
-      splice_fd_in: And what else stands in its place.
+      ioprio: More flags of this opcode.
+      buf_index: A registered buffer, or a buffer group.
+      splice_fd_in: An fd, or another field that shares its place.
       addr3: A second address.
-      pins: What keeps the memory in *addr* (and behind it) in place.
-      cancellable: Whether cancelling asks the kernel to stop it. False for what ends by
-        itself: reads and writes of regular files, and what never waits.
-      exclusive: ``"read"`` or ``"write"`` if only one task at a time may wait so on *fd*; a
-        second one gets `trio.BusyResourceError`.
+      pins: Objects that keep the memory of *addr*, and the memory that it points to, in place.
+      cancellable: Whether cancelling asks the kernel to stop the operation. False if the operation
+        ends by itself, such as a read of a regular file.
+      exclusive: ``"read"`` or ``"write"`` if only one task at a time may wait in this way on *fd*.
+        A second one gets `trio.BusyResourceError`.
       limited: Whether it counts against ``RingConfig.max_file_operations``.
-      on_cqe_more: For multishot operations: called with ``res`` and ``flags`` of each CQE that is
+      on_cqe_more: For multishot operations. Called with ``res`` and ``flags`` of each CQE that is
         not the last.
-      discard: What to do with a result that comes when no task is there to take it: close an
-        fd.
-      filename: For the `OSError`, as the standard library gives it.
-      filename2: The second file of a rename or link.
-      etime_is_success: Whether ``ETIME`` is what it completes with, and no error.
-      acts_on_fd: Whether *fd* is a file descriptor, whose closing ends the operation. False where
-        the kernel takes another number in its place.
+      discard: Called with a result that no task will receive, for example to close an fd.
+      filename: For the `OSError`, as in the standard library.
+      filename2: The second file of a rename or link, for the `OSError`.
+      etime_is_success: Whether ``ETIME`` is a success rather than an error.
+      acts_on_fd: Whether *fd* is a file descriptor, whose closing ends the operation. False if the
+        field has another number.
       second_fd: Another file descriptor whose closing ends the operation.
-      buffers: The group that the kernel chooses a buffer from.
+      buffers: The buffer group from which the kernel chooses a buffer.
     """
 
-    # Made once per operation, so written out: attrs cannot make the one tuple that the core
-    # takes as it is, and reading eleven attributes for each push costs as much as the push.
+    # Written without attrs, because operations are made often: attrs cannot make the one tuple that
+    # the C core takes, and reading eleven attributes for each push costs as much as the push.
     __slots__ = (
         "acts_on_fd",
         "buffers",
@@ -166,7 +167,7 @@ class Operation(Generic[T_co]):
         self.buffers: ProvidedBuffers | None = buffers
 
     def begin_at(self, off: int) -> None:
-        """Let it begin at *off*, 0 or more, when it is performed again.
+        """Make it begin at offset *off*, 0 or more, when it is performed again.
 
         Raises:
           OverflowError: *off* has more than 63 bits.
@@ -175,7 +176,7 @@ class Operation(Generic[T_co]):
         self.sqe = (*sqe[:4], signed_64_bits(off), *sqe[5:])
 
     def release(self) -> None:
-        """Let go of the pinned buffers, so that their owner may resize or release them."""
+        """Release the pinned buffers, so that their owner may resize or release them."""
         for pin in self.pins:
             if isinstance(pin, CData):
                 ffi.release(pin)
@@ -183,7 +184,7 @@ class Operation(Generic[T_co]):
 
 
 def pin_readable(buffer: Buffer) -> CData | bytes:
-    """Return *buffer*'s memory for the kernel to read; holds its export.
+    """Return *buffer*'s memory for the kernel to read. The result holds its export.
 
     Raises:
       TypeError: not a buffer.
@@ -193,9 +194,9 @@ def pin_readable(buffer: Buffer) -> CData | bytes:
 
 
 def pin_writable(buffer: Buffer) -> CData:
-    """Return *buffer*'s memory for the kernel to write; holds its export.
+    """Return *buffer*'s memory for the kernel to write. The result holds its export.
 
-    While it is held a `bytearray` cannot be resized: that raises `BufferError`.
+    Resizing a `bytearray` raises `BufferError` while its export is held.
 
     Raises:
       TypeError, BufferError: not a buffer, read-only, or not contiguous.
@@ -215,10 +216,10 @@ def address_of(memory: CData) -> int:
 
 
 def signed_64_bits(number: int) -> int:
-    """Return *number* as the unsigned fields of an SQE carry it.
+    """Return *number* as the value of an unsigned field of an SQE.
 
     Raises:
-      OverflowError: it has more than 64 bits. (A negative one, but -1, the kernel refuses.)
+      OverflowError: it has more than 64 bits. (The kernel refuses negative numbers other than -1.)
     """
     if not -1 << 63 <= number < 1 << 63:
         raise OverflowError(f"{number} does not fit in a signed 64-bit integer")
@@ -226,7 +227,7 @@ def signed_64_bits(number: int) -> int:
 
 
 def address_of_buffer(buffer: Buffer) -> int:
-    """Return the address at which *buffer* begins, now.
+    """Return the address of *buffer*, which may change while it is not pinned.
 
     Raises:
       TypeError, BufferError, ValueError: not a buffer, or not contiguous.
@@ -238,14 +239,14 @@ def address_of_buffer(buffer: Buffer) -> int:
 
 
 def as_address(number: int) -> CData:
-    """Return *number* for the SQE's addr, where an operation uses that for a number."""
+    """Return *number* as an SQE's addr, for operations in which addr is a number."""
     return ffi.cast("void *", number)
 
 
 def nothing(_res: int, _flags: int) -> None:
-    """Decode a result that carries nothing."""
+    """Decode a result without a value."""
 
 
 def count(res: int, _flags: int) -> int:
-    """Decode a result that is a number: of bytes, mostly."""
+    """Decode a result that is a number, mostly of bytes."""
     return res

@@ -1,4 +1,4 @@
-"""Socket addresses between Python's tuples and the kernel's ``struct sockaddr``."""
+"""Converts socket addresses between Python's tuples and the kernel's ``struct sockaddr``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Address = tuple[object, ...] | str | bytes | None
 
 
 def encode_sockaddr(family: int, address: object) -> bytes | None:
-    """Return *address*, resolved, as a ``struct sockaddr`` of *family*.
+    """Return *address*, which must be numeric, as a ``struct sockaddr`` of *family*.
 
-    None for everything that is not plain: another family, a name instead of a number, a port
-    out of range. The caller lets the standard library handle it, which knows every family
-    and raises its own exceptions.
+    Return None for all other addresses: of another family, with a host name, or with a port out of
+    range. The caller then calls the standard library, which supports every family and raises its
+    own exceptions.
     """
     try:
         if family == AF_INET and isinstance(address, tuple):
@@ -60,7 +60,7 @@ def _encode_unix(address: str | bytes) -> bytes | None:
 
 
 def decode_sockaddr(raw: bytes) -> Address:
-    """Return the kernel's ``struct sockaddr`` as `socket.socket` gives it; None if empty."""
+    """Return the kernel's ``struct sockaddr`` as `socket.socket` returns it; None if empty."""
     if not raw:
         return None
     (family,) = _FAMILY.unpack_from(raw)
