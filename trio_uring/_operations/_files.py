@@ -1,15 +1,16 @@
 """The operations on open files, pipes and terminals, one function each.
 
-Offsets are in bytes from the beginning of the file; -1 means the current file position, which
-then moves, as with read(2) and write(2). Operations that overlap must not share a position.
-Pipes and terminals have none: their offset is -1.
+Offsets are in bytes from the beginning of the file. -1 means the current file position, which then
+moves, as with read(2) and write(2). Do not use the position for several operations at once. Pipes
+and terminals have no position: their offset is -1.
 
-Reads and writes end by themselves on a regular file, and the kernel does not stop them midway,
-so cancelling waits for them, as with a thread. Where they can block indefinitely (a pipe, a FIFO, a
-terminal, a socket, an eventfd), they can be cancelled, and nothing is lost. Such an operation does
-not count against ``RingConfig.max_file_operations``. By default the kind of file decides, when the
-operation is created. ``cancellable=True`` or ``False`` saves asking the kernel for it, which takes
-0.4 microseconds; with ``True``, only one task at a time may read, or write, the fd.
+Reads and writes of a regular file end by themselves, and the kernel does not interrupt them. So
+cancelling waits until they complete, as with a thread. On files where they can block indefinitely
+(a pipe, a FIFO, a terminal, a socket, an eventfd), they can be cancelled, and no data is lost. Such
+an operation does not count against ``RingConfig.max_file_operations``. By default, the kind of the
+file decides, when the operation is made. ``cancellable=True`` or ``False`` saves asking the kernel
+for it, which takes 0.4 microseconds. With ``True``, only one task at a time may read, or write, the
+fd.
 """
 
 from __future__ import annotations
@@ -60,14 +61,14 @@ def read(
 ) -> Operation[int]:
     """Read from a file into *buffer*, at most its size in bytes. *flags*: `os.RWF_NOWAIT`, ...
 
-    Without *in_worker* the kernel copies what the page cache has while it takes the SQE, and
-    nothing else runs meanwhile: 100 µs per MiB. With it, a kernel worker copies; without effect
-    where it is cancellable.
+    Data in the page cache is copied when the operation is submitted, which blocks the event loop
+    for 100 µs per MiB. With *in_worker*, a kernel worker copies it instead. It has no effect on
+    operations that can be cancelled.
 
     Completes with: the number of bytes; 0 at the end of the file.
-    Fails with: ``EBADF``, ``EISDIR``, ``EIO``, ...: see pread(2); ``EAGAIN`` if nothing is there
-      yet and *fd* is non-blocking (but no pipe: newer kernels wait for those all the same).
-    If cancelled: it still completes, unless it can block indefinitely; nothing is lost.
+    Fails with: ``EBADF``, ``EISDIR``, ``EIO``, ...: see pread(2); ``EAGAIN`` if *fd* is
+      non-blocking and has no data yet (but for a pipe, newer kernels wait nevertheless).
+    If cancelled: it still completes, unless it can block indefinitely. No data is lost.
     Since: Linux 5.6. Source: io_uring_prep_read(3), preadv2(2).
     """
     pin = pin_writable(buffer)
@@ -95,14 +96,14 @@ def read_select(
     *,
     cancellable: bool | None = None,
 ) -> Operation[bytes]:
-    """Read at most *size* bytes from a file into a buffer that the kernel chooses.
+    """Read at most *size* bytes from a file into a provided buffer that the kernel chooses.
 
-    Memory is taken only when data is there: for pipes that are silent for long. If it is
-    cancellable, only one task at a time may read the fd.
+    The buffer is taken only when there is data, which saves memory for pipes that are idle for
+    long. If the operation can be cancelled, only one task at a time may read the fd.
 
     Completes with: the bytes; empty at the end of the file.
-    Fails with: as `read`; ``ENOBUFS`` if the group is empty (the data stays where it is).
-    If cancelled: it still completes, unless it can block indefinitely; nothing is lost.
+    Fails with: as `read`; ``ENOBUFS`` if the group has no free buffer (the data stays in the file).
+    If cancelled: it still completes, unless it can block indefinitely. No data is lost.
     Since: Linux 5.19. Source: io_uring_prep_read(3), io_uring_setup_buf_ring(3).
     """
     if cancellable is None:
@@ -132,11 +133,11 @@ def readv(
     cancellable: bool | None = None,
     in_worker: bool = False,
 ) -> Operation[int]:
-    """Read from a file into *buffers*, one after the other; otherwise like `read`.
+    """Like `read`, into several *buffers*, which are filled in order.
 
     Completes with: the number of bytes; 0 at the end of the file.
     Fails with: as `read`; ``EINVAL`` for more than 1024 buffers.
-    If cancelled: it still completes, unless it can block indefinitely; nothing is lost.
+    If cancelled: it still completes, unless it can block indefinitely. No data is lost.
     Since: Linux 5.1. Source: io_uring_prep_readv2(3), preadv2(2).
     """
     pins = [pin_writable(buffer) for buffer in buffers]
@@ -159,7 +160,7 @@ def read_fixed(
     """Read from a file into *buffer*, which lies within the registered buffer *buf_index*.
 
     Completes with: the number of bytes; 0 at the end of the file.
-    Fails with: as `read`; ``EFAULT`` if *buffer* lies elsewhere, or nothing is registered there.
+    Fails with: as `read`; ``EFAULT`` if *buffer* lies elsewhere, or *buf_index* isn't registered.
     If cancelled: it still completes.
     Since: Linux 5.1. Source: io_uring_prep_read_fixed(3).
     """
@@ -194,14 +195,14 @@ def write(
 ) -> Operation[int]:
     """Write *data* to a file. *flags*: `os.RWF_DSYNC`, `os.RWF_APPEND`, ...
 
-    A file opened with ``O_APPEND`` is appended to wherever *offset* points. *in_worker* as for
-    `read`; many file systems need a worker anyway.
+    If the file was opened with ``O_APPEND``, the data is appended whatever the *offset*.
+    *in_worker* is as for `read`. Many file systems use a worker for writes anyway.
 
     Completes with: the number of bytes written: all, or fewer if the disk is full.
-    Fails with: ``ENOSPC``, ``EFBIG``, ``EIO``, ``EBADF``, ...: see pwrite(2); ``EPIPE`` (the
-      signal is sent, too; Python ignores it); ``EAGAIN`` as for `read`.
-    If cancelled: it still completes, unless it can block indefinitely; then the number of bytes
-      written so far, if any, is the result.
+    Fails with: ``ENOSPC``, ``EFBIG``, ``EIO``, ``EBADF``, ...: see pwrite(2); ``EPIPE`` (with
+      ``SIGPIPE``, which Python ignores); ``EAGAIN`` as for `read`.
+    If cancelled: it still completes, unless it can block indefinitely. Then the result is the
+      number of bytes written so far, if any.
     Since: Linux 5.6. Source: io_uring_prep_write(3), pwritev2(2).
     """
     pin = pin_readable(data)
@@ -229,7 +230,7 @@ def writev(
     cancellable: bool | None = None,
     in_worker: bool = False,
 ) -> Operation[int]:
-    """Write *buffers* to a file, one after the other; otherwise like `write`.
+    """Like `write`, from several *buffers*, in order.
 
     Completes with: the number of bytes written.
     Fails with: as `write`; ``EINVAL`` for more than 1024 buffers.
@@ -256,7 +257,7 @@ def write_fixed(
     """Write *data*, which lies within the registered buffer *buf_index*, to a file.
 
     Completes with: the number of bytes written.
-    Fails with: as `write`; ``EFAULT`` if *data* lies elsewhere, or nothing is registered there.
+    Fails with: as `write`; ``EFAULT`` if *data* lies elsewhere, or *buf_index* isn't registered.
     If cancelled: it still completes.
     Since: Linux 5.1. Source: io_uring_prep_write_fixed(3).
     """
@@ -293,10 +294,10 @@ def fsync(fd: int, *, data_only: bool = False) -> Operation[None]:
 
 
 def sync_file_range(fd: int, offset: int, size: int, flags: int) -> Operation[None]:
-    """Start (*flags* 2), and wait for (1: before, 4: after), the write-back of dirty pages.
+    """Write back dirty pages of a file: *size* bytes from *offset* on; 0 for all that follow.
 
-    From *offset*, *size* bytes, or to the end of the file if that is 0. No metadata is written,
-    so this is no replacement for `fsync`.
+    *flags* is a combination of 1 (wait for a write-back that has begun), 2 (start a write-back) and
+    4 (wait for it). No metadata is written, so this does not replace `fsync`.
 
     Completes with: nothing.
     Fails with: ``EIO``, ``ENOSPC``, ``ESPIPE``, ``EINVAL``: see sync_file_range(2).
@@ -316,16 +317,16 @@ def sync_file_range(fd: int, offset: int, size: int, flags: int) -> Operation[No
 
 
 def fallocate(fd: int, offset: int, size: int, mode: int = 0) -> Operation[None]:
-    """Reserve disk space for *size* bytes at *offset*, or with a *mode* do more to them.
+    """Reserve disk space for *size* bytes at *offset*, or change the range according to *mode*.
 
-    Modes are the ``FALLOC_FL_*`` of fallocate(2): 1 keeps the file's size, 3 punches a hole.
+    *mode*: the ``FALLOC_FL_*`` of fallocate(2). 1 keeps the size of the file, 3 punches a hole.
 
     Completes with: nothing.
     Fails with: ``ENOSPC``, ``EFBIG``, ``EOPNOTSUPP``, ``EINVAL``, ...: see fallocate(2).
     If cancelled: it still completes.
     Since: Linux 5.6. Source: io_uring_prep_fallocate(3), fallocate(2).
     """
-    # The size travels in addr, and the mode in len.
+    # The field addr has the size, and len has the mode.
     return Operation(
         Opcode.FALLOCATE,
         nothing,
@@ -339,16 +340,17 @@ def fallocate(fd: int, offset: int, size: int, mode: int = 0) -> Operation[None]
 
 
 def fadvise(fd: int, offset: int, size: int, advice: int) -> Operation[None]:
-    """Say how *size* bytes at *offset* (0: all that follow) will be used.
+    """Tell the kernel how *size* bytes at *offset* will be used. A *size* of 0: all that follow.
 
     *advice*: `os.POSIX_FADV_WILLNEED`, `os.POSIX_FADV_DONTNEED`, ...
 
     Completes with: nothing.
-    Fails with: ``ESPIPE`` for a pipe; ``EINVAL``, on older kernels also for 4 GiB or more.
+    Fails with: ``ESPIPE`` for a pipe; ``EINVAL``, on older kernels also for a *size* of 4 GiB or
+      more.
     If cancelled: it still completes.
     Since: Linux 5.6. Source: io_uring_prep_fadvise64(3), posix_fadvise(2).
     """
-    # Older kernels want the size in len; newer ones also look in addr, which is wide enough.
+    # Older kernels read the size from len. Newer ones also read it from addr, which has 64 bits.
     wide = size >= 1 << 32
     return Operation(
         Opcode.FADVISE,
@@ -364,7 +366,7 @@ def fadvise(fd: int, offset: int, size: int, advice: int) -> Operation[None]:
 
 
 def ftruncate(fd: int, size: int) -> Operation[None]:
-    """Make a file *size* bytes long, cutting it or filling it with zeros.
+    """Make a file *size* bytes long: cut it, or extend it with zeros.
 
     Completes with: nothing.
     Fails with: ``EINVAL``, ``EFBIG``, ``EBADF``, ...: see ftruncate(2).
@@ -384,17 +386,17 @@ def splice(
     offset_out: int = -1,
     flags: int = 0,
 ) -> Operation[int]:
-    """Move at most *size* bytes from one file to another without copying; one is a pipe.
+    """Move at most *size* bytes between two files without copying them. One must be a pipe.
 
-    *flags*: `os.SPLICE_F_MOVE`, `os.SPLICE_F_MORE`. A splice that has to wait for the pipe
-    occupies a kernel worker meanwhile.
+    *flags*: `os.SPLICE_F_MOVE`, `os.SPLICE_F_MORE`. A splice that waits for a pipe occupies a
+    kernel worker.
 
     Completes with: the number of bytes; 0 at the end of the input.
     Fails with: ``EINVAL`` if neither is a pipe, ``ESPIPE``, ``EPIPE``, ...: see splice(2).
-    If cancelled: what was moved so far stays moved, and its number is the result, if any.
+    If cancelled: the result is the number of bytes moved so far, if any. They stay moved.
     Since: Linux 5.7. Source: io_uring_prep_splice(3), splice(2).
     """
-    # The input's offset travels in addr.
+    # The field addr has the offset of the input.
     return Operation(
         Opcode.SPLICE,
         count,
@@ -409,13 +411,13 @@ def splice(
 
 
 def tee(fd_in: int, fd_out: int, size: int, flags: int = 0) -> Operation[int]:
-    """Duplicate at most *size* bytes from one pipe into another, leaving them in the first.
+    """Copy at most *size* bytes from one pipe to another. They also stay in the first.
 
-    Waits, as `splice` does, in a kernel worker.
+    Like `splice`, it occupies a kernel worker while it waits.
 
     Completes with: the number of bytes; 0 at the end of the input.
-    Fails with: ``EINVAL`` if they are not two pipes, ``EPIPE``: see tee(2).
-    If cancelled: nothing is lost.
+    Fails with: ``EINVAL`` if *fd_in* and *fd_out* are not two pipes, ``EPIPE``: see tee(2).
+    If cancelled: no data is lost.
     Since: Linux 5.8. Source: io_uring_prep_tee(3), tee(2).
     """
     return Operation(
@@ -424,9 +426,9 @@ def tee(fd_in: int, fd_out: int, size: int, flags: int = 0) -> Operation[int]:
 
 
 def pipe(flags: int = 0) -> Operation[tuple[int, int]]:
-    """Create a pipe. *flags*: `os.O_NONBLOCK`, ...; child processes do not inherit it.
+    """Create a pipe, which child processes do not inherit. *flags*: `os.O_NONBLOCK`, ...
 
-    Completes with: the fd to read from and the fd to write to, which the caller owns.
+    Completes with: the fd to read from and the fd to write to. The caller owns both.
     Fails with: ``EMFILE``, ``ENFILE``: see pipe(2).
     If cancelled: it still completes.
     Since: Linux 6.16. Source: io_uring_prep_pipe(3), pipe(2).
@@ -441,7 +443,7 @@ def pipe(flags: int = 0) -> Operation[tuple[int, int]]:
     return Operation(
         Opcode.PIPE,
         lambda _res, _flags: (fds[0], fds[1]),
-        0,  # the kernel insists
+        0,  # the kernel requires 0
         pin,
         op_flags=flags | os.O_CLOEXEC,
         pins=(pin,),
@@ -505,8 +507,8 @@ def _transfer(
         size,
         flags,
         signed_64_bits(offset),
-        # A worker that is sent to a pipe has the kernel wait for it instead. A cancellation that
-        # comes just then is lost, and answered with EALREADY (Linux 6.18).
+        # Not for pipes: the worker only starts the kernel's poll. A cancellation just then fails
+        # with EALREADY, and the operation goes on (Linux 6.18).
         _ASYNC if in_worker and not cancellable else 0,
         buf_index=buf_index,
         pins=pins,

@@ -106,7 +106,7 @@ def header_to_send(
     """Return a header for sendmsg of *buffers*, to *address* unless that is empty.
 
     Raises:
-      TypeError, ValueError, BufferError: an argument that the kernel or the standard library refuses.
+      TypeError, ValueError, BufferError: the kernel or the standard library refuses an argument.
     """
     pins = [ffi.from_buffer("char[]", buffer) for buffer in buffers]
     name = ffi.new("char[]", address) if address else NO_ADDRESS

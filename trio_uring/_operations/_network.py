@@ -42,7 +42,7 @@ _BUFFER_SELECT = int(SqeFlag.BUFFER_SELECT)
 _ZC_REPORT_USAGE = int(RecvSendFlag.ZC_REPORT_USAGE)
 _SEND = int(Opcode.SEND)
 
-# Streams send memoryviews. To copy one of so many bytes takes less time than to pin it.
+# In bytes. Streams send memoryviews. Copying one of this size takes less time than pinning it.
 _COPY_MAX = 4096
 
 
@@ -51,7 +51,8 @@ def recv(fd: int, buffer: Buffer, flags: int = 0) -> Operation[int]:
 
     Completes with: the number of bytes; 0 at the end of the stream.
     Fails with: ``ECONNRESET``, ``ENOTCONN``, ``ENOTSOCK``, ...: see recv(2).
-    If cancelled: nothing is lost. With ``MSG_WAITALL`` what came so far is the result.
+    If cancelled: no data is lost. With ``MSG_WAITALL``, the result is the number of bytes received
+      so far, if any.
     Since: Linux 5.6. Source: io_uring_prep_recv(3), recv(2).
     """
     pin = pin_writable(buffer)
@@ -63,15 +64,16 @@ def recv(fd: int, buffer: Buffer, flags: int = 0) -> Operation[int]:
 def recv_select(
     fd: int, buffers: ProvidedBuffers, size: int, flags: int = 0, *, poll_first: bool = False
 ) -> Operation[bytes]:
-    """Receive at most *size* bytes from a socket into a buffer that the kernel chooses.
+    """Receive at most *size* bytes from a socket into a provided buffer that the kernel chooses.
 
-    Memory is taken only when data is there. If woken in vain 128 times, it blocks a kernel worker
-    until data comes; see `recv_once`. *poll_first* spares the first, futile attempt
-    where the socket is known to be empty.
+    The buffer is taken only when there is data. *poll_first* skips the first attempt, which is
+    useful if the socket is known to be empty. After 128 wake-ups without data, the operation blocks
+    a kernel worker until data arrives. `recv_once` doesn't.
 
     Completes with: the bytes; empty at the end of the stream.
-    Fails with: as `recv`; ``ENOBUFS`` if the group is empty (the data stays in the socket).
-    If cancelled: nothing is lost.
+    Fails with: as `recv`; ``ENOBUFS`` if the group has no free buffer (the data stays in the
+      socket).
+    If cancelled: no data is lost.
     Since: Linux 5.19. Source: io_uring_prep_recv(3), io_uring_setup_buf_ring(3).
     """
     return Operation(
@@ -91,13 +93,13 @@ def recv_select(
 def recv_once(fd: int, buffers: ProvidedBuffers, size: int) -> Operation[bytes]:
     """Receive at most *size* bytes from a stream socket, and never in a kernel worker.
 
-    As `recv_select`, which the kernel tries 128 times, if it is woken in vain (by urgent bytes,
-    by another process that takes the data), and then hands to a worker, where it blocks. This is
-    a multishot receive that ends after the first byte: those stay in the kernel's poll.
+    It is like `recv_select`, which the kernel hands to a worker after 128 wake-ups without data (by
+    urgent bytes, or if another process receives the data). This is a multishot receive with a limit
+    of one byte, after which it ends. The kernel never hands multishot receives to a worker.
 
     Completes with: the bytes; empty at the end of the stream.
-    Fails with: as `recv_select`; ``EINVAL`` where the kernel has no such limit.
-    If cancelled: nothing is lost.
+    Fails with: as `recv_select`; ``EINVAL`` if the kernel doesn't support such a limit.
+    If cancelled: no data is lost.
     Since: Linux 6.17. Source: io_uring_prep_recv_multishot(3).
     """
     return Operation(
@@ -108,7 +110,7 @@ def recv_once(fd: int, buffers: ProvidedBuffers, size: int) -> Operation[bytes]:
         sqe_flags=_BUFFER_SELECT,
         ioprio=_RECV_MULTISHOT,
         buf_index=buffers.group,
-        splice_fd_in=1,  # optlen: the limit, in bytes. What is received at once comes whole.
+        splice_fd_in=1,  # optlen: the limit, in bytes; a single receive may exceed it
         buffers=buffers,
         exclusive="read",
     )
@@ -122,16 +124,17 @@ def recv_multishot(
     *,
     exclusive: Exclusive | None = "read",
 ) -> Operation[bytes]:
-    """Receive from a socket again and again, each time into a buffer that the kernel chooses.
+    """Receive from a socket many times, each time into a provided buffer that the kernel chooses.
 
-    Each time but the last, *on_cqe_more* is called with ``res`` and ``flags``, from which
-    `ProvidedBuffers.take` makes the bytes. It must not raise. *exclusive* None: the caller sees
-    to it himself that nobody else receives meanwhile.
+    *on_cqe_more* is called with ``res`` and ``flags`` of each receive but the last, from which
+    `ProvidedBuffers.take` makes the bytes. It must not raise. With *exclusive* None, the caller
+    must prevent that other tasks receive at the same time.
 
     Completes with: the last bytes; empty at the end of the stream. It can end before that, for
-      example where the CQ overflows.
-    Fails with: as `recv`; ``ENOBUFS`` if the group is empty (the data stays in the socket).
-    If cancelled: nothing is lost; some may go to *on_cqe_more* first.
+      example if the CQ overflows.
+    Fails with: as `recv`; ``ENOBUFS`` if the group has no free buffer (the data stays in the
+      socket).
+    If cancelled: no data is lost; some may go to *on_cqe_more* first.
     Since: Linux 6.0. Source: io_uring_prep_recv_multishot(3).
     """
     return Operation(
@@ -149,15 +152,15 @@ def recv_multishot(
 
 
 def send(fd: int, data: Buffer, flags: int = 0) -> Operation[int]:
-    """Send *data* on a connected socket. ``SIGPIPE`` is never raised.
+    """Send *data* on a connected socket. It never raises ``SIGPIPE``.
 
-    With ``MSG_DONTWAIT`` in *flags* it completes at once, with ``EAGAIN`` if the socket's
-    buffer is full. Without, it waits; be warned that a send to a peer that shut down its
-    side, with a full buffer, then occupies a kernel worker until the peer reads or closes.
+    With ``MSG_DONTWAIT`` in *flags*, it fails immediately with ``EAGAIN`` if the socket's buffer is
+    full. Otherwise it waits. Warning: if the peer has shut down its side, a send that waits
+    occupies a kernel worker until the peer reads or closes.
 
-    Completes with: the number of bytes the kernel took: some, or all.
+    Completes with: the number of bytes that the kernel has taken: some, or all.
     Fails with: ``EPIPE``, ``ECONNRESET``, ``ENOTCONN``, ``EAGAIN``, ...: see send(2).
-    If cancelled: the number of bytes sent so far, if any, is the result.
+    If cancelled: the result is the number of bytes sent so far, if any.
     Since: Linux 5.6. Source: io_uring_prep_send(3), send(2).
     """
     if type(data) is memoryview and data.nbytes <= _COPY_MAX and data.c_contiguous:
@@ -188,7 +191,7 @@ def sendmsg(
 
     Completes with: the number of bytes sent.
     Fails with: ``EMSGSIZE``, ``EPIPE``, ``EAGAIN`` (with ``MSG_DONTWAIT``), ...: see sendmsg(2).
-    If cancelled: the number of bytes sent so far, if any, is the result.
+    If cancelled: the result is the number of bytes sent so far, if any.
     Since: Linux 5.3. Source: io_uring_prep_sendmsg(3), sendmsg(2).
     """
     return _sendmsg(Opcode.SENDMSG, fd, header_to_send(buffers, ancillary, address), flags)
@@ -199,13 +202,13 @@ def send_zc(
 ) -> Operation[int]:
     """Send *data* on a connected socket without copying it into the kernel.
 
-    It takes until the network is done with *data*, which for TCP means that the peer has
-    acknowledged it: worth it for large buffers, and never on loopback, which copies anyway.
-    *on_copied* is called with the number of bytes, if they were copied all the same (Linux 6.2).
+    It completes when the network no longer needs *data*: for TCP, when the peer has acknowledged
+    it. This pays off for large buffers, and never on loopback, which copies anyway. If the kernel
+    copied the data nevertheless, *on_copied* is called with the number of bytes (Linux 6.2).
 
-    Completes with: the number of bytes the kernel took: some, or all.
+    Completes with: the number of bytes that the kernel has taken: some, or all.
     Fails with: as `send`; ``ENOMEM`` if ``RLIMIT_MEMLOCK`` is too low; ``EOPNOTSUPP``.
-    If cancelled: the number of bytes sent so far, if any, is the result.
+    If cancelled: the result is the number of bytes sent so far, if any.
     Since: Linux 6.0. Source: io_uring_prep_send_zc(3), send(2).
     """
     pin = pin_readable(data)
@@ -233,11 +236,11 @@ def sendmsg_zc(
     *,
     on_copied: Callable[[int], object] | None = None,
 ) -> Operation[int]:
-    """Send *buffers* as one message without copying them; the rest as `sendmsg` and `send_zc`.
+    """Send *buffers* as one message without copying them. Like `sendmsg` and `send_zc`.
 
-    Completes with: the number of bytes sent, once the network is done with *buffers*.
+    Completes with: the number of bytes sent, when the network no longer needs *buffers*.
     Fails with: as `sendmsg`; ``ENOMEM`` if ``RLIMIT_MEMLOCK`` is too low; ``EOPNOTSUPP``.
-    If cancelled: the number of bytes sent so far, if any, is the result.
+    If cancelled: the result is the number of bytes sent so far, if any.
     Since: Linux 6.1. Source: io_uring_prep_sendmsg_zc(3), sendmsg(2).
     """
     message = header_to_send(buffers, ancillary, address)
@@ -278,11 +281,11 @@ def _sendmsg(
 def recvmsg(
     fd: int, buffers: Sequence[Buffer], ancillary_size: int = 0, flags: int = 0
 ) -> Operation[Message[int]]:
-    """Receive one message into *buffers*, with at most *ancillary_size* bytes beside it.
+    """Receive one message into *buffers*, with at most *ancillary_size* bytes of ancillary data.
 
-    Completes with: the number of bytes, ancillary data, ``msg_flags``, the sender's address.
+    Completes with: a `Message`, whose data is the number of bytes.
     Fails with: ``ECONNREFUSED``, ``ENOTCONN``, ...: see recvmsg(2).
-    If cancelled: nothing is lost.
+    If cancelled: no message is lost.
     Since: Linux 5.3. Source: io_uring_prep_recvmsg(3), recvmsg(2).
     """
     pins = [pin_writable(buffer) for buffer in buffers]
@@ -303,11 +306,12 @@ def recvmsg(
 def recvmsg_select(
     fd: int, buffers: ProvidedBuffers, size: int, ancillary_size: int = 0, flags: int = 0
 ) -> Operation[Message[bytes]]:
-    """Receive one message of at most *size* bytes into a buffer that the kernel chooses.
+    """Receive one message of at most *size* bytes into a provided buffer that the kernel chooses.
 
-    Completes with: the bytes, ancillary data, ``msg_flags``, the sender's address.
-    Fails with: as `recvmsg`; ``ENOBUFS`` if the group is empty (the message stays queued).
-    If cancelled: nothing is lost.
+    Completes with: a `Message`, whose data is the bytes.
+    Fails with: as `recvmsg`; ``ENOBUFS`` if the group has no free buffer (the message stays in the
+      socket).
+    If cancelled: no message is lost.
     Since: Linux 5.19. Source: io_uring_prep_recvmsg(3), io_uring_setup_buf_ring(3).
     """
     message = header_to_receive([(ffi.NULL, size)], ancillary_size)
@@ -332,7 +336,7 @@ def accept(fd: int, flags: int = SOCK_CLOEXEC) -> Operation[tuple[int, bytes]]:
 
     Completes with: the new fd, which the caller owns, and the peer's ``sockaddr``.
     Fails with: ``EMFILE``, ``ENFILE``, ``EINVAL``, ``ECONNABORTED``, ...: see accept(2).
-    If cancelled: a connection that was accepted first is the result; none is lost.
+    If cancelled: if a connection was accepted first, it is the result. None is lost.
     Since: Linux 5.5. Source: io_uring_prep_accept(3), accept(2).
     """
     name = ffi.new("char[]", SOCKADDR_SIZE)
@@ -359,15 +363,16 @@ def accept(fd: int, flags: int = SOCK_CLOEXEC) -> Operation[tuple[int, bytes]]:
 def accept_multishot(
     fd: int, on_cqe_more: Callable[[int, int], None], flags: int = SOCK_CLOEXEC
 ) -> Operation[int]:
-    """Accept connections on a listening socket, one after the other.
+    """Accept many connections on a listening socket.
 
-    For each but the last, *on_cqe_more* is called with ``res``, the new fd, which is the caller's
-    from then on, and ``flags``. It must not raise.
+    For each connection but the last, *on_cqe_more* is called with ``res``, which is the new fd, and
+    ``flags``. The caller owns the fd. *on_cqe_more* must not raise.
 
-    Completes with: the last new fd, which the caller owns. That is only so where the CQ overflows:
-      mostly it ends with an error.
-    Fails with: as `accept`; those that were accepted before are not lost.
-    If cancelled: some may go to *on_cqe_more* first; a connection accepted last is the result.
+    Completes with: the last new fd, which the caller owns. This happens only if the CQ overflows.
+      Usually it ends with an error.
+    Fails with: as `accept`. Connections that were accepted before are not lost.
+    If cancelled: some connections may go to *on_cqe_more* first, and the last one may be the
+      result.
     Since: Linux 5.19. Source: io_uring_prep_multishot_accept(3), accept(2).
     """
     return Operation(
@@ -385,9 +390,9 @@ def accept_multishot(
 def connect(fd: int, address: bytes) -> Operation[None]:
     """Connect a socket to *address*, a ``struct sockaddr``.
 
-    Completes with: nothing, when the connection stands.
+    Completes with: nothing, when the connection is established.
     Fails with: ``ECONNREFUSED``, ``ETIMEDOUT``, ``ENETUNREACH``, ...: see connect(2).
-    If cancelled: the attempt may go on (``SYN_SENT``): the socket is only good for closing.
+    If cancelled: the attempt may go on (``SYN_SENT``). The socket can only be closed.
     Since: Linux 5.5. Source: io_uring_prep_connect(3), connect(2).
     """
     return Operation(
@@ -400,7 +405,7 @@ def socket(family: int, type: int, protocol: int = 0) -> Operation[int]:
 
     Completes with: the new fd, which the caller owns.
     Fails with: ``EAFNOSUPPORT``, ``EMFILE``, ...: see socket(2).
-    If cancelled: a socket that was made first is the result.
+    If cancelled: if the socket was created first, it is the result.
     Since: Linux 5.19. Source: io_uring_prep_socket(3), socket(2).
     """
     return Operation(
@@ -409,11 +414,11 @@ def socket(family: int, type: int, protocol: int = 0) -> Operation[int]:
 
 
 def bind(fd: int, address: bytes) -> Operation[None]:
-    """Give a socket the local *address*, a ``struct sockaddr``.
+    """Bind a socket to the local *address*, a ``struct sockaddr``.
 
     Completes with: nothing.
     Fails with: ``EADDRINUSE``, ``EACCES``, ...: see bind(2).
-    If cancelled: it may have happened.
+    If cancelled: it still completes.
     Since: Linux 6.11. Source: io_uring_prep_bind(3), bind(2).
     """
     return Operation(
@@ -422,11 +427,11 @@ def bind(fd: int, address: bytes) -> Operation[None]:
 
 
 def listen(fd: int, backlog: int) -> Operation[None]:
-    """Let a socket accept connections, at most *backlog* of them waiting.
+    """Make a socket accept connections. At most *backlog* connections wait to be accepted.
 
     Completes with: nothing.
     Fails with: ``EADDRINUSE``, ``EOPNOTSUPP``, ...: see listen(2).
-    If cancelled: it may have happened.
+    If cancelled: it still completes.
     Since: Linux 6.11. Source: io_uring_prep_listen(3), listen(2).
     """
     return Operation(Opcode.LISTEN, nothing, fd, len=backlog, cancellable=False)
@@ -437,7 +442,7 @@ def shutdown(fd: int, how: int) -> Operation[None]:
 
     Completes with: nothing.
     Fails with: ``ENOTCONN``, ``ENOTSOCK``: see shutdown(2).
-    If cancelled: it may have happened.
+    If cancelled: it still completes.
     Since: Linux 5.11. Source: io_uring_prep_shutdown(3), shutdown(2).
     """
     return Operation(Opcode.SHUTDOWN, nothing, fd, len=how, cancellable=False)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T_co = TypeVar("T_co", covariant=True)
 
-# An SQE's addr is NULL, memory that a pin holds, or an immutable bytes object, which is its own pin.
+# The addr of an SQE is NULL, memory that a pin holds, or an immutable bytes object, its own pin.
 NO_ADDRESS: Final = NULL
 
 # The maximum number of bytes in one read, write, send or receive (MAX_RW_COUNT, see read(2)).

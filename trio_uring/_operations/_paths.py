@@ -1,7 +1,7 @@
 """The operations on paths, one function each.
 
-A path is `str`, `bytes` or `os.PathLike`. A relative one starts at *dir_fd*, an open directory,
-or at the current directory. Errors carry the path as ``filename``, as those of `os` do.
+A path is a `str`, `bytes` or `os.PathLike`. A relative path starts at *dir_fd*, an open directory,
+or at the current directory. Errors have the path as ``filename``, as in `os`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ._operation import Operation, address_of, count, nothing
 
 StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
-# From fcntl.h; the `os` module has its own way to say each of them.
+# From fcntl.h. The `os` module has no names for these constants.
 AT_FDCWD: Final = -100  # in place of an fd: the current directory
 _AT_REMOVEDIR: Final = 0x200
 _AT_SYMLINK_FOLLOW: Final = 0x400
 
 _ASYNC: Final = int(SqeFlag.ASYNC)
 
-# A second dir_fd travels in the unsigned len.
+# The field len has the second dir_fd. It is unsigned.
 _UNSIGNED_32_BITS: Final = 0xFFFFFFFF
 
 # struct open_how of openat2(2): flags, mode, resolve.
@@ -39,15 +39,15 @@ def openat(
     dir_fd: int = AT_FDCWD,
     wait: bool = False,
 ) -> Operation[int]:
-    """Open a file; child processes do not inherit it. *flags*: `os.O_RDONLY`, ...
+    """Open a file, which child processes do not inherit. *flags*: `os.O_RDONLY`, ...
 
-    Opening a FIFO does not wait for the other side, unlike open(2): for reading it succeeds at
-    once, for writing it fails with ``ENXIO``. With *wait* it does, and occupies a kernel worker
-    until the other side comes: eight such opens can hold up all other work on files.
+    Unlike open(2), opening a FIFO does not wait until the other end is opened: for reading it
+    succeeds immediately, for writing it fails with ``ENXIO``. With *wait* it waits, and occupies a
+    kernel worker. Eight such opens can block all other operations on files.
 
     Completes with: the new fd, which the caller owns.
     Fails with: ``ENOENT``, ``EACCES``, ``EISDIR``, ``EMFILE``, ...: see open(2).
-    If cancelled: a file that was opened, or created, first is the result.
+    If cancelled: if the file was opened or created first, its fd is the result.
     Since: Linux 5.6. Source: io_uring_prep_openat(3), open(2).
     """
     name = os.fspath(path)
@@ -74,16 +74,17 @@ def openat2(
     dir_fd: int = AT_FDCWD,
     wait: bool = False,
 ) -> Operation[int]:
-    """Open a file, with rules for how its path may be resolved; otherwise like `openat`.
+    """Like `openat`, with restrictions on how the path is resolved.
 
-    *resolve*: ``RESOLVE_BENEATH`` (8): not outside *dir_fd*; ``RESOLVE_IN_ROOT`` (16): as if
-    *dir_fd* were the root; ``RESOLVE_NO_SYMLINKS`` (4), ``RESOLVE_NO_MAGICLINKS`` (2),
-    ``RESOLVE_NO_XDEV`` (1), ``RESOLVE_CACHED`` (32): only if that needs no disk. *mode* must be
-    0 unless a file is to be created.
+    *resolve*: ``RESOLVE_BENEATH`` (8): nothing outside *dir_fd*; ``RESOLVE_IN_ROOT`` (16): treat
+    *dir_fd* as the root; ``RESOLVE_NO_SYMLINKS`` (4); ``RESOLVE_NO_MAGICLINKS`` (2);
+    ``RESOLVE_NO_XDEV`` (1): no other file systems; ``RESOLVE_CACHED`` (32): only if this needs no
+    access to the disk. *mode* must be 0 unless *flags* create a file.
 
     Completes with: the new fd, which the caller owns.
-    Fails with: as `openat`; ``EXDEV``, ``ELOOP``: the rules were broken; ``EAGAIN``; ``EINVAL``.
-    If cancelled: a file that was opened, or created, first is the result.
+    Fails with: as `openat`; ``EXDEV`` or ``ELOOP`` if *resolve* forbids the path; ``EAGAIN`` if the
+      path is not cached; ``EINVAL``.
+    If cancelled: if the file was opened or created first, its fd is the result.
     Since: Linux 5.6. Source: io_uring_prep_openat2(3), openat2(2).
     """
     name = os.fspath(path)
@@ -106,7 +107,7 @@ def openat2(
 def unlinkat(
     path: StrOrBytesPath, *, dir_fd: int = AT_FDCWD, directory: bool = False
 ) -> Operation[None]:
-    """Remove a file's name or, with *directory*, an empty directory.
+    """Remove a file or, with *directory*, an empty directory.
 
     Completes with: nothing.
     Fails with: ``ENOENT``, ``EISDIR``, ``ENOTDIR``, ``ENOTEMPTY``, ``EACCES``, ...: see unlink(2).
@@ -136,8 +137,8 @@ def renameat(
 ) -> Operation[None]:
     """Rename *source* to *target*, which is replaced if it exists.
 
-    *flags*: ``RENAME_NOREPLACE`` (1): not if it exists; ``RENAME_EXCHANGE`` (2): exchange the
-    two; ``RENAME_WHITEOUT`` (4).
+    *flags*: ``RENAME_NOREPLACE`` (1): fail if *target* exists; ``RENAME_EXCHANGE`` (2): exchange
+    the two; ``RENAME_WHITEOUT`` (4).
 
     Completes with: nothing.
     Fails with: ``ENOENT``, ``EXDEV``, ``EEXIST``, ``ENOTEMPTY``, ``EINVAL``, ...: see rename(2).
@@ -163,7 +164,7 @@ def renameat(
 
 
 def mkdirat(path: StrOrBytesPath, mode: int = 0o777, *, dir_fd: int = AT_FDCWD) -> Operation[None]:
-    """Create a directory with the permissions *mode*, less the process's umask.
+    """Create a directory with the permissions *mode*, to which the umask is applied.
 
     Completes with: nothing.
     Fails with: ``EEXIST``, ``ENOENT``, ``EACCES``, ``ENOSPC``, ...: see mkdir(2).
@@ -186,7 +187,7 @@ def mkdirat(path: StrOrBytesPath, mode: int = 0o777, *, dir_fd: int = AT_FDCWD) 
 def symlinkat(
     target: StrOrBytesPath, path: StrOrBytesPath, *, dir_fd: int = AT_FDCWD
 ) -> Operation[None]:
-    """Create a symbolic link at *path* that holds *target*.
+    """Create a symbolic link at *path* that points to *target*.
 
     Completes with: nothing.
     Fails with: ``EEXIST``, ``ENOENT``, ``EACCES``, ``ENAMETOOLONG``, ...: see symlink(2).
@@ -217,9 +218,10 @@ def linkat(
     target_dir_fd: int = AT_FDCWD,
     follow_symlinks: bool = False,
 ) -> Operation[None]:
-    """Give the file *source* a second name, *target*.
+    """Create *target* as a hard link to the file *source*.
 
-    With *follow_symlinks*, a symbolic link's own target gets it, not the link.
+    If *source* is a symbolic link, the new link is to the symbolic link itself or, with
+    *follow_symlinks*, to its target.
 
     Completes with: nothing.
     Fails with: ``EEXIST``, ``ENOENT``, ``EXDEV``, ``EPERM``, ``EMLINK``, ...: see link(2).
@@ -245,10 +247,10 @@ def linkat(
 
 
 def encode_path(path: str | bytes) -> bytes:
-    """Return *path* as the kernel takes it: Python ends each `bytes` with the zero it looks for.
+    """Return *path* as bytes, which Python ends with the null byte that the kernel needs.
 
     Raises:
-      ValueError: there is a zero in it, as the standard library says it.
+      ValueError: *path* contains a null byte. The message is that of the standard library.
     """
     encoded = os.fsencode(path)
     if b"\0" in encoded:
@@ -257,5 +259,5 @@ def encode_path(path: str | bytes) -> bytes:
 
 
 def pin_path(path: str | bytes) -> CData:
-    """Return *path* as memory, for the fields of an SQE that are plain numbers."""
+    """Return *path* as pinned memory, for the fields of an SQE that take an address as a number."""
     return ffi.from_buffer("char[]", encode_path(path))

@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-# struct epoll_event: what happened, and the data that epoll_ctl was given. x86-64 packs it.
+# struct epoll_event: the events, and the data from epoll_ctl. It is packed on x86-64.
 _EPOLL_EVENT = struct.Struct("=IQ" if platform.machine() == "x86_64" else "@IQ")
 
-# The part of siginfo_t that waitid(2) fills: signal, errno and code, and then, aligned like a
-# pointer, pid, uid and status.
+# The part of siginfo_t that waitid(2) fills: signal, errno and code, then pid, uid and status,
+# aligned like a pointer.
 _SIGINFO = struct.Struct("@iii 0P iIi")
 _SIGINFO_SIZE: Final = 128
 
-# A futex is 32 bits; the kernel has no other size yet.
+# In bytes. The kernel supports no other size yet.
 _FUTEX_SIZE: Final = 4
 _FUTEX_WAITV = struct.Struct("=QQII")  # value, address, flags, reserved
 
 
 @attrs.frozen
 class ChildStatus:
-    """What waitid found out about a child process.
+    """The state of a child process, as waitid reports it.
 
     Args:
-      pid: The child.
-      uid: The child's real user.
+      pid: The child's process ID.
+      uid: The child's real user ID.
       code: What happened: `os.CLD_EXITED`, `os.CLD_KILLED`, `os.CLD_STOPPED`, ...
       status: Its exit status, or the signal that killed, stopped or continued it.
     """
@@ -53,13 +53,14 @@ class ChildStatus:
 def madvise(
     memory: mmap.mmap, advice: int, start: int = 0, size: int | None = None
 ) -> Operation[None]:
-    """Say how *memory*, from *start* (a multiple of the page size) on, will be used.
+    """Tell the kernel how a part of *memory* will be used, like `mmap.mmap.madvise`.
 
-    *advice*: `mmap.MADV_WILLNEED`, `mmap.MADV_DONTNEED`, ...: as `mmap.mmap.madvise`.
+    The part begins at *start*, a multiple of the page size. *advice*: `mmap.MADV_WILLNEED`,
+    `mmap.MADV_DONTNEED`, ...
 
     Completes with: nothing.
-    Fails with: ``EINVAL``, ``ENOMEM``, ...: see madvise(2); on older kernels for 4 GiB
-      or more.
+    Fails with: ``EINVAL``, ``ENOMEM``, ...: see madvise(2); on older kernels also for 4 GiB or
+      more.
     If cancelled: it still completes.
     Since: Linux 5.6. Source: io_uring_prep_madvise64(3), madvise(2).
     """
@@ -84,15 +85,15 @@ def futex_wait(
 ) -> Operation[None]:
     """Wait until *futex*, 4 aligned bytes that hold *value*, is woken.
 
-    With *private*, only by this process; otherwise the bytes may be in shared memory.
+    With *private*, only this process can wake it. Otherwise the bytes may be in shared memory.
 
-    Completes with: nothing. The value may not have changed: look again.
-    Fails with: ``EAGAIN`` if it does not hold *value* (any more); ``EINVAL`` if not aligned.
+    Completes with: nothing. The value may not have changed, so check it.
+    Fails with: ``EAGAIN`` if *futex* does not hold *value*; ``EINVAL`` if it is not aligned.
     If cancelled: nothing happened.
     Since: Linux 6.7. Source: io_uring_prep_futex_wait(3), futex(2).
     """
     pin = _pin_futex(futex)
-    # The kernel takes the flags where an fd stands elsewhere.
+    # The field fd has the flags.
     return Operation(
         Opcode.FUTEX_WAIT,
         nothing,
@@ -108,9 +109,9 @@ def futex_wait(
 def futex_waitv(futexes: Sequence[tuple[Buffer, int]], *, private: bool = False) -> Operation[int]:
     """Wait until one of *futexes*, each with the value that it holds, is woken.
 
-    Completes with: the index of one that was woken.
-    Fails with: ``EAGAIN`` if one does not hold its value (any more); ``EINVAL`` for none, for
-      more than 128, or if one is not aligned.
+    Completes with: the index of a futex that was woken.
+    Fails with: ``EAGAIN`` if a futex does not hold its value; ``EINVAL`` if there are none or more
+      than 128, or if one is not aligned.
     If cancelled: nothing happened.
     Since: Linux 6.7. Source: io_uring_prep_futex_waitv(3), futex_waitv(2).
     """
@@ -132,10 +133,10 @@ def futex_wake(
     *,
     private: bool = False,
 ) -> Operation[int]:
-    """Wake at most *wake_max* of those who wait for *futex* with a *mask* that meets this one.
+    """Wake at most *wake_max* waiters of *futex* whose mask has a bit in common with *mask*.
 
-    Completes with: how many were woken.
-    Fails with: ``EINVAL`` if not aligned.
+    Completes with: the number of waiters that were woken.
+    Fails with: ``EINVAL`` if *futex* is not aligned.
     If cancelled: it still completes.
     Since: Linux 6.7. Source: io_uring_prep_futex_wake(3), futex(2).
     """
@@ -154,14 +155,15 @@ def futex_wake(
 
 
 def waitid(id_type: int, id: int, options: int) -> Operation[ChildStatus | None]:
-    """Wait until a child changes state; *id_type*: `os.P_PID`, `os.P_PIDFD`, `os.P_ALL`, ...
+    """Wait until a child process changes state.
 
-    *options*: `os.WEXITED`, `os.WSTOPPED`, `os.WCONTINUED`; `os.WNOHANG`: do not wait;
-    `os.WNOWAIT`: let the child be waited for again.
+    *id_type*: `os.P_PID`, `os.P_PIDFD`, `os.P_ALL`, ... *options*: `os.WEXITED`, `os.WSTOPPED`,
+    `os.WCONTINUED`, `os.WNOHANG` (do not wait), `os.WNOWAIT` (leave the child in a state in which
+    it can be waited for again).
 
-    Completes with: the child's status; None if there is none yet, with `os.WNOHANG`.
-    Fails with: ``ECHILD``; ``EINVAL``: see waitid(2).
-    If cancelled: no child was waited for.
+    Completes with: the child's status; with `os.WNOHANG`, None if no child has changed state.
+    Fails with: ``ECHILD``, ``EINVAL``: see waitid(2).
+    If cancelled: no child was reaped.
     Since: Linux 6.7. Source: io_uring_prep_waitid(3), waitid(2).
     """
     info = bytearray(_SIGINFO_SIZE)
@@ -184,16 +186,16 @@ def waitid(id_type: int, id: int, options: int) -> Operation[ChildStatus | None]
 
 
 def epoll_ctl(epoll_fd: int, command: int, fd: int, events: int = 0) -> Operation[None]:
-    """Add (*command* 1) *fd* to an epoll, remove it (2), or change (3) its *events*.
+    """Add *fd* to an epoll, remove it, or change its *events*.
 
-    Works together with `select.epoll`.
+    *command*: 1 to add, 2 to remove, 3 to change. *epoll_fd* can be that of a `select.epoll`.
 
     Completes with: nothing.
     Fails with: ``EEXIST``, ``ENOENT``, ``EPERM`` for a regular file, ...: see epoll_ctl(2).
     If cancelled: it still completes.
     Since: Linux 5.6. Source: io_uring_prep_epoll_ctl(3), epoll_ctl(2).
     """
-    # The command travels in len and the fd in off.
+    # The field len has the command, and off has the fd.
     return Operation(
         Opcode.EPOLL_CTL,
         nothing,
@@ -208,9 +210,9 @@ def epoll_ctl(epoll_fd: int, command: int, fd: int, events: int = 0) -> Operatio
 def epoll_wait(epoll_fd: int, events_max: int) -> Operation[list[tuple[int, int]]]:
     """Wait until at least one fd in an epoll is ready.
 
-    Completes with: ``(fd, events)`` for at most *events_max*, as `select.epoll.poll`.
+    Completes with: ``(fd, events)`` for at most *events_max* fds, as `select.epoll.poll`.
     Fails with: ``EBADF``, ``EINVAL``: see epoll_wait(2).
-    If cancelled: nothing is lost.
+    If cancelled: no event is lost.
     Since: Linux 6.15. Source: io_uring_prep_epoll_wait(3), epoll_wait(2).
     """
     events = bytearray(events_max * _EPOLL_EVENT.size)
