@@ -103,7 +103,7 @@ _O_PATH: Final = getattr(os, "O_PATH", 0)  # opens a path without access to the 
 
 _OPEN_FILES: Final = "/proc/self/fd"
 
-# The permissions of a new file, less the umask; as FileIO has it.
+# The permissions of a new file, before the umask is applied. The same as in `io.FileIO`.
 _MODE: Final = 0o666
 
 

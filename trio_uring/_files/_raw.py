@@ -96,7 +96,7 @@ class RingFileIO(io.FileIO):
 
     closing = False  # a task waits to close the file
     used_ring = False
-    _forks = -1  # how many there were when only we had the file
+    _forks = -1  # the number of forks when the file was last private
     _streams: bool | None = None
     _appends: bool | None = None
     _ended = False  # whether the last read reached the end of the file
@@ -476,16 +476,17 @@ class RingFileIO(io.FileIO):
     # When close(2) takes long
     # ------------------------
     #
-    # Facts. Each close(2) of a file on NFS, SMB or FUSE first sends what was written; it can
-    # take seconds, and brings the errors of those writes. The last one also ends the file: ext4
-    # then starts the write-back of a file that was replaced by truncating it. An IORING_OP_CLOSE
-    # in a kernel's worker completes before that: the worker lets go of the file when it is idle
-    # (Linux 6.18: __fput is its task work). Until then the file cannot be executed (ETXTBSY), nor
-    # its file system unmounted. A read or write in a worker may hold the file for a moment after it
-    # completed, until the next io_uring_enter (DEFER_TASKRUN): one in 2,000 files of 1000 bytes.
+    # Facts. Each close(2) of a file on NFS, SMB or FUSE first sends what was written. It can take
+    # seconds, and reports the errors of those writes. The last close also releases the file: ext4
+    # then starts the write-back of a file that was truncated and rewritten. An IORING_OP_CLOSE in a
+    # kernel worker completes before that: the worker releases the file when it is idle (Linux
+    # 6.18: __fput is its task work). Until then the file cannot be executed (ETXTBSY), and its file
+    # system cannot be unmounted. A read or write in a worker may hold the file for a moment after
+    # it completed, until the next io_uring_enter (DEFER_TASKRUN): one in 2,000 files of 1000 bytes.
     #
-    # What does this mean for us? A file with a server is closed in a thread, and a file that much
-    # was written to. The others are closed at once, with an io_uring_enter if they used the ring.
+    # What does this mean for us? A file on such a file system is closed in a thread, and so is a
+    # file to which much was written. All others are closed directly. If they used the ring, an
+    # io_uring_enter follows.
 
     def close(self) -> None:
         """See `io.IOBase.close`."""
@@ -496,7 +497,7 @@ class RingFileIO(io.FileIO):
             if self._written > IN_WORKER_MIN or self.file_system is FileSystem.SERVER:
                 bridge.call_in_thread(partial(_file_io.close, self))
         finally:
-            _file_io.close(self)  # if there was no thread
+            _file_io.close(self)  # does nothing if the thread has closed it
             if self.used_ring:
                 bridge.manager.ring.flush()
         return None
