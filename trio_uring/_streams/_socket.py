@@ -234,7 +234,11 @@ class UringSocket(TrioSocket):
         Trio's method, protected against Ctrl-C between the system call and making the socket, which
         would lose the fd.
         """
-        return await super().accept()
+        connection, address = await super().accept()
+        if isinstance(connection, UringSocket):
+            self.is_stream = self.is_stream or self.type == stdlib_socket.SOCK_STREAM
+            connection.is_stream = self.is_stream
+        return connection, address
 
     def stream_connection(self, fd: int) -> UringSocket:
         """Return a socket for *fd*, a non-blocking connection that this stream listener accepted.
