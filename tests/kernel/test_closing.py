@@ -131,7 +131,7 @@ async def test_closing_what_nothing_waits_for_enters_nothing() -> None:
             assert ring.enters == enters
             assert theirs.recv(10) == b""
 
-        await driven(other.send(b"x"), parked=close)
+        await driven(other.sendmsg([b"x"]), parked=close)
 
 
 DATAGRAM_RECEIVES: Final[list[Callable[[trio.socket.SocketType], Awaitable[object]]]] = [
