@@ -16,14 +16,11 @@ The public names:
 * `trio_uring.lowlevel` has the operations themselves.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
 from . import _anyio_finder
 from ._batch import perform_many as perform_many
-from ._channels import (
-    RingReceiveChannel as RingReceiveChannel,
-    RingSendChannel as RingSendChannel,
-    open_ring_channel as open_ring_channel,
-    serve_threads as serve_threads,
-)
 from ._config import RingConfig as RingConfig, SQPoll as SQPoll
 from ._errors import (
     ForkedRingError as ForkedRingError,
@@ -41,13 +38,6 @@ from ._files import (
     open_positional as open_positional,
     write_file as write_file,
 )
-from ._multishot import (
-    MultishotListener as MultishotListener,
-    ReceivedLease as ReceivedLease,
-    ReceivedLeases as ReceivedLeases,
-    accept_many as accept_many,
-    receive_many as receive_many,
-)
 from ._operations import Linked as Linked, linked as linked
 from ._run import (
     install as install,
@@ -55,15 +45,105 @@ from ._run import (
     start_guest_run as start_guest_run,
     uninstall as uninstall,
 )
-from ._transfers import (
-    ReceiveProgress as ReceiveProgress,
-    RelayProgress as RelayProgress,
-    SendProgress as SendProgress,
-    ZeroCopyProgress as ZeroCopyProgress,
-    receive_file as receive_file,
-    relay as relay,
-    send_file as send_file,
-    send_zerocopy as send_zerocopy,
-)
+
+if TYPE_CHECKING:
+    from ._channels import (
+        RingReceiveChannel as RingReceiveChannel,
+        RingSendChannel as RingSendChannel,
+        open_ring_channel as open_ring_channel,
+        serve_threads as serve_threads,
+    )
+    from ._multishot import (
+        MultishotListener as MultishotListener,
+        ReceivedLease as ReceivedLease,
+        ReceivedLeases as ReceivedLeases,
+        accept_many as accept_many,
+        receive_many as receive_many,
+    )
+    from ._transfers import (
+        ReceiveProgress as ReceiveProgress,
+        RelayProgress as RelayProgress,
+        SendProgress as SendProgress,
+        ZeroCopyProgress as ZeroCopyProgress,
+        receive_file as receive_file,
+        relay as relay,
+        send_file as send_file,
+        send_zerocopy as send_zerocopy,
+    )
+
+__all__ = [
+    "BufferLease",
+    "DirectFile",
+    "ForkedRingError",
+    "IncompatibleTrioError",
+    "Linked",
+    "MultishotListener",
+    "OperationCancelledError",
+    "PositionalFile",
+    "ReceiveProgress",
+    "ReceivedLease",
+    "ReceivedLeases",
+    "RegisteredBuffers",
+    "RelayProgress",
+    "RingConfig",
+    "RingReceiveChannel",
+    "RingSendChannel",
+    "RingUnavailableError",
+    "SQPoll",
+    "SendProgress",
+    "UnsupportedOpcodeError",
+    "ZeroCopyProgress",
+    "accept_many",
+    "install",
+    "linked",
+    "open_direct",
+    "open_positional",
+    "open_ring_channel",
+    "perform_many",
+    "receive_file",
+    "receive_many",
+    "relay",
+    "run",
+    "send_file",
+    "send_zerocopy",
+    "serve_threads",
+    "start_guest_run",
+    "uninstall",
+    "write_file",
+]
+
+# These are imported on first use: they take a quarter of the time, and most programs use none.
+_ON_FIRST_USE: Final = {
+    "RingReceiveChannel": "._channels",
+    "RingSendChannel": "._channels",
+    "open_ring_channel": "._channels",
+    "serve_threads": "._channels",
+    "MultishotListener": "._multishot",
+    "ReceivedLease": "._multishot",
+    "ReceivedLeases": "._multishot",
+    "accept_many": "._multishot",
+    "receive_many": "._multishot",
+    "ReceiveProgress": "._transfers",
+    "RelayProgress": "._transfers",
+    "SendProgress": "._transfers",
+    "ZeroCopyProgress": "._transfers",
+    "receive_file": "._transfers",
+    "relay": "._transfers",
+    "send_file": "._transfers",
+    "send_zerocopy": "._transfers",
+}
+
+if not TYPE_CHECKING:  # a type checker would believe that there is every name
+
+    def __getattr__(name: str) -> object:
+        module = _ON_FIRST_USE.get(name)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(module, __name__), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 _anyio_finder.install()
