@@ -123,11 +123,13 @@ def set_step(step: Step) -> str:
         if hashlib.sha256(source.encode()).hexdigest() not in _READ[function]:
             return f"{function.__qualname__} of Trio {trio.__version__} is not one that was read"
     code, source = _LOOP.__code__, sources[_LOOP]
-    if not _are_alike(_compiled(ast.parse(source), code), code):
+    # Empty lines in front, for the line numbers.
+    tree = ast.parse("\n" * (code.co_firstlineno - 1) + source)
+    if not _are_alike(_compiled(tree, code), code):
         return "Trio's loop is not what its source says"
     setattr(_run, _NAME, step)
     scope: dict[str, Callable[..., object]] = {}
-    exec(_compiled(_with_step(ast.parse(source)), code), _run.__dict__, scope)
+    exec(_compiled(_with_step(tree), code), _run.__dict__, scope)
     setattr(_run, _LOOP.__name__, scope[_LOOP.__name__])
     return ""
 
@@ -148,9 +150,9 @@ def _with_step(tree: ast.Module) -> ast.Module:
 
 
 def _compiled(tree: ast.Module, code: types.CodeType) -> types.CodeType:
-    """Compile *tree* with the file name and line numbers of *code*."""
+    """Compile *tree* with the file name of *code*."""
     compiled: types.CodeType = compile(
-        ast.increment_lineno(tree, code.co_firstlineno - 1),
+        tree,
         code.co_filename,
         "exec",
         flags=__future__.annotations.compiler_flag,
