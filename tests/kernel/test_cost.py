@@ -40,7 +40,7 @@ COSTS: Final = {
         "socket_echo": Cost((40, 41, 39, 39), 4.0, 0),
         "accept": Cost((266, 271, 261, 261), 1.0, 0),
         "cached_read": Cost((64, 66, 62, 62), 0.0, 0),
-        "path_stat": Cost((46, 47, 45, 45), 0.0, 0),
+        "path_stat": Cost((45, 46, 44, 44), 0.0, 0),
         "empty_turn": Cost((20, 21, 19, 19), 0.0, 0),
     },
     "python": {
@@ -48,7 +48,7 @@ COSTS: Final = {
         "socket_echo": Cost((132, 134, 130, 130), 2.0, 0),
         "accept": Cost((278, 283, 273, 273), 1.0, 0),
         "cached_read": Cost((78, 80, 76, 76), 0.0, 0),
-        "path_stat": Cost((53, 54, 52, 52), 0.0, 0),
+        "path_stat": Cost((52, 53, 51, 51), 0.0, 0),
         "empty_turn": Cost((27, 28, 26, 26), 0.0, 0),
     },
 }
