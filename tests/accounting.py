@@ -1,4 +1,4 @@
-"""What went in must have come out: counts of rounds, bytes and file descriptors."""
+"""Counters of rounds, bytes and fds, to check that what went in has come out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 class Rounds:
     """How the rounds of a race ended.
 
-    *cancelled*: the operation did nothing. *completed*: it had its result before anyone asked
-    to cancel it. *late*: the cancel was asked for, and the result came first all the same.
+    *cancelled*: the operation did nothing. *completed*: it had its result before the cancellation
+    was requested. *late*: the cancellation was requested, but the result came first.
     """
 
     ENDINGS = ("cancelled", "completed", "late")
@@ -25,7 +25,7 @@ class Rounds:
         self._endings[ending] += 1
 
     def check(self) -> None:
-        """Fail if an ending never occurred: then that race was not tried."""
+        """Fail if one of the endings never occurred, as that race was then not tested."""
         assert all(self._endings[ending] for ending in self.ENDINGS), str(self)
 
     def __getitem__(self, ending: str) -> int:
@@ -37,7 +37,7 @@ class Rounds:
 
 
 def open_fds() -> dict[int, str]:
-    """Return the open fds of this process, each with what it refers to."""
+    """Return the open fds of this process, and the file that each refers to."""
     fds: dict[int, str] = {}
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # the directory itself, while it was read
@@ -46,7 +46,7 @@ def open_fds() -> dict[int, str]:
 
 
 class ByteLedger:
-    """A stream of numbered bytes: every one must arrive, once, and in order."""
+    """A stream of numbered bytes, each of which must arrive once and in order."""
 
     def __init__(self) -> None:
         self._sent = 0
@@ -69,7 +69,7 @@ class ByteLedger:
 
     @property
     def missing(self) -> int:
-        """How many bytes were sent and have not arrived."""
+        """The number of bytes that were sent and have not arrived."""
         return self._sent - self._received
 
 

@@ -1,4 +1,4 @@
-"""Run something in another thread, in a forked child, or in a Python of its own."""
+"""Run something in another thread, in a forked child, or in a new Python process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TESTS = Path(__file__).parent
 
 
 def in_thread(function: Callable[[], T]) -> T:
-    """Run *function* in a thread of its own; return what it returns, raise what it raises."""
+    """Run *function* in a new thread. Return its result, or raise its exception."""
     returned: list[T] = []
     raised: list[BaseException] = []
 
@@ -65,7 +65,7 @@ def in_child(function: Callable[[], object]) -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this process's variables without what Trio and we read, but for the engine."""
+    """Return the environment, without the variables that Trio or we read except the engine's."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -79,7 +79,7 @@ def run_python(
     options: tuple[str, ...] = ("-X", "dev", "-W", "error"),
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run *code* in a new Python, strictly, and with what *environment* adds; return how it went.
+    """Run *code* in a new Python with strict checks and *environment* added. Return the result.
 
     It can import the tests' helpers. *arguments* are in its ``sys.argv``.
     """
@@ -96,6 +96,6 @@ def run_python(
 
 
 def output_of(result: subprocess.CompletedProcess[str]) -> list[str]:
-    """Return the lines that a child printed; it must have ended well, and complained of nothing."""
+    """Return the lines that a child printed. It must have succeeded, and printed no warnings."""
     assert (result.returncode, result.stderr) == (0, ""), result.stderr + result.stdout
     return result.stdout.splitlines()

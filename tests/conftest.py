@@ -1,4 +1,4 @@
-"""Async tests run on a ring; where the kernel gives none they are skipped, but in CI they fail."""
+"""Runs async tests on a ring. If there is none, they are skipped, or in CI fail."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _why_no_ring() -> str:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a ring where there is none; a CI without one would prove nothing."""
+    """Skip tests that need a ring if there is none. In CI, fail them instead."""
     needs_ring = not RING_TESTS.isdisjoint([item.path, *item.path.parents]) or _is_async(item)
     if needs_ring and (reason := _why_no_ring()):
         if os.environ.get("CI"):
@@ -68,7 +68,7 @@ def _is_async(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run an async test on a ring, with the clock among its fixtures, if there is one."""
+    """Run an async test on a ring, with a clock if one of its fixtures is a clock."""
     if not _is_async(pyfuncitem):
         return None
     names = inspect.signature(pyfuncitem.obj).parameters
@@ -86,7 +86,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 async def _checking_the_ring(test: Callable[[], Awaitable[None]]) -> None:
-    assert on_ring()  # TRIO_URING=off in the environment would win
+    assert on_ring()  # not if TRIO_URING=off is in the environment
     await test()
 
 
@@ -95,7 +95,7 @@ async def _checking_the_ring(test: Callable[[], Awaitable[None]]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_timeout_set_timer(item: pytest.Item) -> Generator[None, object, object]:
-    """Have a test that hangs fail alone, with the stacks of its tasks."""
+    """Make only the test that hangs fail, with the stacks of its tasks."""
     result = yield
     cancel_run_first(item)
     return result
@@ -103,7 +103,7 @@ def pytest_timeout_set_timer(item: pytest.Item) -> Generator[None, object, objec
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Fail a test that hung, whatever it says itself."""
+    """Fail a test that hung, whatever its own result."""
     with fails_if_it_hung(item):
         return (yield)
 
@@ -136,7 +136,7 @@ def rounds(request: pytest.FixtureRequest) -> Iterator[Rounds]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember whether a test passed: a race that was broken off proves nothing."""
+    """Store whether a test passed, because the rounds of a failed test are not checked."""
     report = yield
     if call.when == "call":
         item.stash[_passed] = report.passed
@@ -144,7 +144,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the races came to."""
+    """Print how the rounds of races ended."""
     if reports := terminalreporter.config.stash[_reports]:
         terminalreporter.section("races")
         for line in reports:

@@ -1,7 +1,7 @@
-"""The same scenario on plain Trio and on a ring: what each call comes to must be the same.
+"""Runs a scenario on plain Trio and on a ring, and compares the outcomes of all calls.
 
-Three ways: Trio as if this package were not there; with its classes in place, but in a run
-without a ring; and on a ring.
+There are three ways to run it: plain Trio, without this package's patches; with the patches, in a
+run without a ring; and on a ring.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ Entry = tuple[str, object]
 
 
 class Log:
-    """What a scenario did, call by call, in terms that do not depend on the run."""
+    """The calls of a scenario and their outcomes, in terms that do not depend on the run."""
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self._names: dict[str, str] = {}
 
     def name(self, value: object, name: str) -> None:
-        """From now on write *name* for *value*, such as a port that the kernel chose."""
+        """Log *value* as *name* from now on, such as a port that the kernel chose."""
         self._names[repr(value)] = name
 
     def note(self, what: str, value: object) -> None:
-        """Write down something that is no call."""
+        """Log something that is not a call."""
         self.entries.append((what, self._described(value)))
 
     async def call(self, what: str, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Make a call, and write down what came of it; returns its value, or None.
+        """Make a call, log its outcome, and return its value, or None.
 
-        A call that waits is cancelled, and what comes of it is that it waits.
+        A call that waits is cancelled, and its outcome is that it waits.
         """
         found: list[object] = []
         values: list[Any] = []
@@ -107,7 +107,7 @@ class Log:
 
 
 def run_in(way: str, scenario: Callable[[Log], Awaitable[None]]) -> list[Entry]:
-    """Run *scenario* in one of the `WAYS`; return its log."""
+    """Run *scenario* in one of the `WAYS`, and return its log."""
     log = Log()
     if way == "ring":
         trio_uring.run(scenario, log, ring=RingConfig(require=True))
@@ -138,7 +138,7 @@ def _without_us() -> Iterator[None]:
 
 
 def check_same(scenario: Callable[[Log], Awaitable[None]]) -> None:
-    """Fail if *scenario* comes to something else on a ring than on plain Trio."""
+    """Fail if *scenario* has other outcomes on a ring than on plain Trio."""
     logs = {way: run_in(way, scenario) for way in ("ring", "unused", "plain")}
     for way in ("unused", "ring"):
         differences = [

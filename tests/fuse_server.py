@@ -1,7 +1,8 @@
-"""A file system whose server needs our event loop for each answer, spoken to over ``/dev/fuse``.
+"""A FUSE file system whose server needs the event loop of the test for each answer.
 
-As a program is that serves a file system and uses it, too. If the loop waits for an answer, none
-comes; the server then notes it, and answers all the same. Needs the right to mount, and no package.
+Like a program that both serves a file system and uses it. If the loop blocks until an answer, the
+server notes this, and answers nevertheless. It uses ``/dev/fuse`` directly, and needs the right to
+mount.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Request(IntEnum):
-    """The requests of linux/fuse.h that are answered here."""
+    """The FUSE requests that the server answers."""
 
     LOOKUP = 1
     FORGET = 2
@@ -91,7 +92,7 @@ class FuseServer:
         self.names[name.encode()] = node
 
     def need_this_loop(self) -> trio.Path:
-        """From now on, answer only after the event loop that calls this has done something.
+        """From now on, answer only after the event loop that calls this has run a callback.
 
         Returns:
           The directory.
@@ -100,7 +101,7 @@ class FuseServer:
         return trio.Path(os.fsdecode(self._directory))
 
     def close(self) -> None:
-        """Unmount; to be called where nothing uses it any more."""
+        """Unmount. To be called when nothing uses the file system."""
         self._token = None
         self._libc.umount2(self._directory, _MNT_DETACH)
         self._thread.join()

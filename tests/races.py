@@ -1,7 +1,7 @@
-"""Races between an operation and its cancel, with the order of events forced.
+"""Races between an operation and its cancellation, with a forced order of events.
 
-Under ``DEFER_TASKRUN`` the kernel works for us only inside our own calls of io_uring_enter, so
-most orders can be forced: between two turns of the loop nothing moves but what the test does.
+Under ``DEFER_TASKRUN`` the kernel does its work only inside our calls of io_uring_enter. So the
+test can force most orders: between two loop iterations, only the test itself acts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Order(Enum):
-    """What happens in which order. *Ready*: what the operation waits for is there."""
+    """The order of events. *Ready* is the event that the operation waits for."""
 
     NEVER_READY = "the operation waits; it is cancelled"
     ONE_ENTER = "one enter submits the operation and its cancel; it is not ready"
@@ -54,7 +54,7 @@ _NOT_CANCELLED_FROM_OUTSIDE: Final = (Order.READY_SEEN, Order.NO_CANCEL)
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Let no file grow beyond *size* bytes."""
+    """Limit the size of files to *size* bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -78,7 +78,7 @@ def current_files() -> FilesRun:
 
 
 class Outcome(Generic[T]):
-    """How one round ended: with a value, with an exception of the operation, or cancelled."""
+    """How a round ended: with a value, with an exception of the operation, or cancelled."""
 
     def __init__(self) -> None:
         self.ending = ""
@@ -146,7 +146,7 @@ async def race(
 
 
 def every_order(count: int) -> list[Order]:
-    """Return *count* orders, each as often as the others."""
+    """Return *count* orders, with the same number of each."""
     return list(itertools.islice(itertools.cycle(Order), count))
 
 
@@ -172,11 +172,11 @@ def driven(
     parked: Callable[[], object] = _nothing,
     woken: Callable[[], object] = _nothing,
 ) -> Generator[Any, Any, T]:
-    """Await; call *parked* before Trio learns that it first parks, and *woken* at each wake.
+    """Await a coroutine. Call *parked* before Trio sees its first park, and *woken* at each wake.
 
-    A scope that is cancelled before Trio learns of the park has Trio abort at once, which is
-    how the cancel comes into the same enter as the operation. What happens at a wake comes
-    between the completion and its result.
+    If a scope is cancelled before Trio sees the park, Trio aborts at once, so that the cancellation
+    is submitted in the same enter as the operation. *woken* is called between the completion and
+    the return of its result.
     """
     steps = awaitable.__await__()
     try:

@@ -1,10 +1,9 @@
-"""A `Ring` without a kernel: it answers late, out of order, short, cancelled, or not yet.
+"""A simulated `Ring`, without a kernel. Its results may be late, short, cancelled or out of order.
 
-`SimulatedKernel` plays the kernel for the one ring that a manager opens. What it could do in one
-way or another it decides by a `random.Random`. It knows files and the operations on them, and
-fails where a manager does what it never may: letting go of memory that an operation in flight
-points to, leaving an SQE behind that would act on the next file with an fd, using a user_data
-twice, sleeping while it holds work back.
+`SimulatedKernel` takes the place of the kernel for the one ring that a manager opens. A
+`random.Random` makes its choices. It has files and the operations on them. It fails if a manager
+makes an error: if it releases memory that an operation in flight points to, leaves an SQE that
+would act on the next file with the same fd, uses a user_data twice, or sleeps without submitting.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Sqe:
 
 @dataclass
 class File:
-    """Something with an fd: what can be received from it, and how much can be sent to it."""
+    """A file with an fd: the data that can be received, and how much can be sent."""
 
     fd: int
     incoming: bytearray = field(default_factory=bytearray)
@@ -76,7 +75,7 @@ class InKernel:
 
 
 class SimulatedBuffers:
-    """A group of provided buffers, as `BufferPool` is one."""
+    """A buffer group, like `BufferPool`."""
 
     group = 0
 
@@ -87,18 +86,18 @@ class SimulatedBuffers:
         self.memory = [b""] * count
 
     def take(self, res: int, flags: int) -> bytes:
-        """Copy out what a completion received, and give its buffer back."""
+        """Return a copy of the data of a completion, and return its buffer to the group."""
         data = self.memory[flags >> CQE_BUFFER_SHIFT]
         assert len(data) == res
         self.give_back(flags)
         return data
 
     def failed(self, _res: int, flags: int) -> None:
-        """Give the buffer of a completion that failed back, if it has one."""
+        """Return the buffer of a failed completion to the group, if it has one."""
         self.give_back(flags)
 
     def give_back(self, flags: int) -> None:
-        """Give the buffer of a completion back, if it has one."""
+        """Return the buffer of a completion to the group, if it has one."""
         if flags & _F_BUFFER:
             number = flags >> CQE_BUFFER_SHIFT
             assert number not in self.free
@@ -106,14 +105,14 @@ class SimulatedBuffers:
 
 
 class SimulatedKernel:
-    """Decides, by *random*, what happens to the operations of one ring.
+    """Decides at random what happens to the operations of one ring.
 
     Args:
-      random: What it asks whenever it could do one thing or another.
-      entries: Places in the SQ.
-      completion_entries: Places in the CQ. What does not fit overflows; and while something
-        has, no SQE is taken, as before Linux 5.19.
-      reap_max: The most completions that one turn returns.
+      random: Makes all choices.
+      entries: The size of the SQ.
+      completion_entries: The size of the CQ. Further completions overflow. While there are any, no
+        SQE is taken, as before Linux 5.19.
+      reap_max: The maximum number of completions that one call returns.
     """
 
     def __init__(
@@ -152,7 +151,7 @@ class SimulatedKernel:
         return self.files[fd]
 
     def close(self, fd: int) -> None:
-        """Close a file. From now on its fd may be another's."""
+        """Close a file. From now on another file may get its fd."""
         del self.files[fd]
         for operation, _ in self.pushed:
             assert operation.fd != fd, "an SQE would act on the next file with this fd"
@@ -207,7 +206,7 @@ class SimulatedKernel:
     # ---- Completion ------------------------------------------------------------------------
 
     def post(self, user_data: int, res: int, flags: int = 0) -> None:
-        """Put a completion in the CQ, or in line for it."""
+        """Put a completion into the CQ, or into the overflow list."""
         full = self.overflow or len(self.completions) >= self.completion_entries
         (self.overflow if full else self.completions).append((user_data, res, flags))
 
@@ -295,14 +294,14 @@ class SimulatedKernel:
         self._shoot(taken, fd)
 
     def _shoot(self, taken: InKernel, res: int, flags: int = 0) -> None:
-        """Complete; a multishot operation mostly goes on."""
+        """Post a completion. A multishot operation usually goes on."""
         if taken.operation.on_cqe_more is not None and self.random.random() < 0.7:
             self.post(taken.user_data, res, flags | _F_MORE)
         else:
             self._end(taken, res, flags)
 
     def check_pins(self) -> None:
-        """Fail if memory that an operation points to could move."""
+        """Fail if the memory of an operation in flight could move."""
         taken = [each.operation for each in self.in_flight.values()]
         for operation in (*taken, *(pushed for pushed, _ in self.pushed)):
             if id(operation) in self.pinned:
@@ -326,7 +325,7 @@ def _memory(sqe: Sqe) -> Any:
 
 
 class SimulatedRing:
-    """Stands for `Ring`, on a `SimulatedKernel`."""
+    """Replaces `Ring`, on a `SimulatedKernel`."""
 
     setup_flags = SetupFlag(0)
     features = FeatureFlag(0)

@@ -19,7 +19,7 @@ LINES_MAX = 60
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """Run *command* until it ends well; return what it printed."""
+    """Run *command*, which must succeed, and return its output."""
     result = subprocess.run(
         [sys.executable, "-W", "error", *map(str, command)],
         cwd=cwd,
@@ -46,7 +46,7 @@ def test_examples_are_short(example: Path) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_example(example: Path, tmp_path: Path) -> None:
-    """Each has a demonstration that ends by itself, and works with and without the launcher."""
+    """Each example has a demonstration that ends, and works with and without the launcher."""
     assert run("-m", "trio_uring", example, "--demo", cwd=tmp_path)
     assert run(example, "--demo", cwd=tmp_path)
 
@@ -59,7 +59,7 @@ def test_readme(block: str, tmp_path: Path) -> None:
 
 
 def test_what_the_readme_shows() -> None:
-    """Its first command runs in the checkout, whose `trio_uring` has no compiled module."""
+    """The README's first command runs in the checkout, whose package isn't compiled."""
     [command] = re.findall(r"^pip install \. && python (-m trio_uring .*)$", README, re.MULTILINE)
     shown = run("-B", *command.split(), cwd=ROOT)
     assert re.match(r"10 clients had 100 messages each echoed, on io_uring\.\n", shown)

@@ -1,6 +1,6 @@
 """The rules of this code base that a program can check.
 
-The layers, who may import whom, are import-linter's: see pyproject.toml.
+import-linter checks which modules may import which: see pyproject.toml.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def private_of_trio(node: ast.AST) -> bool:
 
 @dataclass(frozen=True)
 class Border:
-    """Something that is crossed in few places, and so is easy to find and to change."""
+    """Names that only a few files may use, so that their uses are easy to find and to change."""
 
     what: str
     uses: Callable[[ast.AST], bool]
@@ -199,7 +199,7 @@ def docstrings(tree: ast.Module) -> set[int]:
 
 
 def errno_out_of_comparisons(tree: ast.Module) -> Problems:
-    """Only _errors.py turns a negative errno into something; others compare."""
+    """Only _errors.py makes exceptions from a negative errno. Other files only compare it."""
     compared = {
         id(node)
         for comparison in ast.walk(tree)
@@ -248,7 +248,7 @@ class Declaration:
 
 
 class Names:
-    """What is declared, and where which word is used. Files are named by their path in ROOT."""
+    """All declarations, and the files in which each word occurs, as paths relative to ROOT."""
 
     def __init__(self) -> None:
         self.declared: list[Declaration] = []
@@ -281,7 +281,7 @@ class Names:
                 self._used[word].append((file, 0))
 
     def unused(self) -> Iterator[Declaration]:
-        """Yield the declarations that are named nowhere but in their own lines."""
+        """Yield the declarations whose names occur only in their own lines."""
         for each in self.declared:
             own = range(each.first, each.last + 1)
             uses = self._used[each.name]
@@ -290,12 +290,12 @@ class Names:
 
 
 def is_test(file: str) -> bool:
-    """Tell what pytest or a type checker reads from what other tests use."""
+    """Return whether pytest or a type checker reads *file*, rather than other tests import it."""
     return Path(file).name.startswith("test_") or file.startswith("tests/typing/")
 
 
 def python_declarations(body: list[ast.stmt], file: str) -> Iterator[Declaration]:
-    """Yield functions, classes, methods, and the names of a module."""
+    """Yield the functions, classes, methods and names of a module."""
     for node in body:
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef():
@@ -376,7 +376,7 @@ def c_declarations(text: str, file: str) -> Iterator[Declaration]:
 
 
 def blank(match: re.Match[str]) -> str:
-    """Return an empty text of as many lines."""
+    """Return an empty text with the same number of lines."""
     return "\n" * match[0].count("\n")
 
 
@@ -405,7 +405,7 @@ CALLED_BY_ASYNCIO = {"connection_made", "datagram_received"}
 
 
 def prose(text: str, suffix: str) -> Problems:
-    """Yield the lines of a file that are for people: comments and docstrings, or a whole page."""
+    """Yield the prose of a file: its comments and docstrings, or a whole page."""
     if suffix == ".py":
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type == tokenize.COMMENT:
@@ -422,7 +422,7 @@ def prose(text: str, suffix: str) -> Problems:
 
 
 def stale_references(text: str, suffix: str, files: list[str]) -> Problems:
-    """Yield references to none of *files*; a reference may leave out the first directories."""
+    """Yield references to files that are not in *files*. They may omit the first directories."""
     known = "\n".join(["", *(f"/{file}" for file in files), ""])
     for line, words in prose(text, suffix):
         for name in FILE_NAME.findall(words):

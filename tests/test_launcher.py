@@ -1,6 +1,6 @@
-"""``python -m trio_uring``: programs run as they do without it, but on io_uring; the doctor.
+"""``python -m trio_uring``: programs run as without it, but on io_uring. And the doctor.
 
-Each test starts Pythons of its own, with the installed package.
+Each test starts new Python processes, with the installed package.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def ring() -> None:
-    """Skip where there is no ring, except in CI, where that would prove nothing."""
+    """Skip if there is no ring. In CI, fail instead."""
     try:
         probe(RingConfig())
     except RingUnavailableError as exc:
@@ -113,7 +113,7 @@ def write(path: Path, code: str) -> Path:
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
-    """Make the same program in each form in which Python takes one; return their directory."""
+    """Make the same program in each form that Python accepts, and return their directory."""
     write(tmp_path / "sub" / "program.py", f'"""Its docstring."""\n{LOOK_AROUND}')
     (tmp_path / "link.py").symlink_to("sub/program.py")
     write(tmp_path / "package" / "__init__.py", "")
@@ -280,7 +280,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 def without_io_uring(
     *arguments: str, cwd: Path, status: int | None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Launch where the kernel refuses io_uring."""
+    """Start the launcher on a kernel that refuses io_uring."""
     seccomp = write(cwd / "seccomp.py", WITHOUT_IO_URING)
     return run(
         *LAUNCHER[:1], seccomp, *LAUNCHER[1:], *arguments, cwd=cwd, status=status, **variables
@@ -383,7 +383,7 @@ async def app(scope, receive, send):
 
 @contextmanager
 def hypercorn(directory: Path, workers: int, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """Serve `APP` on a free port of loopback; its output comes on one pipe."""
+    """Serve `APP` on a free port of loopback. Its output comes through one pipe."""
     write(directory / "app.py", APP)
     with subprocess.Popen(
         [
@@ -403,7 +403,7 @@ def hypercorn(directory: Path, workers: int, **variables: str) -> Iterator[subpr
 
 
 def served(process: subprocess.Popen[str], workers: int) -> tuple[int, list[dict[str, Any]]]:
-    """Read what Hypercorn says until all its workers serve; return the port, and what they are."""
+    """Read Hypercorn's output until all workers serve. Return the port and the workers."""
     assert process.stdout is not None
     reports, ports, lines = [], [], []
     while len(reports) < workers or len(ports) < workers:

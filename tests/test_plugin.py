@@ -1,4 +1,4 @@
-"""The pytest plugin, in suites of its own: each runs in a new Python, as users run theirs."""
+"""The pytest plugin, in small suites, each of which runs in a new Python process."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_failing():
 
 @pytest.fixture
 def run_suite(tmp_path: Path) -> RunSuite:
-    """Return what writes a test file, runs pytest on it with options, and returns how it went."""
+    """Return a function that writes a test file, runs pytest on it, and returns the result."""
 
     def run_suite(
         code: str, *options: str, status: int = 0, ini: str = "", **variables: str
@@ -96,7 +96,7 @@ def run_suite(tmp_path: Path) -> RunSuite:
 
 @pytest.fixture(scope="module")
 def ring() -> None:
-    """Skip where there is no ring, except in CI, where that would prove nothing."""
+    """Skip if there is no ring. In CI, fail instead."""
     try:
         probe(RingConfig())
     except RingUnavailableError as exc:
@@ -183,7 +183,7 @@ def test_pytest_trio_mode(run_suite: RunSuite) -> None:
 
 @pytest.mark.usefixtures("ring")
 def test_child_pythons_are_left_alone(run_suite: RunSuite) -> None:
-    """For those there is TRIO_URING: what a suite starts may well be what it compares with."""
+    """A suite may start plain Trio for comparison. TRIO_URING is for child processes."""
     code = """
         import subprocess, sys
 

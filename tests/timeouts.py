@@ -1,11 +1,11 @@
-"""A test that hangs fails alone: its run is cancelled before pytest-timeout fails it.
+"""Makes only the test that hangs fail: its run is cancelled before pytest-timeout fails it.
 
-pytest-timeout has two methods. ``thread`` ends the whole session, for nothing else stops a
-thread. ``signal`` raises wherever the main thread is, which for a test that hangs is Trio's loop,
-outside of every task. Trio cannot end such a run: every later test would be told that it is
-"inside a run", and operations would be in flight on memory that is freed. So we use ``signal``,
-and cancel the run of the main thread first. Its tasks end, and its ring is closed as usual.
-Trio wakes up for every signal, whatever the kernel does for the ring at the time.
+pytest-timeout has two methods. ``thread`` ends the whole session, because nothing else can stop a
+thread. ``signal`` raises an exception wherever the main thread is. If a test hangs, that is in
+Trio's loop, outside of all tasks. Trio cannot end such a run: every later test would fail because
+it is "inside a run", and operations would be in flight on freed memory. So we use ``signal``, and
+cancel the run of the main thread first. Its tasks end, and its ring is closed as usual. Trio wakes
+up for every signal, whatever the kernel does for the ring at the time.
 
 If the run does not end when it is cancelled, the signal comes again. Then it raises, and the
 session is over.
@@ -33,7 +33,7 @@ _hung = pytest.StashKey[bool]()
 
 
 def cancel_run_first(item: pytest.Item) -> None:
-    """Have pytest-timeout's signal cancel the run that *item* is in; see `fails_if_it_hung`."""
+    """Make pytest-timeout's signal cancel the run of *item*; see `fails_if_it_hung`."""
     fail: Any = signal.getsignal(signal.SIGALRM)
 
     def timed_out(number: int, frame: FrameType | None) -> None:
@@ -56,7 +56,7 @@ def cancel_run_first(item: pytest.Item) -> None:
 
 @contextmanager
 def fails_if_it_hung(item: pytest.Item) -> Iterator[None]:
-    """Fail if the run of *item* had to be cancelled, whatever the test said then."""
+    """Fail if the run of *item* had to be cancelled, whatever the test's own result."""
     cause: BaseException | None = None
     try:
         yield

@@ -1,4 +1,4 @@
-"""Connected streams, and what else the tests of transfers share."""
+"""Connected streams, and other helpers of the tests of transfers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS: Final = ["TCP", "UNIX"]
 
 @contextmanager
 def connected(kind: str) -> Iterator[tuple[trio.SocketStream, trio.SocketStream]]:
-    """Yield two ends of a connection."""
+    """Yield both ends of a connection."""
     if kind == "UNIX":
         pair = stdlib_socket.socketpair()
     else:
@@ -38,13 +38,13 @@ def connected(kind: str) -> Iterator[tuple[trio.SocketStream, trio.SocketStream]
 
 
 def completed(*opcodes: str) -> int:
-    """Return how many operations of these opcodes completed so far."""
+    """Return how many operations of these opcodes have completed so far."""
     counts = current_manager().statistics().completed
     return sum(counts.get(opcode, 0) for opcode in opcodes)
 
 
 async def all_of(stream: trio.abc.ReceiveStream) -> bytes:
-    """Receive up to the end."""
+    """Receive until the end of the stream."""
     parts = [part async for part in stream]
     return b"".join(parts)
 
@@ -56,7 +56,7 @@ async def closing(stream: trio.SocketStream, function: Callable[[], Awaitable[ob
 
 
 async def tls_pair() -> tuple[trio.SSLStream[Any], trio.SSLStream[Any]]:
-    """Return two ends of a connection with TLS, after its handshake."""
+    """Return both ends of a TLS connection, after the handshake."""
     authority = trustme.CA()
     ours, theirs = ssl.create_default_context(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.configure_trust(ours)
@@ -72,7 +72,7 @@ async def tls_pair() -> tuple[trio.SSLStream[Any], trio.SSLStream[Any]]:
 
 @contextmanager
 def no_fds_but(count: int) -> Iterator[None]:
-    """Leave no more than *count* fds to be had."""
+    """Leave only *count* fds free."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = [os.open(os.devnull, os.O_RDONLY)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 20, hard))

@@ -1,4 +1,4 @@
-"""`accept_many`: every connection is taken, once, whatever is cancelled, refused or closed."""
+"""`accept_many`: each connection is accepted once, whatever is cancelled, refused or closed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def listening(backlog: int = 1000) -> Iterator[tuple[trio.SocketListener, Any]]:
 
 @contextmanager
 def connecting(address: Any, count: int) -> Iterator[list[stdlib_socket.socket]]:
-    """Open *count* connections; each says its number."""
+    """Open *count* connections, each of which sends its number."""
     with ExitStack() as stack:
         clients = []
         for number in range(count):
@@ -53,7 +53,7 @@ def connecting(address: Any, count: int) -> Iterator[list[stdlib_socket.socket]]
 
 
 async def number_of(stream: trio.SocketStream) -> int:
-    """Return what its client said, and close."""
+    """Return the number that the client sent, and close the stream."""
     async with stream:
         said = b""
         while not said.endswith(b"."):
@@ -109,7 +109,7 @@ def test_unix_sockets(run: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_it_serves_connections(run: str) -> None:
-    """It is a listener as any other."""
+    """It works like any other listener."""
 
     async def main() -> None:
         served = []
@@ -163,7 +163,7 @@ async def test_the_operation_can_be_performed_by_itself() -> None:
 
 @pytest.mark.ring(entries=8, completion_entries=8)
 async def test_small_queues_lose_no_connection() -> None:
-    """The CQ overflows, which ends the operation: it is begun again."""
+    """The CQ overflows, which ends the operation, and it begins again."""
     with listening() as (plain, address), connecting(address, 200):
         async with accept_many(plain, max_waiting=1000) as listener:
             taken = [await number_of(await listener.accept()) for _ in range(200)]
@@ -244,7 +244,7 @@ async def test_cancelling_loses_no_connection(rounds: Rounds) -> None:
 
 
 async def test_connections_from_another_thread() -> None:
-    """Nothing is forced here: connections and cancels really meet in the kernel."""
+    """Real races in the kernel between connections and cancellations, in no forced order."""
     chance = random.Random(0)
     taken: list[int] = []
     with listening() as (plain, address):
@@ -278,7 +278,7 @@ async def cancel_soon(scope: trio.CancelScope, turns: int) -> None:
 
 
 async def test_closing_at_any_moment() -> None:
-    """While connections come, and are taken: no fd stays."""
+    """Closing while connections arrive and are accepted leaks no fd."""
     for turns in range(30):
         with listening() as (plain, address), connecting(address, 5), trio.CancelScope() as scope:
             async with accept_many(plain) as listener, trio.open_nursery() as nursery:
@@ -319,7 +319,7 @@ def few_fds(count: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_running_out_of_fds_is_an_error_that_passes(run: str) -> None:
-    """It says so, as any listener does, and goes on when there are some."""
+    """It raises the error, like any listener, and goes on when fds are free again."""
 
     async def main() -> None:
         with listening() as (plain, address), connecting(address, 8):
@@ -449,7 +449,7 @@ def test_outside_a_run_it_is_refused() -> None:
 
 
 def test_a_listener_that_is_never_closed_is_reported() -> None:
-    """What the program forgot is closed when nothing refers to it any more, as sockets are."""
+    """It is closed when nothing refers to it any more, like a socket."""
 
     async def main() -> None:
         with listening() as (plain, address), connecting(address, 3):

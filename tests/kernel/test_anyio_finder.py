@@ -1,6 +1,6 @@
-"""How AnyIO comes to our backends: each order of imports, other finders, no AnyIO, a wrong one.
+"""How AnyIO finds our backends: with each order of imports, other finders, no or another AnyIO.
 
-Each test starts a Python of its own.
+Each test starts a new Python process.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_without_import_of_ours() -> None:
 
 
 def test_started_by_the_environment_while_anyio_imports_trio() -> None:
-    """AnyIO's module is half done when this package is imported, and AnyIO then takes its own."""
+    """AnyIO's module is still being imported when this package is, and then sets its own class."""
     code = """
 import anyio, sys
 from anyio._core._eventloop import get_async_backend
@@ -104,7 +104,7 @@ print(anyio.run(main, backend="trio"))
 
 
 def test_finders_in_front() -> None:
-    """As pytest's, which finds all of AnyIO by itself, and is there before."""
+    """Like pytest's finder, which finds all of AnyIO itself, and comes before ours."""
     greedy = """
 import sys
 from importlib.machinery import PathFinder

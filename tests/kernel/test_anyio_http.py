@@ -1,4 +1,4 @@
-"""Hypercorn and Starlette, unmodified, under the launcher: fetched over HTTP/1.1 and HTTP/2."""
+"""Hypercorn and Starlette under the launcher, unmodified, with requests by HTTP/1.1 and HTTP/2."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What AnyIO does inside a run with a ring: counters prove which way it went.
+"""AnyIO inside a run with a ring. Counters show by which route its calls went.
 
-The tests run under `trio_uring.run`: AnyIO looks its backend up by the name "trio", as it does
-in a run that AnyIO started by the name "trio_uring".
+The tests run under `trio_uring.run`. AnyIO looks up its backend by the name "trio", as in a run
+that it started by the name "trio_uring".
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def statistics() -> RingStatistics:
 
 
 class Counted:
-    """What the block did: completions by opcode, and calls on files by the way they went."""
+    """What the block did: completions by opcode, and calls on files by route."""
 
     def __enter__(self) -> Self:
         before = statistics()
@@ -69,7 +69,7 @@ async def echo(stream: anyio.abc.ByteStream) -> None:
 async def talk(
     listener: Listener[anyio.abc.ByteStream], connect: Callable[[], Awaitable[anyio.abc.ByteStream]]
 ) -> None:
-    """Have a message echoed by *listener*, over a connection that *connect* makes."""
+    """Send a message over a connection made by *connect*, and receive its echo from *listener*."""
     async with listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, echo)
         async with await connect() as stream:
@@ -156,7 +156,7 @@ async def test_udp() -> None:
 
 
 async def test_no_read_ahead() -> None:
-    """What nobody asked to receive stays in the socket, where programs look for it."""
+    """Data that nobody receives stays in the socket, where programs look for it."""
     async with (
         await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
         await anyio.connect_tcp("127.0.0.1", port_of(listener)) as client,
@@ -336,7 +336,7 @@ async def test_cancelled_before() -> None:
 
 
 async def test_abandoned_call_ends_by_itself(tmp_path: Path) -> None:
-    """As a thread would be; AnyIO's paths abandon what changes nothing."""
+    """Like a thread. AnyIO's paths abandon calls that change nothing."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     async with anyio.create_task_group() as tasks:

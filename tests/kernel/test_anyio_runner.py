@@ -201,7 +201,7 @@ def test_which_runner_for_trio() -> None:
 
 
 def test_anyios_plugin(tmp_path: Path) -> None:
-    """With AnyIO's plugin and fixtures, and with its own runner, which makes a guest run."""
+    """With AnyIO's plugin and fixtures, and with AnyIO's own runner, which uses guest mode."""
     (tmp_path / "test_it.py").write_text(
         dedent("""
         import anyio, pytest, trio_uring

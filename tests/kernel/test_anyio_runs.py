@@ -28,7 +28,7 @@ REQUIRED = {"ring": RingConfig(require=True)}
 
 
 async def entries() -> int:
-    """Return how large this run's ring is; 0 without one."""
+    """Return the number of entries of this run's ring; 0 without a ring."""
     statistics = trio.lowlevel.current_statistics().io_statistics
     return statistics.entries if isinstance(statistics, RingStatistics) else 0
 

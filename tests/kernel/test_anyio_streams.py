@@ -1,4 +1,4 @@
-"""Transfers over AnyIO's streams: on the ring where there is a socket, with AnyIO's errors."""
+"""Transfers over AnyIO's streams: on the ring if there is a socket, with AnyIO's errors."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_socket_streams(backend: str, kind: str, file: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tls_and_other_streams(backend: str, kind: str, file: int) -> None:
-    """Bytes go through what wraps a socket, never around it."""
+    """Bytes pass through streams that wrap a socket, never around them."""
 
     async def main() -> None:
         before = splices(backend)
@@ -266,7 +266,7 @@ def test_receive_many(backend: str, kind: str) -> None:
 
 @pytest.mark.usefixtures("fd_ledger")
 def test_receive_many_and_others(backend: str) -> None:
-    """Errors are AnyIO's; it lets go of the stream when the block is left."""
+    """Errors are AnyIO's. The stream is released when the block ends."""
 
     async def main() -> None:
         async with AsyncExitStack() as stack:

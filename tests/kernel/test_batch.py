@@ -107,7 +107,7 @@ async def test_outcomes_come_in_order(file: int) -> None:
 
 
 async def test_outcomes_can_be_unwrapped_once(file: int) -> None:
-    """They are made in a quick way; that must not show."""
+    """They are made by a faster way than attrs', with the same behaviour."""
     results = await perform_many([operations.nop(), operations.nop()])
     assert results == [outcome.Value(None), outcome.Value(None)]
     assert [repr(result) for result in results] == ["Value(None)"] * 2
@@ -166,7 +166,7 @@ async def test_operations_can_be_described_all_at_once(file: int) -> None:
 async def test_a_batch_may_be_larger_than_the_submission_queue(
     file: int, entries: int, completion_entries: int
 ) -> None:
-    """Whatever the SQ and the CQ hold, in a run of its own."""
+    """Whatever the sizes of the SQ and the CQ."""
 
     async def main() -> None:
         buffers = [bytearray(PAGE) for _ in range(PAGES)]
@@ -237,7 +237,7 @@ def test_without_a_ring_it_is_refused() -> None:
 
 @pytest.mark.ring(max_file_operations=4)
 async def test_a_batch_keeps_the_limit_of_file_operations(file: int) -> None:
-    """Batches and single operations take their turns; no more than four are in flight."""
+    """Batches and single operations are served in turn. At most four are in flight."""
     most = 0
 
     async def one(offset: int) -> None:
@@ -277,7 +277,7 @@ async def test_a_batch_keeps_the_limit_of_file_operations(file: int) -> None:
 
 @pytest.mark.ring(max_file_operations=2)
 async def test_who_waits_for_ever_takes_no_place(file: int) -> None:
-    """Reads of files get their turn while receives of the same batch go on waiting."""
+    """Reads of files are performed while receives of the same batch wait."""
     with pairs(1) as [(ours, theirs)]:
         results: list[outcome.Outcome[int]] = []
 
@@ -302,7 +302,7 @@ async def test_who_waits_for_ever_takes_no_place(file: int) -> None:
 
 @pytest.mark.ring(max_file_operations=2)
 async def test_cancelled_while_it_waits_for_tokens_it_does_nothing(file: int) -> None:
-    """Nothing was begun, so nothing is lost, and no place is kept."""
+    """Nothing began, so nothing is lost, and no token is kept."""
     limit = current_manager().file_limiter
     await limit.acquire_many(2)
     with trio.CancelScope() as scope:
@@ -376,7 +376,7 @@ async def test_cancelling_a_batch_cancels_all_its_operations(rounds: Rounds) -> 
 
 
 async def test_cancelling_accepts_loses_no_connection(rounds: Rounds) -> None:
-    """No connection is lost; the fd ledger sees to their fds."""
+    """No connection is lost. The fd ledger checks their fds."""
     with ExitStack() as stack:
         listeners = [stack.enter_context(stdlib_socket.create_server(("", 0))) for _ in range(2)]
         for order in every_order(400):
@@ -433,7 +433,7 @@ async def test_what_ends_by_itself_is_waited_for(file: int) -> None:
 @pytest.mark.ring(max_file_operations=2)
 @pytest.mark.parametrize("waits", [False, True])
 async def test_cancelled_between_two_parts_it_submits_no_more(file: int, *, waits: bool) -> None:
-    """What was done is told; what had not begun does not begin."""
+    """Completed operations are reported, and others do not begin."""
     limit = current_manager().file_limiter
     with pairs(1) as [(ours, _)]:
         described: list[Operation[Any]] = [operations.fsync(file) for _ in range(4)]
@@ -461,7 +461,7 @@ async def test_cancelled_between_two_parts_it_submits_no_more(file: int, *, wait
 
 
 async def test_errors_alone_are_not_a_cancellation() -> None:
-    """All had failed by themselves before the cancel: that is the result."""
+    """If all had failed before the cancellation, their errors are the result."""
     results: list[outcome.Outcome[int]] = []
     with trio.CancelScope() as scope:
 
@@ -620,7 +620,7 @@ async def test_cancelling_a_chain_cancels_what_has_begun(*, first_has_come: bool
 
 @pytest.mark.parametrize("answered", [False, True])
 async def test_cancelling_a_chain_cancels_what_has_not_begun(*, answered: bool) -> None:
-    """The kernel does not know it yet, so it is asked again once it has begun."""
+    """The kernel doesn't find it yet, so the cancellation is requested again once it has begun."""
     with pairs(2) as [(ours, theirs), (other, others)]:
         head = operations.recv(ours.fileno(), bytearray(9))
         head.cancellable = False
@@ -653,7 +653,7 @@ async def test_cancelling_a_chain_cancels_what_has_not_begun(*, answered: bool) 
 
 @pytest.mark.parametrize("submitted", [False, True])
 async def test_a_ring_that_closes_ends_its_batches(*, submitted: bool) -> None:
-    """It waits for groups, and closes the fds among their results."""
+    """It waits for completion batches, and closes the fds among their results."""
     config = RingConfig()
     manager = UringIOManager(Ring(config), config)
     array = array_of([operations.nop(), operations.openat("/dev/null", os.O_RDONLY)])

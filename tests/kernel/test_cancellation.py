@@ -1,6 +1,6 @@
-"""Cancelling an operation loses nothing: neither bytes, nor fds, nor connections.
+"""Cancelling an operation loses no bytes, fds or connections.
 
-Each test forces every order of events (see `races`) thousands of times over, and keeps ledgers.
+Each test forces every order of events (see `races`) thousands of times, and counts what arrives.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MORE_THAN_FITS: Final = 1 << 16
 
 
 def receive_now(sock: stdlib_socket.socket, size: int = 65536) -> bytes:
-    """Return what is there to be received, without waiting."""
+    """Receive the data that is in the socket, without waiting."""
     try:
         return sock.recv(size, stdlib_socket.MSG_DONTWAIT)
     except BlockingIOError:
@@ -100,7 +100,7 @@ async def test_receiving(rounds: Rounds, kind: str, receive: Receiver) -> None:
 
 
 async def test_receiving_all_that_was_asked_for(rounds: Rounds) -> None:
-    """What ``MSG_WAITALL`` got before it was cancelled is its result."""
+    """The result is what ``MSG_WAITALL`` received before the cancellation."""
     ours, theirs = stdlib_socket.socketpair()
     ledger = ByteLedger()
     buffer = bytearray(20)
@@ -120,7 +120,7 @@ async def test_receiving_all_that_was_asked_for(rounds: Rounds) -> None:
 
 @contextmanager
 def another_thread(function: Callable[[], object]) -> Iterator[Callable[[], None]]:
-    """Give a way to have *function* called in another thread, now."""
+    """Yield a function that makes another thread call *function*."""
     calls: SimpleQueue[bool] = SimpleQueue()
 
     def work() -> None:
@@ -137,7 +137,7 @@ def another_thread(function: Callable[[], object]) -> Iterator[Callable[[], None
 
 
 async def test_receiving_from_another_thread(rounds: Rounds) -> None:
-    """Nothing is forced here: the sender and the cancel really meet in the kernel."""
+    """A real race in the kernel between the sender and the cancellation."""
     ours, theirs = stdlib_socket.socketpair()
     ledger = ByteLedger()
     with theirs, trio.socket.from_stdlib_socket(ours) as sock:
@@ -199,7 +199,7 @@ def listening(*, backlog: int = 100) -> Iterator[tuple[stdlib_socket.socket, Any
 
 
 async def test_accepting(rounds: Rounds) -> None:
-    """No connection is lost, and no fd: each is accepted, or still there to be accepted."""
+    """No connection and no fd is lost: each is accepted, or can still be accepted."""
     with listening() as (listener, address), trio.socket.from_stdlib_socket(listener) as sock:
         for order in every_order(SLOW_ROUNDS):
             with ExitStack() as connections:
@@ -219,7 +219,7 @@ async def test_accepting(rounds: Rounds) -> None:
 
 
 async def test_accepting_from_another_thread(rounds: Rounds) -> None:
-    """Nothing is forced here: the connection and the cancel really meet in the kernel."""
+    """A real race in the kernel between the connection and the cancellation."""
     connections: list[stdlib_socket.socket] = []
     accepted: list[trio.socket.SocketType] = []
     with listening() as (listener, address), trio.socket.from_stdlib_socket(listener) as sock:
@@ -252,7 +252,7 @@ async def test_accepting_from_another_thread(rounds: Rounds) -> None:
 
 
 async def test_connecting(rounds: Rounds) -> None:
-    """A cancelled connect leaves a closed socket, and a late one a socket that works."""
+    """A cancelled connect leaves a closed socket. If it completed first, the socket works."""
     with (
         listening() as (listener, address),
         listening(backlog=0) as (_, full_address),
@@ -289,7 +289,7 @@ def fill(sock: stdlib_socket.socket, ledger: ByteLedger) -> None:
 
 
 def drain(sock: stdlib_socket.socket, ledger: ByteLedger) -> None:
-    """Receive all that is there."""
+    """Receive all data that is in the socket."""
     while data := receive_now(sock):
         ledger.received(data)
 
@@ -323,7 +323,7 @@ SENDERS = [send, sendmsg, send_waiting, sendmsg_waiting]
 
 @pytest.mark.parametrize("send", SENDERS, ids=lambda send: send.__name__)
 async def test_sending(rounds: Rounds, send: Sender) -> None:
-    """What a send reports is what arrives."""
+    """The number of bytes that a send reports is the number that arrives."""
     ledger = ByteLedger()
     with small_socketpair() as (ours, theirs), trio.socket.from_stdlib_socket(ours) as sock:
         for order in every_order(ROUNDS):
@@ -342,7 +342,7 @@ async def test_sending(rounds: Rounds, send: Sender) -> None:
 
 
 async def test_sending_more_than_fits(rounds: Rounds) -> None:
-    """What ``MSG_WAITALL`` sent before it was cancelled is its result."""
+    """The result is what ``MSG_WAITALL`` sent before the cancellation."""
     ledger = ByteLedger()
     partly = 0
     with small_socketpair() as (ours, theirs):

@@ -1,4 +1,4 @@
-"""Cancelling many operations at once, twice, and with the queues full; and the shared buffers."""
+"""Cancelling many operations at once, twice, with full queues, and with shared buffers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("fd_ledger")
 
 
 class Pair:
-    """Two connected sockets; what goes in at one end must come out at the other."""
+    """Two connected sockets. What one end sends must arrive at the other."""
 
     def __init__(self) -> None:
         ours, self.theirs = stdlib_socket.socketpair()
@@ -70,7 +70,7 @@ def pairs(count: int) -> Iterator[list[Pair]]:
     ],
 )
 async def test_cancelling_a_crowd_of_receives_loses_no_byte(rounds: Rounds, entries: int) -> None:
-    """A third has its data, a third gets it together with the cancel, a third gets none."""
+    """A third has its data, a third gets it with the cancellation, and a third gets none."""
     assert current_manager().ring.entries == entries
 
     async def receive(pair: Pair, scope: trio.CancelScope) -> None:
@@ -106,7 +106,7 @@ async def test_cancelling_a_crowd_of_receives_loses_no_byte(rounds: Rounds, entr
 async def test_random_orders_of_sends_receives_and_cancels_lose_no_byte(
     rounds: Rounds, seed: int
 ) -> None:
-    """Whatever the order of sends, receives, cancels, and looks at the ring: no byte is lost."""
+    """Whatever the order of sends, receives, cancellations and enters, no byte is lost."""
     choose = random.Random(seed)
     receiving: dict[Pair, trio.CancelScope] = {}
 
@@ -141,7 +141,7 @@ async def test_random_orders_of_sends_receives_and_cancels_lose_no_byte(
 
 
 async def test_a_receive_that_is_cancelled_twice_loses_no_byte(rounds: Rounds) -> None:
-    """Two scopes, and a third party that asks the kernel to cancel everything."""
+    """By two scopes, and by an operation that cancels everything on the ring."""
     with pairs(1) as [pair]:
         for number in range(ROUNDS):
             ready, unseen, cancelled = number % 3 == 0, number % 3 == 1, number % 3 != 0
@@ -174,7 +174,7 @@ BUFFERS: Final = 8
 
 
 async def receives_without_buffer(count: int) -> int:
-    """Have *count* receives complete in one turn; return how many found no buffer."""
+    """Make *count* receives complete in one loop iteration. Return how many found no buffer."""
     buffers = current_manager().buffers
     assert buffers is not None
     failures: list[OSError] = []

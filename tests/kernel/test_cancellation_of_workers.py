@@ -1,6 +1,6 @@
-"""Cancelling what waits in pipes, and what a kernel worker does: opening files, splicing.
+"""Cancelling waits on pipes, and operations in kernel workers: opening files, splicing.
 
-A worker runs beside us, so here not all orders of events can be forced; some are waited for.
+A worker runs in parallel, so not all orders of events can be forced. Some are waited for.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def read_now(fd: int) -> bytes:
-    """Return what is in a pipe, without waiting."""
+    """Read the data that is in a pipe, without waiting."""
     return os.read(fd, 1 << 20) if bytes_in(fd) else b""
 
 
@@ -57,7 +57,7 @@ def bytes_in(fd: int) -> int:
 
 
 def spin_until(condition: Callable[[], bool]) -> None:
-    """Wait for a kernel worker; pytest's own time limit ends it."""
+    """Poll until a kernel worker has done something. Pytest's time limit ends it."""
     while not condition():
         os.sched_yield()
 
@@ -97,7 +97,7 @@ async def test_reading_from_a_pipe(rounds: Rounds) -> None:
 
 
 async def test_writing_to_a_pipe(rounds: Rounds) -> None:
-    """What a write reports is what arrives, a short write included."""
+    """The number of bytes that a write reports arrives, also if the write is short."""
     ledger = ByteLedger()
     capacity = 65536
     partly = 0
@@ -124,7 +124,7 @@ async def test_writing_to_a_pipe(rounds: Rounds) -> None:
 
 
 async def test_splicing(rounds: Rounds) -> None:
-    """What was not spliced stays in the pipe."""
+    """Bytes that were not spliced stay in the pipe."""
     ledger = ByteLedger()
     with pipe() as (source, source_end), pipe() as (target, target_end):
         for order in every_order(ROUNDS):
@@ -150,7 +150,7 @@ async def open_and_close(path: Path, flags: int, *, wait: bool = False) -> None:
 
 
 async def test_opening(rounds: Rounds, tmp_path: Path) -> None:
-    """Opened by the kernel as it takes the SQE: a cancel comes too late."""
+    """The kernel opens the file when it takes the SQE, so a cancellation comes too late."""
     path = tmp_path / "file"
     path.touch()
     count = len(open_fds())
@@ -173,7 +173,7 @@ def fifo(directory: Path) -> Iterator[Path]:
 
 
 async def test_opening_a_fifo(rounds: Rounds, tmp_path: Path) -> None:
-    """It waits in a worker for the other side; cancelled, it answers with -512."""
+    """It waits in a worker for the other end. If cancelled, its result is -512."""
     with fifo(tmp_path) as path:
         count = len(open_fds())
         for order in every_order(ROUNDS):
@@ -193,7 +193,7 @@ async def test_opening_a_fifo(rounds: Rounds, tmp_path: Path) -> None:
 
 @pytest.mark.ring(bounded_workers=1)
 async def test_creating(rounds: Rounds, tmp_path: Path) -> None:
-    """A file is created, and its fd delivered, or neither. The only worker is kept busy."""
+    """Either the file is created and its fd returned, or neither. The only worker is busy."""
     path = tmp_path / "file"
     with fifo(tmp_path) as busy:
         count = len(open_fds())
@@ -228,7 +228,7 @@ async def test_timeouts(rounds: Rounds) -> None:
 
 
 async def test_waiting_for_a_child(rounds: Rounds) -> None:
-    """A cancelled wait leaves the child to be waited for."""
+    """After a cancelled wait, the child can still be waited for."""
     for order in every_order(PROCESS_ROUNDS):
         with pipe() as (read_end, write_end):
             pid = os.posix_spawn(

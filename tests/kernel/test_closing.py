@@ -1,4 +1,4 @@
-"""Closing what an operation waits for ends it, and frees file, fd and port at once."""
+"""Closing a file ends the operations on it, and frees the file, fd and port at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ANY_PORT: Final = ("127.0.0.1", 0)
 def trio_socketpair(
     kind: int = stdlib_socket.SOCK_STREAM,
 ) -> Iterator[tuple[trio.socket.SocketType, stdlib_socket.socket]]:
-    """Give a connected pair: one for the test's tasks, one for the test itself."""
+    """Yield a connected pair: one socket for the test's tasks, one for the test itself."""
     ours, theirs = stdlib_socket.socketpair(type=kind)
     theirs.setblocking(False)
     with theirs:
@@ -41,7 +41,7 @@ def trio_socketpair(
 
 
 def fill(sock: stdlib_socket.socket) -> int:
-    """Send until the socket is full; return how many bytes went in."""
+    """Send until the socket is full, and return the number of bytes."""
     sent = 0
     for size in (65536, 1):
         with suppress(BlockingIOError):
@@ -83,7 +83,7 @@ async def test_a_closed_listener_frees_its_port() -> None:
 
 @contextmanager
 def crowd_with_data(nursery: trio.Nursery) -> Iterator[Callable[[], None]]:
-    """Give what makes many more receives ready than one enter of the kernel finishes (20)."""
+    """Return a function that makes more receives ready than one enter completes (20)."""
     with ExitStack() as stack:
         ends = [stack.enter_context(trio_socketpair()) for _ in range(100)]
         for sock, _ in ends:
@@ -215,7 +215,7 @@ async def test_a_pipe_sees_the_end() -> None:
 
 
 async def test_closing_both_ends_of_a_splice() -> None:
-    """It works in a kernel worker, which lets go a moment later; but it ends."""
+    """It runs in a kernel worker, which releases the files a moment later. But it ends."""
     for end in (0, 1):
         pipes = [os.pipe(), os.pipe()]
         source, target = pipes[0][0], pipes[1][1]
@@ -228,7 +228,7 @@ async def test_closing_both_ends_of_a_splice() -> None:
 
 
 async def test_closing_what_is_spliced_midway_in_a_call() -> None:
-    """A worker's wait ends with EINTR, which there means: begin again. But not on a closed fd."""
+    """A worker's wait ends with EINTR, after which the call tries again, but not on a closed fd."""
     pipes = [os.pipe(), os.pipe()]
     async with trio.open_nursery() as nursery:
         splice = operations.splice(pipes[0][0], pipes[1][1], 1)
@@ -240,7 +240,7 @@ async def test_closing_what_is_spliced_midway_in_a_call() -> None:
 
 
 async def test_closing_what_a_worker_could_be_about_to_read() -> None:
-    """The worker would hand it back to the kernel, which could lose the cancellation then."""
+    """The worker would return it to the kernel's poll, which could lose the cancellation."""
     for _ in range(300):
         read_end, write_end = os.pipe()
         async with trio.open_nursery() as nursery:
@@ -272,7 +272,7 @@ async def test_shutting_down_in_the_turn_of_a_send() -> None:
 
 @pytest.mark.parametrize("receive", RECEIVES)
 async def test_detaching(receive: Callable[[trio.socket.SocketType], Awaitable[object]]) -> None:
-    """Who waited for the socket gets nothing of what comes for its new owner."""
+    """Tasks that waited for the socket receive no data that is for its new owner."""
     ours, theirs = stdlib_socket.socketpair()
     sock = trio.socket.from_stdlib_socket(ours)
     with theirs:
@@ -289,7 +289,7 @@ async def test_detaching(receive: Callable[[trio.socket.SocketType], Awaitable[o
 
 
 async def test_closing_against_receiving(rounds: Rounds) -> None:
-    """A result that came first is delivered; no byte is received by halves."""
+    """If the result came first, it is delivered. No byte is lost."""
     for order in every_order(ROUNDS):
         with trio_socketpair() as (sock, theirs):
             ledger = ByteLedger()
@@ -306,7 +306,7 @@ async def test_closing_against_receiving(rounds: Rounds) -> None:
 
 
 async def test_closing_against_receiving_fds(rounds: Rounds) -> None:
-    """Fds in a message that nobody received are closed with the socket."""
+    """Fds in a message that no task received are closed with the socket."""
     fds = array("i", (0, 1))
     for order in every_order(ROUNDS):
         with trio_socketpair(stdlib_socket.SOCK_DGRAM) as (sock, theirs):
@@ -326,7 +326,7 @@ async def test_closing_against_receiving_fds(rounds: Rounds) -> None:
 
 
 async def test_closing_against_accepting(rounds: Rounds) -> None:
-    """A connection is accepted and works, or it is reset: none is left hanging."""
+    """A connection is accepted and works, or it is reset. None stays open."""
     for order in every_order(ROUNDS):
         sock = trio.socket.socket()
         await sock.bind(ANY_PORT)
@@ -393,7 +393,7 @@ async def test_what_came_first_is_raised(first: str) -> None:
 
 
 async def test_leaving_a_with_statement() -> None:
-    """On plain Trio the peer sees the end, and who still waits does so for ever."""
+    """On plain Trio the peer sees the end, and tasks that wait do so indefinitely."""
     ours, theirs = stdlib_socket.socketpair()
     theirs.setblocking(False)
     with theirs:

@@ -1,4 +1,4 @@
-"""How a run ends: orderly, or with operations in flight, and what comes after."""
+"""The end of a run, in order or with operations in flight, and afterwards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("program", CRASHED_RUNS, ids=lambda program: program.__name__)
 def test_a_crashed_run_frees_what_the_kernel_held(program: Callable[[], None]) -> None:
-    """Where Trio crashes. It complains of its tasks itself; we must not, nor crash as well."""
+    """If Trio crashes, it warns about its tasks. We must not warn or crash."""
     result = run_python(
         f"import crashed_runs; crashed_runs.{program.__name__}()", options=("-X", "dev")
     )

@@ -1,4 +1,4 @@
-"""More receives at once than there are buffers: all are served, and all alike."""
+"""More receives at once than there are buffers: all of them are served, and fairly."""
 
 from __future__ import annotations
 

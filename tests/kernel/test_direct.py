@@ -1,4 +1,4 @@
-"""Direct I/O and registered buffers, on a real disk; and what is said where there is none."""
+"""Direct I/O and registered buffers on a real disk, and the errors on other file systems."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("fd_ledger")
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return a file in a file system that has direct I/O."""
+    """Return the path of a file on a file system that supports direct I/O."""
     file = tmp_path / "file"
     file.write_bytes(CONTENT)
     try:
@@ -50,7 +50,7 @@ def statistics() -> RingStatistics:
 
 
 async def in_both_ways(test: Callable[[], Awaitable[object]]) -> None:
-    """Run *test* in this run, and in one that has no ring."""
+    """Run *test* in this run, and in a run without a ring."""
     await test()
     await trio.to_thread.run_sync(trio.run, test)
 
@@ -92,7 +92,7 @@ async def test_memory_that_is_not_registered_will_do(path: Path) -> None:
 
 
 async def test_leases_where_nothing_is_registered(path: Path) -> None:
-    """In a run without a ring; and with buffers of another run's ring."""
+    """In a run without a ring, and with buffers that are registered with another run's ring."""
     theirs: list[RegisteredBuffers] = []
 
     async def test() -> None:
@@ -212,7 +212,7 @@ async def test_what_is_not_aligned_is_refused(path: Path) -> None:
 
 
 async def test_what_the_kernel_takes_is_what_is_allowed(path: Path) -> None:
-    """Half of what is said to be needed is refused by the kernel too."""
+    """The kernel also refuses half of the alignment that is reported."""
     async with await open_direct(path) as file:
         with mmap.mmap(-1, 2 * SIZE) as memory, memoryview(memory) as view:
             block = file.block_size
@@ -410,7 +410,7 @@ def test_outside_a_run_it_is_refused() -> None:
 
 
 def test_little_memory_may_be_locked(path: Path) -> None:
-    """Then nothing is registered, the statistics say so, and all works."""
+    """Then nothing is registered, the statistics say so, and everything works."""
 
     async def main() -> None:
         with RegisteredBuffers(64, 65536) as buffers:
@@ -435,7 +435,7 @@ def test_little_memory_may_be_locked(path: Path) -> None:
 
 
 def test_as_much_as_may_be_locked_is_registered(path: Path) -> None:
-    """What comes too late is used unregistered; what was given back is there for the next."""
+    """Further buffers are used unregistered. Released ones make room for others."""
     kib = 1024
 
     async def read(buffers: RegisteredBuffers) -> None:

@@ -1,4 +1,4 @@
-"""What was meant for a closed file never reaches the file that got its number."""
+"""Operations on a closed file never act on the next file that gets its fd."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNTOUCHED: Final = b"for the new file"
 
 
 class Successor:
-    """A connected socket pair, one end of which gets the number of a file that was closed."""
+    """A connected socket pair, one end of which gets the fd of a file that was closed."""
 
     def __init__(self, number: int) -> None:
         assert number not in open_fds()
@@ -43,7 +43,7 @@ class Successor:
         self.other.send(UNTOUCHED)
 
     def check(self) -> None:
-        """Fail if anybody received from it or sent to it; then close it."""
+        """Fail if anybody received from it or sent to it. Close it."""
         self.other.shutdown(stdlib_socket.SHUT_WR)
         assert self.sock.recv(100) == UNTOUCHED
         self.sock.close()
@@ -52,7 +52,7 @@ class Successor:
 
 
 class Replaced:
-    """Closes a file and has another take its number, when called, once."""
+    """When called for the first time, closes a file and makes another one that gets its fd."""
 
     def __init__(self, file: trio.socket.SocketType | FdStream) -> None:
         self.file = file
@@ -116,7 +116,7 @@ async def test_an_operation_on_a_closed_fd_does_not_act_on_its_successor() -> No
 
 
 async def test_the_successor_is_not_busy() -> None:
-    """Nor does its data wake who waited for the old file."""
+    """Nor does its data wake tasks that waited for the old file."""
     sock, theirs = connected()
     replaced = Replaced(sock)
 
@@ -149,7 +149,7 @@ async def test_an_operation_on_an_fd_closed_before_it_was_submitted_spares_its_s
 
 
 async def test_other_operations_on_a_closed_fd_before_they_are_submitted() -> None:
-    """Nobody waits for this fd, so nobody needs to be cancelled; submitting is enough."""
+    """No task waits for this fd, so nothing needs to be cancelled. Submitting is enough."""
     for _ in range(ROUNDS):
         sock, theirs = connected()
         replaced = Replaced(sock)
@@ -166,7 +166,7 @@ async def test_other_operations_on_a_closed_fd_before_they_are_submitted() -> No
 async def test_an_fd_closed_between_two_attempts_to_receive_is_left_alone(
     operate: Callable[[trio.socket.SocketType], Awaitable[object]],
 ) -> None:
-    """No buffer was left (ENOBUFS): the socket is tried again, but it is another one now."""
+    """After ENOBUFS it would receive again, but the fd now belongs to another socket."""
     for _ in range(ROUNDS // 5):
         sock, theirs = connected()
         replaced = Replaced(sock)
@@ -212,7 +212,7 @@ async def test_a_pipe_closed_between_two_attempts_to_receive_is_left_alone() -> 
 
 
 async def test_a_pipe_closed_between_two_writes_is_left_alone() -> None:
-    """A part of the data is written; the rest must not go to another file."""
+    """A part of the data is written. The rest must not go to another file."""
     for _ in range(ROUNDS):
         read_end, write_end = os.pipe()
         stream = FdStream(write_end)

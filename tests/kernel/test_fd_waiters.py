@@ -1,4 +1,4 @@
-"""Two tasks never wait for the same thing on one file; what waits on others is left alone."""
+"""Two tasks never wait for the same thing on a file. Waits on other files are not affected."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_two_tasks_cannot_read_from_one_fd(first: str, second: str) -> Non
 @pytest.mark.parametrize("second", READS)
 @pytest.mark.parametrize("first", READS)
 async def test_taking_over_from_a_reader_that_was_cancelled(first: str, second: str) -> None:
-    """At once, before the kernel has even seen the cancellation; and the data is the new one's."""
+    """Even before the kernel has seen the cancellation. The new reader gets the data."""
     left, right = trio.socket.socketpair()
     scope = trio.CancelScope()
 
@@ -190,7 +190,7 @@ async def expect_closed(awaitable: Awaitable[object]) -> None:
 
 
 async def test_notify_closing_of_raw_fds() -> None:
-    """It wakes all who wait, in either way, and the file can be waited for again."""
+    """It wakes all tasks that wait to read or write, and the file can be waited for again."""
     left, right = stdlib_socket.socketpair()
     with left, right:
         fd = left.fileno()
@@ -223,7 +223,7 @@ async def test_notify_closing_wakes_readers_and_writers() -> None:
 
 
 async def test_duplicates_are_left_alone() -> None:
-    """They are the same file, but nobody closes them."""
+    """They refer to the same file, but nobody closes them."""
     left, right = trio.socket.socketpair()
     with left, left.dup() as duplicate, right:
         async with trio.open_nursery() as nursery:
@@ -243,7 +243,7 @@ async def test_duplicates_are_left_alone() -> None:
 
 
 async def test_numbers_that_are_no_fds_are_left_alone() -> None:
-    """A futex's flags, or a process id, stand where the kernel takes an fd elsewhere."""
+    """In some operations the field fd has the flags of a futex, or a process ID."""
     futex = bytearray(4)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(perform, operations.futex_wait(futex, 0))

@@ -96,7 +96,7 @@ async def test_a_waiting_open_can_be_cancelled(fifo: str, mode: str) -> None:
 
 
 async def test_a_writer_that_came_and_went_was_there(fifo: str) -> None:
-    """Its bytes are read, though it was gone before the second open began to wait."""
+    """Its bytes are read, although it had closed before the second open began to wait."""
     with trio.fail_after(3600):
         async with trio.open_nursery() as nursery:
 
@@ -188,7 +188,7 @@ async def test_racing_reads_lose_no_byte(
 
 
 async def test_a_cancelled_readall_keeps_what_it_has(rounds: Rounds) -> None:
-    """It can be cancelled until the first byte is there, and then no more."""
+    """It can be cancelled until it has read the first byte, and no longer after that."""
     for order in (Order.NEVER_READY, Order.READY_SEEN, Order.NO_CANCEL):
         read_end, write_end = os.pipe()
         async with await trio.open_file(read_end, "rb", buffering=0) as file:
@@ -274,7 +274,7 @@ async def test_closing_ends_a_wait_inside(buffering: int) -> None:
 
 
 async def test_closing_the_wrapped_file_ends_a_wait_inside() -> None:
-    """Its method is what a caller that knows nothing of Trio's file objects hands to a thread."""
+    """A caller may pass the method of the wrapped file to a thread."""
     read_end, write_end = os.pipe()
     file = await trio.open_file(read_end, "rb", buffering=0)
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""The operations on files, paths and attributes, each against what the standard library does."""
+"""The operations on files, paths and attributes, compared with the standard library."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HELLO = b"hello, world"
 
 
 async def perform(operation: Operation[T]) -> T:
-    """Perform it, or skip the test where the kernel is older than the operation."""
+    """Perform *operation*. Skip the test if the kernel does not support it."""
     try:
         return await perform_operation(operation)
     except UnsupportedOpcodeError as exc:
@@ -43,7 +43,7 @@ async def perform(operation: Operation[T]) -> T:
 async def fails_alike(
     operation: Operation[object], function: Callable[..., object], *args: object, **kwargs: object
 ) -> None:
-    """Check that *operation* raises what the standard library's *function* raises."""
+    """Check that *operation* raises the same as the standard library's *function*."""
     with pytest.raises(OSError) as expected:  # noqa: PT011
         function(*args, **kwargs)
     with pytest.raises(OSError) as actual:  # noqa: PT011
@@ -562,7 +562,7 @@ async def test_statx_times(tmp_path: Path, times: tuple[int, int]) -> None:
 
 
 def every_kind(directory: Path) -> list[Path]:
-    """Make a file of each kind in *directory*; return them, and what else the system has."""
+    """Make a file of each kind in *directory*. Return them, and others that the system has."""
     (directory / "directory").mkdir()
     (directory / "symlink").symlink_to("sparse")
     os.mkfifo(directory / "fifo")

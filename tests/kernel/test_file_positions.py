@@ -1,7 +1,7 @@
-"""Whose position it is: files that others have, too, move it as the standard library does.
+"""File positions: files that others share move the position as the standard library does.
 
-The position belongs to the open file description, which is shared by whoever has a duplicate of
-the fd: ``2>&1``, a child process, a thread.
+The position belongs to the open file description. All duplicates of the fd share it: ``2>&1``, a
+child process, a thread.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ async def test_a_write_that_has_begun_completes_though_cancelled(
 
 @pytest.fixture
 def short_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the kernel write a third of what it is asked for."""
+    """Make the kernel write only a third of the data."""
     start = UringIOManager.start
 
     def start_short(self: UringIOManager, operation: Operation[Any], task: Any) -> Any:

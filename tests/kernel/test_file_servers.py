@@ -1,4 +1,4 @@
-"""Files on a file system with a server: the loop never waits for it."""
+"""Files on a file system with a server: the event loop never blocks until its answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGE = b"large\n" * 300_000
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[FuseServer]:
-    """A file system that needs our loop, mounted at ``tmp_path / "mounted"``."""
+    """A file system whose server needs our loop, mounted at ``tmp_path / "mounted"``."""
     (tmp_path / "mounted").mkdir()
     try:
         server = FuseServer(tmp_path / "mounted")

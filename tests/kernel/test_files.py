@@ -1,4 +1,4 @@
-"""Files on the ring: the bridge, the locks, errors, large transfers, and what goes to threads."""
+"""Files on the ring: the bridge, locks, errors, large transfers, and calls in threads."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def routes() -> dict[str, int]:
 
 
 class Operations:
-    """Every operation that starts while this is in place; some get an error for a result."""
+    """Records every operation that starts, and makes some of them fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.started: list[Operation[Any]] = []
@@ -94,7 +94,7 @@ def operations(monkeypatch: pytest.MonkeyPatch) -> Operations:
 
 @pytest.fixture
 def nowait_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every transfer go through the ring, as on a file system that cannot say it waits."""
+    """Make every transfer use the ring, as on a file system without RWF_NOWAIT."""
     monkeypatch.setattr(RingFileIO, "_nowait_read", False)
     monkeypatch.setattr(RingFileIO, "_nowait_write", False)
 
@@ -320,7 +320,7 @@ def refuse(_fd: int, _buffers: object, _offset: int, flags: int) -> int:
 async def test_a_pipe_is_waited_for_wherever_it_is(
     in_memory: Path, operations: Operations, monkeypatch: pytest.MonkeyPatch, plain: bool
 ) -> None:
-    """Also if the kernel cannot tell whether it would wait, as of what is no pipe on a disk."""
+    """Also if the kernel cannot tell whether it would wait, as for files in memory."""
     path = in_memory / "file"
     if plain:
         path.write_bytes(b"data")
@@ -338,7 +338,7 @@ async def test_a_pipe_is_waited_for_wherever_it_is(
 
 @pytest.fixture
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have each mount looked up anew."""
+    """Clear the cache of mounts."""
     monkeypatch.setattr(_file_systems, "_known", {})
 
 
@@ -439,7 +439,7 @@ async def test_reading_all(
 async def test_an_error_takes_nothing_with_it(
     tmp_path: Path, operations: Operations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bytes before it are the result; the next read meets it again."""
+    """The bytes before it are the result. The next read gets the error again."""
     (tmp_path / "file").write_bytes(b"0123456789")
     preadv = os.preadv
 
@@ -461,7 +461,7 @@ async def test_an_error_takes_nothing_with_it(
 async def test_a_failed_seek_makes_no_stream_of_a_file(
     tmp_path: Path, operations: Operations, nowait_refused: None
 ) -> None:
-    """Though `io.FileIO` takes it for one, if it was the first."""
+    """Although `io.FileIO` takes the file for a stream if its first seek fails."""
     async with await trio.open_file(tmp_path / "file", "w+b", buffering=0) as file:
         with pytest.raises(OSError, match="Invalid argument"):
             await file.seek(-3)
@@ -508,7 +508,7 @@ async def test_large_transfers_are_copied_by_workers(
 
 
 def is_open_for_writing(path: Path) -> bool:
-    """Whether anybody has the file open for writing; then it cannot be executed, for example."""
+    """Return whether the file is open for writing, so that, for example, it cannot be executed."""
     fd = os.open(path, os.O_RDONLY)
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)

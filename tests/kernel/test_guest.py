@@ -1,4 +1,4 @@
-"""Guest mode on a ring: another loop drives Trio's, and a worker thread waits for the ring."""
+"""Guest mode on a ring: another loop runs Trio's, and a worker thread waits for the ring."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_all_scenarios_as_a_guest_of_the_smallest_host() -> None:
 
 
 def test_asyncio_and_its_guest_at_once() -> None:
-    """Both loops wait, and neither keeps the other from its work."""
+    """Both loops wait, and neither blocks the other."""
 
     async def host() -> int:
         loop = asyncio.get_running_loop()
@@ -114,7 +114,7 @@ def test_deadlines_wake_a_guest() -> None:
 
 
 def test_work_that_one_enter_does_not_finish() -> None:
-    """An enter does some 20 pieces of work. Those are in vain, but one behind them is not."""
+    """An enter runs about 20 task works. These complete nothing, but a later one does."""
     pairs = [socket.socketpair() for _ in range(100)]
     received: list[bytes] = []
     waiting = False
@@ -193,7 +193,7 @@ def test_statistics() -> None:
 
 
 def waiting_for_the_worker(host: Host) -> bool:
-    """Whether the guest waits, in its worker thread: nothing is left for the host to do."""
+    """Return whether the guest waits in its worker thread, with nothing for the host to do."""
     return host.calls.empty()
 
 
@@ -387,7 +387,7 @@ def test_several_guest_runs_one_after_the_other_in_one_asyncio() -> None:
 
 
 def test_all_scenarios_as_a_guest_in_development_mode() -> None:
-    """All of this file, in development mode and with every warning an error."""
+    """All tests of this file, in development mode and with warnings as errors."""
     code = """
         from scenarios import as_guest, everything
         for _ in range(2):
@@ -401,7 +401,7 @@ def test_all_scenarios_as_a_guest_in_development_mode() -> None:
 
 @pytest.mark.parametrize("program", ABANDONED_GUESTS, ids=lambda program: program.__name__)
 def test_an_abandoned_guest_frees_what_the_kernel_held(program: Callable[[], None]) -> None:
-    """Where Trio warns that weird stuff may happen. It complains itself; we must not, nor crash."""
+    """Trio warns that weird stuff may happen. We must not warn or crash."""
     result = run_python(
         f"import abandoned_guests; abandoned_guests.{program.__name__}()", options=("-X", "dev")
     )

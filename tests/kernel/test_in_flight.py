@@ -1,4 +1,4 @@
-"""The entries of operations in flight are used again, and keep nothing alive meanwhile."""
+"""In-flight entries are reused, and keep nothing alive while they are free."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trio_uring.lowlevel import operations, perform
 
 
 class Data(bytearray):
-    """Bytes that can be watched."""
+    """Bytes that support weak references."""
 
 
 async def test_no_buffer_stays_alive() -> None:

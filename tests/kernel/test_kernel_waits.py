@@ -1,4 +1,4 @@
-"""Waits for child processes and futexes, cancelled in every order: no exit, no wake-up is lost."""
+"""Waits for child processes and futexes, cancelled in every order: no exit or wake-up is lost."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def completed(name: str) -> int:
 
 
 class Child:
-    """A process that waits until it is killed. Nobody reaps it but the test."""
+    """A process that waits until it is killed. Only the test reaps it."""
 
     def __init__(self) -> None:
         self.pid = os.posix_spawn("/bin/sleep", ["sleep", "3600"], os.environ)
@@ -81,7 +81,7 @@ class Child:
 
 @pytest.mark.parametrize("by_fd", [False, True])
 async def test_an_exit_is_not_lost_to_a_cancel(by_fd: bool, rounds: Rounds) -> None:
-    """It was returned, or the child can be waited for again."""
+    """It is returned, or the child can be waited for again."""
     before = completed("WAITID")
     count = 48
     for order in every_order(count):
@@ -114,7 +114,7 @@ async def test_to_look_is_not_to_reap(rounds: Rounds) -> None:
 
 
 async def test_a_process_of_trios_can_be_waited_for() -> None:
-    """WNOWAIT leaves it to Trio, or to subprocess, to know how it ended."""
+    """With WNOWAIT, Trio and subprocess can still get its exit status."""
     process = await trio.lowlevel.open_process(["/bin/sleep", "3600"], stdin=subprocess.DEVNULL)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(perform, operations.waitid(os.P_PID, process.pid, LOOK))
@@ -147,7 +147,7 @@ def shared() -> Iterator[memoryview]:
 async def test_a_wake_up_is_not_lost_to_a_cancel(
     several: bool, shared: memoryview, rounds: Rounds
 ) -> None:
-    """Who was woken returns; who was cancelled was not woken, and the next one is."""
+    """A task that was woken returns. If it was cancelled instead, the next task is woken."""
     before = completed("FUTEX_WAITV" if several else "FUTEX_WAIT")
     orders = [order for order in every_order(200) if order not in BEFORE]
     for order in orders:
@@ -180,7 +180,7 @@ def wake_one(futex: memoryview) -> operations.Operation[int]:
 
 
 async def test_a_futex_wakes_another_process(shared: memoryview) -> None:
-    """A forked child wakes us through memory that is shared."""
+    """A forked child wakes us through shared memory."""
     with shared[:4] as futex:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(perform, operations.futex_wait(futex, 0))
@@ -197,7 +197,7 @@ async def test_a_futex_wakes_another_process(shared: memoryview) -> None:
 
 
 async def test_a_value_that_has_changed_ends_the_wait_at_once(shared: memoryview) -> None:
-    """What was changed before the wait is seen by the wait."""
+    """The wait sees a change that was made before it."""
     with shared[:4] as futex:
         futex[0] = 1
         with pytest.raises(BlockingIOError):

@@ -1,8 +1,8 @@
-"""What sockets and pipes wait for takes no kernel worker: there are few, and files need them.
+"""Waits on sockets and pipes take no kernel worker: there are few, and files need them.
 
-Fact. The kernel's own poll always answers to POLLRDHUP too. A send that waits in the kernel, to
-a peer that shut down its side, with a full buffer, is woken again and again, until the kernel
-hands it to a worker (``iou-wrk-*``, a thread of this process), where it blocks. (Linux 6.18)
+Fact. The kernel's own poll always waits for POLLRDHUP too. If the peer has shut down its side and
+the socket is full, a send that waits in the kernel is woken again and again, until the kernel hands
+it to a worker (``iou-wrk-*``, a thread of this process), where it blocks. (Linux 6.18)
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ IP_RECVERR: Final = 11  # linux/in.h; in Python since 3.14
 
 
 def workers() -> set[int]:
-    """Return the kernel workers of this thread. They outlive the ring that they worked for."""
+    """Return the kernel workers of this thread. They outlive the ring for which they worked."""
     name = f"iou-wrk-{threading.get_native_id()}"
     found: set[int] = set()
     for thread in Path("/proc/self/task").iterdir():
@@ -59,7 +59,7 @@ def workers() -> set[int]:
 
 
 def in_its_own_thread(test: Callable[..., Awaitable[None]], *args: object, **limits: int) -> None:
-    """Run an async test where no earlier one has left a worker."""
+    """Run an async test in a new thread, in which no earlier test has left a worker."""
     ended: list[Outcome[None]] = []
     config = RingConfig(require=True, **limits)  # type: ignore[arg-type]
 
@@ -204,12 +204,12 @@ async def _wait_for_everything_else() -> None:
 
 @attrs.frozen
 class Wait:
-    """A task that waits, and what gives it something, or takes that away again.
+    """A task that waits, a function that makes it ready, and one that undoes that.
 
     Args:
-      receive: What the task does; returns at the first thing that it gets.
-      give: Makes something ready.
-      take: Takes it, before the task has.
+      receive: What the task does. It returns when it has received something.
+      give: Makes something ready to receive.
+      take: Receives it before the task does.
     """
 
     receive: Callable[[], Awaitable[object]]
@@ -266,7 +266,7 @@ def _urgent_bytes(stack: ExitStack) -> Wait:
 
 
 def _error_queue(stack: ExitStack) -> Wait:
-    """Poll calls it ready for as long as nobody reads its error queue; Trio asks it each turn."""
+    """Poll reports it as ready until its error queue is read. Trio polls in each iteration."""
     sock = stack.enter_context(trio.socket.socket(type=stdlib_socket.SOCK_DGRAM))
     sock._sock.bind(("127.0.0.1", 0))  # type: ignore[attr-defined]
     sock.setsockopt(stdlib_socket.IPPROTO_IP, IP_RECVERR, 1)
@@ -403,7 +403,7 @@ THOUSANDS: Final = 4000
 def test_thousands_of_operations_that_block_leave_workers_for_others(
     limits: tuple[int, int, int], tmp_path: Path
 ) -> None:
-    """They wait in line, and the kernel starts no more threads than it may."""
+    """They wait for tokens, and the kernel starts no more workers than allowed."""
     bounded, unbounded, operations_max = limits
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -458,7 +458,7 @@ def test_thousands_of_operations_that_block_leave_workers_for_others(
 
 
 def test_thousands_of_operations_that_block_can_be_cancelled(tmp_path: Path) -> None:
-    """All of them in the kernel: it queues what exceeds its workers, and lets go of all of it."""
+    """All of them are in the kernel, which queues those that exceed its workers."""
     in_its_own_thread(_cancel_thousands, tmp_path / "fifo", max_file_operations=4096)
 
 
@@ -478,7 +478,7 @@ async def _cancel_thousands(fifo: Path) -> None:
 
 
 def test_thousands_of_reads_that_wait_take_no_worker() -> None:
-    """Reads of pipes take no worker at all, and no limit holds them up."""
+    """Reads of pipes take no worker, and no limit delays them."""
     in_its_own_thread(_wait_for_thousands_of_reads)
 
 
@@ -514,7 +514,7 @@ async def _wait_for_thousands_of_reads() -> None:
 
 
 async def test_a_loop_that_is_busy_keeps_no_connection_from_one_that_is_idle() -> None:
-    """An accept that waits in the kernel would be given it, and nobody else would be told."""
+    """An accept in the kernel would get it, and no other process would be notified."""
     accepted = threading.Event()
     waiting = threading.Event()
 

@@ -44,7 +44,7 @@ KINDS: Final = ("send_all", "send", "receive_some", "recv", "recv_into", "accept
 
 
 class Cancels:
-    """Performs operations, each of which is cancelled after some steps of other tasks."""
+    """Performs operations, and cancels each of them after some steps of other tasks."""
 
     def __init__(self, seed: int, nursery: trio.Nursery) -> None:
         self.random = random.Random(seed)
@@ -54,7 +54,7 @@ class Cancels:
 
     @property
     def enough(self) -> bool:
-        """Whether as many were cancelled as was asked for."""
+        """Whether enough operations have been cancelled."""
         done = self.cancelled.total() + self.completed.total()
         assert done < OPERATIONS_MAX, self
         return self.cancelled.total() >= CANCELLED
@@ -82,7 +82,7 @@ class Cancels:
         scope.cancel()
 
     def check(self) -> None:
-        """Fail if a kind never ended in one of the ways: then that was not tried."""
+        """Fail if a kind of operation never ended in one of the ways, which was then not tested."""
         for kind in KINDS:
             assert self.cancelled[kind], self
             assert self.completed[kind], self
@@ -129,7 +129,7 @@ async def streams(cancels: Cancels) -> None:
 
 
 async def send(cancels: Cancels, stream: trio.SocketStream, ledger: ByteLedger) -> int:
-    """Send, until a cancel leaves open how much was; returns how much that may be."""
+    """Send until a cancellation. Return how many bytes it may have sent."""
     choose = cancels.random
     perhaps_sent = 0
     for _ in range(OPERATIONS_ON_A_STREAM):
@@ -182,7 +182,7 @@ async def receive(cancels: Cancels, stream: trio.SocketStream, ledger: ByteLedge
 
 
 class Callers:
-    """Who was connected, and who was accepted."""
+    """The callers that were connected, and those that were accepted."""
 
     def __init__(self) -> None:
         self.connected = set[int]()
@@ -191,7 +191,7 @@ class Callers:
 
 
 async def connect(cancels: Cancels, callers: Callers, path: str, first: int) -> None:
-    """Connect again and again; who succeeds sends a number."""
+    """Connect repeatedly. Each caller that succeeds sends its number."""
     number = first
     while not cancels.enough:
         number += CONNECTORS
@@ -208,7 +208,7 @@ async def connect(cancels: Cancels, callers: Callers, path: str, first: int) -> 
 
 
 async def accept(cancels: Cancels, callers: Callers, listener: trio.SocketListener) -> None:
-    """Accept until there are no callers, and note their numbers."""
+    """Accept until there are no more callers, and note their numbers."""
 
     async def accept_socket() -> trio.SocketStream:
         sock, _ = await listener.socket.accept()

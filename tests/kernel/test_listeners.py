@@ -26,7 +26,7 @@ AMPLE = 1.0
 
 @pytest.fixture(autouse=True)
 def no_deterministic_scheduling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow what pytest-trio forbids for all tests: to skip schedule points."""
+    """Allow skipping schedule points, which pytest-trio forbids for all tests."""
     monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", False)
 
 
@@ -34,7 +34,7 @@ def no_deterministic_scheduling(monkeypatch: pytest.MonkeyPatch) -> None:
 async def connected(
     count: int,
 ) -> AsyncGenerator[tuple[trio.SocketListener, list[socket.socket]], None]:
-    """Give a listener to which *count* clients have connected, none of them accepted."""
+    """Yield a listener to which *count* clients have connected. None is accepted yet."""
     async with AsyncExitStack() as stack:
         [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
         await stack.enter_async_context(listener)
@@ -44,9 +44,9 @@ async def connected(
 
 
 async def steps_beside(accepted: int) -> int:
-    """Return how often another task ran while connections that were there were *accepted*.
+    """Return how often another task ran while waiting connections were *accepted*.
 
-    At least once for all but the first, if each lets others run.
+    If each accept lets others run, this is at least once for all but the first.
     """
     steps = 0
 
@@ -80,7 +80,7 @@ async def test_without_a_budget_each_accept_is_a_schedule_point() -> None:
 
 
 class CountingInstrument(trio.abc.Instrument):
-    """Sees each step."""
+    """Counts the steps."""
 
 
 @pytest.mark.ring(turn_budget=AMPLE)
@@ -192,7 +192,7 @@ async def test_a_lack_of_fds_is_raised_and_loses_no_connection() -> None:
 
 
 async def served(handler_error: Exception | None, *, cancelled: bool) -> bytes:
-    """Return what a client receives of a handler that sends, and then fails or is cancelled."""
+    """Return what a client receives from a handler that sends, then fails or is cancelled."""
     async with connected(1) as (listener, [client]), trio.open_nursery() as nursery:
         streams: list[trio.SocketStream] = []
         blocked = trio.Event()
@@ -238,7 +238,7 @@ async def test_a_handlers_failure_closes_its_stream_and_is_raised() -> None:
 
 
 async def test_a_handlers_end_is_a_schedule_point() -> None:
-    """A handler that does nothing lets the others run, as on plain Trio."""
+    """A handler that does nothing lets other tasks run, as on plain Trio."""
     async with connected(4) as (listener, clients), trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, do_nothing, [listener])
         for client in clients:

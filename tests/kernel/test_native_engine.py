@@ -1,4 +1,4 @@
-"""The native engine, where it could differ from the Python one, which all other tests compare."""
+"""The native engine, in cases where it could differ from the Python engine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def manager() -> UringIOManager:
 
 
 def in_flight() -> int:
-    """Return how many native operations are."""
+    """Return the number of native operations in flight."""
     loop = manager().native
     assert loop is not None
     return loop.in_flight
@@ -66,7 +66,7 @@ def in_flight() -> int:
 
 @asynccontextmanager
 async def warm_streams() -> AsyncIterator[tuple[trio.SocketStream, trio.SocketStream]]:
-    """Give two connected streams that receive natively: a run's first receive never does."""
+    """Yield two connected streams that receive natively. A stream's first receive doesn't."""
     a, b = (trio.SocketStream(sock) for sock in trio.socket.socketpair())
     try:
         for one, other in ((a, b), (b, a)):
@@ -119,7 +119,7 @@ def test_an_unknown_engine_is_an_error() -> None:
 
 @pytest.fixture
 def trios_loop(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
-    """Put Trio's own loop back, for a test."""
+    """Restore Trio's own loop for a test."""
     monkeypatch.setattr(trio._core._run, "unrolled_run", _trio_step._LOOP)
     return _trio_step._LOOP
 
@@ -175,7 +175,7 @@ class Counts(trio.abc.Instrument):
 
 
 async def test_an_instrument_that_comes_in_the_middle() -> None:
-    """What the engine began goes on in Trio's own lines, and back."""
+    """Operations that the engine began continue in Trio's own code, and the reverse."""
     async with warm_streams() as (a, b):
         counts = Counts()
         async with trio.open_nursery() as nursery:
@@ -426,7 +426,7 @@ async def test_a_task_that_takes_over_from_a_cancelled_one() -> None:
 
 
 async def test_a_coroutine_closed_in_flight() -> None:
-    """Its operation stays the kernel's until it ends, and its result is for nobody."""
+    """Its operation stays in flight until it ends, and its result is discarded."""
     async with warm_streams() as (a, b):
         seen = list[object]()
 
@@ -571,7 +571,7 @@ async def test_one_buffer_for_many() -> None:
 async def receive_all(
     stream: trio.SocketStream, total: int, sizes: random.Random, bytes_: bytearray
 ) -> None:
-    """Receive *total* bytes in pieces of random sizes; every third wait is cancelled at random."""
+    """Receive *total* bytes in random sizes. Every third wait is cancelled at random."""
     while len(bytes_) < total:
         with trio.CancelScope() as scope:
             if sizes.random() < 0.3:
@@ -587,7 +587,7 @@ async def receive_all(
     ],
 )
 async def test_many_streams_that_share_buffers_keep_their_bytes(_buffers: int) -> None:
-    """Messages of all sizes, so that each begins somewhere in a buffer and some end with it."""
+    """Messages of all sizes begin anywhere in a buffer, and some fill it to its end."""
     count, total = 20, 300_000
     sent = [random.Random(number).randbytes(total) for number in range(count)]
     received = [bytearray() for _ in range(count)]
@@ -609,7 +609,7 @@ async def test_many_streams_that_share_buffers_keep_their_bytes(_buffers: int) -
 
 
 async def test_an_end_and_an_error_take_no_buffer() -> None:
-    """A thousand of each, with one buffer: each that took one would leave none."""
+    """A thousand of each, with a single buffer, which the first would take for good."""
     async with warm_streams():
         for number in range(1000):
             left, right = trio.socket.socketpair()
@@ -727,7 +727,7 @@ async def test_a_send_by_a_system_call_is_a_checkpoint() -> None:
 
 @pytest.fixture
 def no_deterministic_scheduling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow what pytest-trio forbids for all tests: to skip schedule points."""
+    """Allow skipping schedule points, which pytest-trio forbids for all tests."""
     monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", False)
 
 

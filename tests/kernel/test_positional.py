@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("fd_ledger")
 
 
 async def use(path: Path) -> None:
-    """Exercise all there is."""
+    """Call all methods."""
     async with await open_positional(path, CREATE) as file:
         assert await file.write_at(b"0123456789", 0) == 10
         assert await file.writev_at([b"ab", bytearray(b"cd")], 10) == 4
@@ -116,7 +116,7 @@ async def test_a_file_opened_for_appending_is_appended_to(tmp_path: Path) -> Non
 def writes_short(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
-    """A directory of a file system that writes a part, where the rest would have to wait."""
+    """A directory on a file system that writes only a part if the rest would have to wait."""
     if request.param == "stand-in":
         pwritev = os.pwritev
 

@@ -1,4 +1,4 @@
-"""Forks and child processes: what a child of a run can do, and that its parent never notices."""
+"""Forks and child processes: what a child of a run can do, without affecting its parent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PTH = Path(sysconfig.get_path("purelib"), "trio_uring.pth")
 
 
 def fork_from_task(function: Callable[[], object]) -> None:
-    """Fork here and now, with a run going on, and run *function* in the child."""
+    """Fork during a run, and run *function* in the child."""
     assert in_child(function) == 0
 
 
@@ -63,7 +63,7 @@ async def test_a_child_cannot_use_its_parents_ring() -> None:
 
 
 async def test_a_child_keeps_no_fd_of_its_parents_ring() -> None:
-    """It would keep what a parent that dies has in flight, and so its connections."""
+    """Otherwise operations in flight, and connections, would survive a parent that dies."""
 
     def rings() -> list[str]:
         return [file for file in open_fds().values() if "io_uring" in file]
@@ -91,7 +91,7 @@ async def test_a_child_keeps_no_fd_of_its_parents_ring() -> None:
 
 
 async def test_a_child_closes_what_it_inherited() -> None:
-    """And its parent goes on waiting, on the ring and in epoll."""
+    """And its parent keeps waiting, on the ring and in epoll."""
 
     def child() -> None:
         for sock in (receiving, waiting, peer):
@@ -127,7 +127,7 @@ async def test_a_child_closes_what_it_inherited() -> None:
 
 
 def test_a_child_that_goes_on_with_the_run() -> None:
-    """It is told so in its first turn of the loop. Its parent is not disturbed."""
+    """It gets an error in its first loop iteration. Its parent is not affected."""
 
     async def receive(sock: trio.socket.SocketType) -> None:
         # These completions came before the fork, in the same turn: the child has them, too.
@@ -195,7 +195,7 @@ async def test_a_child_starts_a_run_of_its_own() -> None:
 
 
 def test_forks_in_another_thread_than_the_run() -> None:
-    """The run may be anywhere then: in the kernel, in the middle of a push."""
+    """The run may be anywhere at that time: in the kernel, in the middle of a push."""
 
     async def main() -> None:
         while not enough.is_set():
@@ -225,7 +225,7 @@ def test_forks_in_another_thread_than_the_run() -> None:
 
 
 async def test_a_parent_that_dies_leaves_nothing_to_its_child() -> None:
-    """The child has the ring's fd, and the operations of the dead must not go on in it."""
+    """The child has the ring's fd, but its dead parent's operations must not go on."""
     ours, theirs = socket.socketpair()
     read, write = os.pipe()
     with ours, theirs:

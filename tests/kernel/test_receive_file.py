@@ -1,4 +1,4 @@
-"""`receive_file`: every byte into its place in the file, and none lost on the way."""
+"""`receive_file`: every byte is written at its place in the file, and none is lost."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_streams_that_are_no_sockets_are_received_from_too(run: str, file: int) 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_urgent_data_is_left_out(run: str, file: int) -> None:
-    """It is left out, as by recv(2); splice(2) does not get beyond it (Linux 6.18)."""
+    """It is left out, as by recv(2). splice(2) does not get past it (Linux 6.18)."""
 
     async def main() -> None:
         with connected("TCP") as (client, source):
@@ -190,7 +190,7 @@ async def test_waiting_holds_neither_pipe_nor_worker(file: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", RUNS)
 def test_cancelled_midway_it_loses_no_byte(run: str, kind: str, file: int) -> None:
-    """What came out of the stream is in the file, the rest still in the stream."""
+    """What was received is in the file, and the rest is still in the stream."""
     came_so_far = set()
 
     async def one_round(steps: int) -> None:
@@ -225,7 +225,7 @@ def test_cancelled_midway_it_loses_no_byte(run: str, kind: str, file: int) -> No
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_file_opened_for_reading_is_refused(run: str) -> None:
-    """As write(2) says it, and not a byte is taken."""
+    """With the error of write(2), and without receiving a byte."""
 
     async def main() -> None:
         with Path(__file__).open("rb") as opened, connected("TCP") as (client, source):
@@ -240,7 +240,7 @@ def test_a_file_opened_for_reading_is_refused(run: str) -> None:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_pipes_and_sockets_are_refused_as_the_file(run: str) -> None:
-    """A write to one could wait for ever, and cannot be cancelled."""
+    """A write to one could block indefinitely, and could not be cancelled."""
 
     async def main() -> None:
         with connected("UNIX") as (client, source), connected("UNIX") as (other, _):

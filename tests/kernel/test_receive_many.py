@@ -1,4 +1,4 @@
-"""`receive_many`: every byte arrives, once and in order, and no buffer is used while it is lent."""
+"""`receive_many`: every byte arrives once and in order, and leased buffers are not reused."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ async def test_a_lease_that_is_forgotten_is_reported() -> None:
 
 @pytest.mark.parametrize("max_buffers", [1, 3, 4])
 async def test_no_more_buffers_are_lent_than_max_buffers(max_buffers: int) -> None:
-    """What does not fit in the buffers stays in the socket."""
+    """Data that does not fit into the buffers stays in the socket."""
     with connected() as (stream, peer):
         peer.setblocking(False)
         async with receive_many(stream, max_buffers=max_buffers, buffer_size=10) as leases:
@@ -308,7 +308,7 @@ def test_a_consumer_that_holds_all_buffers_waits_until_it_gives_one_back(run: st
 
 
 async def test_a_slow_consumer_loses_nothing() -> None:
-    """In each round it takes some, or none, or keeps some for a while."""
+    """In each round it takes some leases, or none, or keeps some for a while."""
     chance = random.Random(1)
     ledger = ByteLedger()
     with connected("TCP") as (stream, peer):
@@ -340,7 +340,7 @@ CONNECTIONS: Final = 512
 
 
 async def test_a_stream_with_much_data_lets_others_run() -> None:
-    """One peer sends without end; what the others send is there within a few turns of the loop."""
+    """One peer sends without end. Data of others arrives within a few loop iterations."""
     turns = greedy = 0
     latencies = []
 
@@ -432,7 +432,7 @@ async def test_cancelling_loses_no_byte(rounds: Rounds) -> None:
 @pytest.mark.parametrize("sqpoll", [None, SQPoll(idle=0.001)])
 @pytest.mark.parametrize("guest", [False, True])
 def test_a_sender_in_another_thread(guest: bool, sqpoll: SQPoll | None) -> None:
-    """Nothing is forced here: bytes, cancels and give-backs really meet in the kernel."""
+    """Real races in the kernel between data, cancellations and released buffers."""
     chance = random.Random(0)
     ledger = ByteLedger()
     done = False
@@ -471,7 +471,7 @@ def test_a_sender_in_another_thread(guest: bool, sqpoll: SQPoll | None) -> None:
 
 @pytest.mark.ring(entries=8, completion_entries=8)
 async def test_small_queues_lose_no_byte() -> None:
-    """The CQ overflows, which ends multishot operations: they are begun again."""
+    """The CQ overflows, which ends multishot operations, and they begin again."""
     got: list[int] = []
     with ExitStack() as stack:
         ends = [stack.enter_context(connected()) for _ in range(40)]
@@ -496,7 +496,7 @@ async def test_small_queues_lose_no_byte() -> None:
 
 @pytest.mark.parametrize("order", Order)
 async def test_leaving_at_any_moment(order: Order) -> None:
-    """What came is either unread, or still in the socket."""
+    """Data is either unread, or still in the socket."""
     ledger = ByteLedger()
     with connected() as (stream, peer):
         peer.setblocking(False)
@@ -548,7 +548,7 @@ def test_two_tasks_cannot_receive_from_one_stream(run: str) -> None:
 
 
 async def test_nobody_else_receives_between_two_steps() -> None:
-    """Also while no operation is in flight: the bytes would change places."""
+    """Also while no operation is in flight. Otherwise the order of bytes would change."""
     with connected() as (stream, peer):
         async with receive_many(stream, max_buffers=1, buffer_size=1) as leases:
             peer.send(b"abc")
@@ -659,7 +659,7 @@ def test_a_broken_connection_is_an_error_after_its_data(run: str) -> None:
 
 
 async def test_leaving_before_it_is_known_to_be_broken() -> None:
-    """The stream itself would now look as if it had ended well."""
+    """Otherwise the stream would seem to have ended normally."""
 
     async def leave(stream: trio.SocketStream, peer: stdlib_socket.socket) -> None:
         async with receive_many(stream) as leases:
@@ -710,7 +710,7 @@ async def test_groups_are_used_again() -> None:
 
 
 async def test_it_leaves_no_cyclic_garbage() -> None:
-    """What the program forgot to close is closed when the last reference to it goes."""
+    """If the program forgot to close it, it is closed with the last reference to it."""
     gc.disable()
     try:
         with connected() as (stream, peer):

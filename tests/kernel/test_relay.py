@@ -1,4 +1,4 @@
-"""`relay`: every byte, once, in order, and none lost on the way."""
+"""`relay`: every byte arrives once and in order, and none is lost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COPIES: Final = ("RECV", "SEND", "RECVMSG", "SENDMSG")
 
 
 async def relayed(source: Any, destination: Any, **options: Any) -> int:
-    """Relay, and pass the end on."""
+    """Relay, and send the end of the stream too."""
     count = await relay(source, destination, **options)
     await destination.send_eof()
     return count
@@ -130,7 +130,7 @@ async def test_waiting_for_the_source_holds_no_pipe() -> None:
 
 @pytest.mark.usefixtures("fd_ledger")
 async def test_more_relays_than_pipes_all_end() -> None:
-    """The others receive and send, and do not wait."""
+    """Further relays receive and send, and do not wait for a pipe."""
     count = _splice_pipes.PIPES_MAX + 4
     pairs = [(connected("TCP"), connected("UNIX")) for _ in range(count)]
     made = [(*a.__enter__(), *b.__enter__()) for a, b in pairs]
@@ -162,7 +162,7 @@ async def test_without_fds_for_a_pipe_it_copies() -> None:
 
 
 class Thief(trio.abc.Instrument):
-    """Takes what *sock* received just before *victim* runs."""
+    """Receives the data of *sock* just before *victim* runs."""
 
     def __init__(self, sock: stdlib_socket.socket, victim: str) -> None:
         self.sock = sock
@@ -176,7 +176,7 @@ class Thief(trio.abc.Instrument):
 
 
 async def test_a_source_that_is_readable_and_yet_empty_is_waited_for() -> None:
-    """Somebody else was faster: it waits again, and keeps no pipe."""
+    """If somebody else received the data, it waits again, and holds no pipe."""
     with connected("TCP") as (client, source), connected("UNIX") as (destination, server):
         thief = Thief(source.socket._sock, "the relay")  # type: ignore[attr-defined]
         async with trio.open_nursery() as nursery:
@@ -197,7 +197,7 @@ async def test_a_source_that_is_readable_and_yet_empty_is_waited_for() -> None:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_urgent_data_is_left_out(run: str) -> None:
-    """It is left out, as by recv(2); splice(2) does not get beyond it (Linux 6.18)."""
+    """It is left out, as by recv(2). splice(2) does not get past it (Linux 6.18)."""
 
     async def main() -> None:
         with connected("TCP") as (client, source), connected("TCP") as (destination, server):
@@ -216,7 +216,7 @@ def test_urgent_data_is_left_out(run: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", RUNS)
 def test_cancelled_midway_it_loses_no_byte(run: str, kind: str) -> None:
-    """What is gone, what is handed back and what is in the source make the whole."""
+    """Bytes sent, bytes returned in the progress and bytes in the source are all bytes."""
     seen: set[tuple[bool, bool]] = set()
 
     async def one_round(steps: int) -> None:
@@ -302,7 +302,7 @@ def test_a_destination_that_breaks_is_an_error(run: str, *, as_stream: bool) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_broken_destination_raises_no_signal(kind: str) -> None:
-    """Not even where SIGPIPE would end the process: there it does not splice."""
+    """Also if SIGPIPE would kill the process. Then it does not splice."""
     code = """
         import signal, sys, trio, trio_uring
         from transfers import connected

@@ -78,7 +78,7 @@ async def test_a_restricted_run_may_have_a_polling_thread() -> None:
 
 @pytest.mark.ring(allowed_operations=NOTHING)
 async def test_a_run_that_allows_nothing_works() -> None:
-    """But what every run needs: wake-ups, other threads, registrations of memory."""
+    """Except what every run needs: wake-ups, other threads, registration of memory."""
     await try_what_is_not()
     assert await trio.to_thread.run_sync(int) == 0
     with RegisteredBuffers(1, 1) as buffers:
@@ -115,7 +115,7 @@ def test_wrong_settings_are_refused(allowed: object, error: type[Exception]) -> 
 
 @pytest.mark.ring(allowed_operations=NOTHING)
 async def test_a_batch_is_restricted_too() -> None:
-    """What is forbidden fails, and of its chain nothing is done; the rest is."""
+    """Forbidden operations and their chains fail. All others are performed."""
     nop = operations.nop
     outcomes = await perform_many(
         [nop(), operations.fsync(0), operations.linked([nop(), operations.pipe(), nop()]), nop()]
@@ -133,7 +133,7 @@ async def test_a_batch_is_restricted_too() -> None:
 
 @pytest.mark.ring(allowed_operations=SOCKETS)
 async def test_a_forbidden_operation_of_a_file_or_transfer_says_so(tmp_path: Path) -> None:
-    """They say what is forbidden, and neither hang nor go another way unasked."""
+    """The error says what is forbidden. They neither hang nor use another route."""
     path = tmp_path / "file"
     path.write_bytes(b"data")
     with pytest.raises(PermissionError, match="may not perform"):

@@ -1,4 +1,4 @@
-"""The ring alone, with no task and no loop: `Ring` on a real kernel."""
+"""`Ring` on a real kernel, without tasks or an event loop."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LONG = 30.0
 
 
 class KeptRing(Ring):
-    """A ring that keeps what the kernel may write to, and counts what is in flight."""
+    """A ring that keeps the memory of operations in flight, and counts them."""
 
     def __init__(self, config: RingConfig, *, register_fd: bool = True) -> None:
         super().__init__(config, register_fd=register_fd)
@@ -323,7 +323,7 @@ def test_what_the_kernel_supports(ring: KeptRing) -> None:
 
 
 def calls(ring: Ring) -> dict[str, Callable[[], object]]:
-    """Return everything that one may do to a ring."""
+    """Return all calls that a ring has."""
     return {
         "push": lambda: ring.push(operations.nop(), 1),
         "flush": ring.flush,
@@ -448,13 +448,13 @@ def polled() -> Iterator[KeptRing]:
 
 
 def wait_until_it_sleeps() -> None:
-    """Wait until the polling thread is asleep; before that it has asked to be woken."""
+    """Wait until the polling thread is asleep. Before that it has asked to be woken."""
     while {state for state in polling_threads() if state not in "XZ"} != {"S"}:
         os.sched_yield()
 
 
 def polling_threads() -> Iterator[str]:
-    """Yield the state of each polling thread; those of rings just closed may still be there."""
+    """Yield the state of each polling thread, maybe also those of rings that were just closed."""
     for task in Path("/proc/self/task").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):
             name, _, rest = (task / "stat").read_text().partition(" (")[2].rpartition(") ")
@@ -480,7 +480,7 @@ def test_sqpoll_flush_waits_until_all_is_taken(polled: KeptRing) -> None:
 
 
 def test_sqpoll_flush_before_close(polled: KeptRing, pair: Pair) -> None:
-    """What was flushed, and cancelled, never acts on the file that gets its fd next."""
+    """Flushed and cancelled operations never act on the next file with the same fd."""
     for number in range(1, 400, 2):
         old, peer = socket.socketpair()
         fd = old.fileno()

@@ -1,4 +1,4 @@
-"""`open_ring_channel`: every object arrives, once, whatever the loops at its ends do."""
+"""`open_ring_channel`: every object arrives once, whatever the loops at its ends do."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def wake_messages() -> int:
 
 
 def both(one: Callable[[], object], other: Callable[[], object]) -> None:
-    """Run each in a thread of its own; raise what the first to fail raises.
+    """Run each in a new thread, and raise the exception of the first that fails.
 
-    That at once: the other may wait for what failed, and then for ever.
+    It is raised at once, because the other may wait for the failed one indefinitely.
     """
     endings: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
@@ -168,7 +168,7 @@ async def test_objects_arrive_if_the_other_loop_is_a_guest() -> None:
 
 
 async def test_a_thread_that_waits_for_this_one_is_woken() -> None:
-    """What is sent goes at once: the sender may not come to its next turn before it is there."""
+    """Messages are sent at once: the sender may wait for them before its next iteration."""
     send_channel, receive_channel = open_ring_channel[int](1)
     arrived = threading.Event()
 
@@ -194,7 +194,7 @@ async def test_a_thread_that_waits_for_this_one_is_woken() -> None:
 
 
 async def test_what_is_not_async_works_outside_a_run() -> None:
-    """What is not async works in any thread."""
+    """Synchronous methods work in any thread."""
     send_channel, receive_channel = open_ring_channel[int](1)
     received: list[int] = []
 
@@ -220,7 +220,7 @@ async def test_what_is_not_async_works_outside_a_run() -> None:
 
 @pytest.mark.parametrize("run", ["ring", "restricted", "no ring"])
 def test_many_loops_that_cancel_lose_no_object(run: str) -> None:
-    """Four loops send and receive, and cancel both; every object arrives once."""
+    """Four loops send, receive and cancel both. Every object arrives once."""
     send_channel, receive_channel = open_ring_channel[int](2)
     numbers = iter(range(10**9))
     sent: Counter[int] = Counter()
@@ -290,7 +290,7 @@ def test_many_loops_that_cancel_lose_no_object(run: str) -> None:
 
 @pytest.mark.parametrize("run", ["ring", "no ring"])
 def test_what_was_handed_over_is_not_lost_to_a_cancel(run: str) -> None:
-    """Another thread serves a task that waits; it is cancelled before its loop hears of it."""
+    """A task is cancelled after another thread served it, before its loop delivers the object."""
 
     async def main() -> None:
         send_channel, receive_channel = open_ring_channel[str](0)
@@ -391,7 +391,7 @@ async def test_an_end_that_moved_on_stays_open() -> None:
 
 
 async def test_what_a_run_did_not_live_to_receive_goes_back() -> None:
-    """Its mailbox is closed; what lay in it, and what comes later, is for the others, in order."""
+    """Its mailbox is closed. Its objects, and later ones, go to other receivers, in order."""
     send_channel, receive_channel = open_ring_channel[int](9)
 
     async def receive(channel: RingReceiveChannel[int]) -> None:
@@ -457,7 +457,7 @@ async def test_an_object_goes_to_a_loop_that_is_not_busy(
 
 
 class Busy:
-    """A task of this loop was given an object; then the loop computes, and another one runs."""
+    """A task of this loop has an object assigned, then the loop computes while another runs."""
 
     def __init__(self) -> None:
         self.send_channel, self.receive_channel = open_ring_channel[int](0)
@@ -506,7 +506,7 @@ async def test_another_loop_takes_what_this_one_has_not_seen() -> None:
 
 
 async def test_an_object_is_not_taken_from_a_task_that_was_cancelled() -> None:
-    """It would wait for ever, since it has left the line too late for Trio."""
+    """Otherwise it would wait indefinitely, because Trio can't cancel it any more."""
     busy = Busy()
     busy.before = busy.scope.cancel
     await busy.run()
@@ -531,7 +531,7 @@ async def test_a_task_whose_object_was_taken_is_told_of_the_end() -> None:
 
 
 class Peer:
-    """A task in a loop of another thread; what is sent to it is in ``received``."""
+    """A task in the loop of another thread. What it receives is in ``received``."""
 
     def __init__(self) -> None:
         self.send_channel, self.receive_channel = open_ring_channel[int](0)
@@ -564,7 +564,7 @@ class Peer:
 
 
 async def test_a_message_that_reaches_no_ring_loses_no_object() -> None:
-    """The other loop hears of it all the same, and no fd is lost."""
+    """The other loop is woken nevertheless, and no fd is lost."""
     async with Peer() as peer:
         await peer.send(1)
         assert peer.mailbox is not None
@@ -603,7 +603,7 @@ async def test_too_many_open_files_lose_no_object(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_message_to_a_closed_ring_loses_no_object() -> None:
-    """It is held open for it, so that its fd is no other file's, and then no longer."""
+    """The ring stays open for the message, so that no other file gets its fd."""
     async with Peer() as peer:
         assert peer.mailbox is not None
         before = open_fds()
@@ -618,7 +618,7 @@ async def test_a_message_to_a_closed_ring_loses_no_object() -> None:
 
 
 async def test_a_ring_that_closes_with_messages_in_flight_loses_no_object() -> None:
-    """They are sent first."""
+    """They are delivered first."""
     async with Peer() as peer:
 
         async def main() -> None:

@@ -1,7 +1,7 @@
-"""Setting up a ring where something is missing: steps down the flag ladder, limits, filters.
+"""Setting up a ring when something is missing: fewer flags, limits, filters.
 
-The kernel's calls themselves are made to fail, in child processes: by a library that stands
-before libc's `syscall`, by seccomp filters, and by limits. Nothing of the package is patched.
+System calls are made to fail, in child processes: by a library that replaces libc's `syscall`, by
+seccomp filters, and by limits. Nothing of the package is patched.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ SCENARIOS = "import scenarios, sys; scenarios.report(*sys.argv[1:])"
 
 @pytest.fixture(scope="session")
 def refuse(tmp_path_factory: pytest.TempPathFactory) -> Refuse:
-    """Return a function that gives the environment in which calls of io_uring fail."""
+    """Return a function that returns an environment in which calls of io_uring fail."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("a C compiler is needed")
@@ -84,7 +84,7 @@ def refuse(tmp_path_factory: pytest.TempPathFactory) -> Refuse:
 
 @dataclass
 class Statistics:
-    """What a child printed of its runs."""
+    """The statistics of its runs that a child printed."""
 
     runs: list[dict[str, Any]]
 
@@ -93,7 +93,7 @@ class Statistics:
         return cls([json.loads(line) for line in output_of(result)])
 
     def __getitem__(self, name: str) -> Any:
-        """Return what all runs agree on."""
+        """Return the value, which must be the same in all runs."""
         values = [run[name] for run in self.runs]
         assert all(value == values[0] for value in values), values
         return values[0]
@@ -249,7 +249,7 @@ NO_RING = """
 
 
 def no_ring(environment: dict[str, str], prepare: str = "") -> str:
-    """See what a child does that gets no ring: falls back, or fails where one is required."""
+    """Check a child that gets no ring: it falls back, or fails if a ring is required."""
     [reason] = output_of(run_python(dedent(prepare) + dedent(NO_RING), environment=environment))
     return reason
 
@@ -363,7 +363,7 @@ def test_without_memory_for_buffers_runs_work() -> None:
 
 
 def test_with_few_fds_a_run_does_as_trio_does_or_says_why_not() -> None:
-    """With so many fds left: what Trio itself does, or it says why not; no other failure."""
+    """With so few fds it does what Trio does, or reports the reason. It fails in no other way."""
     code = """
         import errno, gc, os, resource, warnings
         import trio, trio_uring

@@ -1,4 +1,4 @@
-"""`send_file`: every byte of the file, once, and in order, whatever the socket does."""
+"""`send_file`: every byte of the file arrives once and in order, whatever the socket does."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def sent_and_closed(stream: trio.abc.Stream, to: Any, *args: Any, **option
 async def transferred(
     ours: trio.abc.Stream, theirs: trio.abc.ReceiveStream, *args: Any, **options: Any
 ) -> bytes:
-    """Send, and return what arrived, which is what was said to have been sent."""
+    """Send, and return what arrived, which must be as much as was reported."""
     received: list[bytes] = []
 
     async def receive() -> None:
@@ -117,7 +117,7 @@ async def test_a_file_that_knows_no_splice_is_read(kind: str) -> None:
 @pytest.mark.usefixtures("fd_ledger")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_slow_receiver_keeps_no_worker(kind: str, file: int) -> None:
-    """It waits by epoll: nothing of it is in flight meanwhile."""
+    """It waits in epoll, with no operation in flight."""
     with connected(kind) as (ours, theirs):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sent_and_closed, ours, ours, file)
@@ -132,7 +132,7 @@ async def test_a_slow_receiver_keeps_no_worker(kind: str, file: int) -> None:
 
 @pytest.mark.usefixtures("fd_ledger")
 async def test_more_transfers_than_pipes_all_end(file: int) -> None:
-    """The others read and send, and do not wait."""
+    """Further transfers read and send, and do not wait for a pipe."""
     count = _splice_pipes.PIPES_MAX + 4
     pairs = [connected("UNIX") for _ in range(count)]
     made = [pair.__enter__() for pair in pairs]
@@ -151,7 +151,7 @@ async def test_more_transfers_than_pipes_all_end(file: int) -> None:
 
 @pytest.mark.usefixtures("fd_ledger")
 async def test_without_fds_for_a_pipe_it_copies(file: int) -> None:
-    """One is needed for the file; the bytes then go through the program."""
+    """One fd is needed for the file. The bytes then pass through the program."""
     before = completed("SPLICE")
     with connected("UNIX") as (ours, theirs), no_fds_but(2):
         assert await transferred(ours, theirs, file) == DATA
@@ -161,7 +161,7 @@ async def test_without_fds_for_a_pipe_it_copies(file: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_broken_connection_raises_no_signal(kind: str) -> None:
-    """Not even where SIGPIPE would end the process: there it does not splice."""
+    """Also if SIGPIPE would kill the process. Then it does not splice."""
     code = """
         import signal, sys, tempfile, trio, trio_uring
         from transfers import completed, connected
@@ -186,7 +186,7 @@ def test_a_broken_connection_raises_no_signal(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", RUNS)
 def test_cancelled_midway_it_has_sent_what_progress_says(run: str, kind: str, file: int) -> None:
-    """The receiver gets what *progress* says, and not one byte more."""
+    """The receiver gets exactly the bytes that *progress* reports."""
 
     async def one_round(steps: int) -> None:
         progress = SendProgress()
@@ -269,7 +269,7 @@ def test_closed_and_broken_streams_raise_trios_errors(run: str, file: int) -> No
 
 @pytest.mark.parametrize("run", RUNS)
 def test_pipes_and_sockets_are_refused_as_the_file(run: str) -> None:
-    """A read of one could wait for ever, and cannot be cancelled."""
+    """A read of one could block indefinitely, and could not be cancelled."""
 
     async def main() -> None:
         with connected("UNIX") as (ours, _), connected("UNIX") as (other, _):

@@ -1,4 +1,4 @@
-"""`send_zerocopy`: all of it arrives, and the memory is free when it returns."""
+"""`send_zerocopy`: all data arrives, and the memory is free when it returns."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def test_the_memory_is_held_until_it_is_free() -> None:
 
 
 async def test_only_a_reset_ends_the_wait_for_the_memory() -> None:
-    """Of a receiver that does not read; neither a cancellation does, nor closing."""
+    """If the receiver does not read. Neither cancelling nor closing does."""
     ended = False
     progress = ZeroCopyProgress()
 

@@ -140,7 +140,7 @@ async def test_cancelled_with_handlers_in_all_loops() -> None:
 
 @pytest.mark.parametrize("steps", range(0, 40, 3))
 async def test_cancelled_at_any_time(steps: int) -> None:
-    """Each connection is closed, wherever it is."""
+    """Each connection is closed, wherever it is at that time."""
 
     async def handler(stream: trio.SocketStream) -> None:
         await stream.receive_some()
@@ -191,7 +191,7 @@ async def test_a_handler_that_fails_ends_it_all() -> None:
 
 
 class Accepts(trio.abc.Listener[trio.abc.Stream]):
-    """Gives what it is told to, and then waits."""
+    """A listener that accepts the given streams, then waits."""
 
     def __init__(self, *given: trio.abc.Stream | Exception) -> None:
         self.given = list(given)

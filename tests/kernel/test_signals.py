@@ -1,4 +1,4 @@
-"""Signals: Ctrl-C at any point, and others, while a run works and while it waits."""
+"""Ctrl-C and other signals, while a run computes and while it waits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OPTIONS = ("-X", "dev", "-W", "error", "-W", "ignore::ResourceWarning")
 
 @pytest.fixture(autouse=True)
 def default_handler() -> Iterator[None]:
-    """Trio handles Ctrl-C only where Python's own handler does."""
+    """Set Python's own handler, because Trio handles Ctrl-C only if it is set."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -58,7 +58,7 @@ def test_ctrl_c_at_any_moment(program: str) -> None:
 
 
 def test_ctrl_c_while_the_loop_is_in_the_kernel() -> None:
-    """From another thread, so that it must end the wait."""
+    """The signal comes from another thread, and must end the wait."""
 
     async def main() -> None:
         a, b = trio.socket.socketpair()
@@ -80,7 +80,7 @@ def test_ctrl_c_while_the_loop_is_in_the_kernel() -> None:
 
 
 def test_ctrl_c_for_a_task_that_waits_for_a_result() -> None:
-    """What was received first is delivered, and the interrupt comes after it."""
+    """A result that came first is delivered, and the interrupt follows."""
 
     @trio.lowlevel.enable_ki_protection
     async def main() -> None:
@@ -129,7 +129,7 @@ async def test_receiving_signals_while_everything_else_waits() -> None:
 
 @contextmanager
 def storm() -> Iterator[None]:
-    """Signals without end. Only inside a run: at its end Trio closes an fd that they use."""
+    """Send signals continuously. Only inside a run: at its end Trio closes an fd that they use."""
     before = signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
     try:
@@ -164,7 +164,7 @@ def test_signals_end_no_wait_too_early() -> None:
 
 
 def test_a_signal_is_no_timeout_for_the_autojump_clock() -> None:
-    """The clock jumps only if nothing happens for a while, and a signal is something."""
+    """The clock jumps only if nothing happens for a while, and a signal is an event."""
 
     async def main() -> None:
         with storm():

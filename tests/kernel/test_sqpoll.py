@@ -1,4 +1,4 @@
-"""Runs whose submission queue is polled by a thread of the kernel: ``RingConfig(sqpoll=...)``."""
+"""Runs whose submission queue is polled by a kernel thread: ``RingConfig(sqpoll=...)``."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_files(poll: SQPoll, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("poll", both)
 async def test_cancelling_a_receive(poll: SQPoll, rounds: Rounds) -> None:
-    """Whatever the thread has taken or not when the cancel comes, no byte is lost."""
+    """No byte is lost, whether or not the thread had taken the SQE before the cancellation."""
     ours, theirs = stdlib_socket.socketpair()
     ledger = ByteLedger()
     with theirs, trio.socket.from_stdlib_socket(ours) as sock:
@@ -104,7 +104,7 @@ UNTOUCHED: Final = b"for the new file"
 
 
 class Successor:
-    """A socket that gets the number of one that was closed, with data in it."""
+    """A socket with data that gets the fd of a socket that was closed."""
 
     def __init__(self, number: int) -> None:
         mine, self.other = stdlib_socket.socketpair()
@@ -116,7 +116,7 @@ class Successor:
         self.other.send(UNTOUCHED)
 
     def check(self) -> None:
-        """Fail if anybody received from it or sent to it; then close it."""
+        """Fail if anybody received from it or sent to it. Close it."""
         self.other.shutdown(stdlib_socket.SHUT_WR)
         assert self.mine.recv(100) == UNTOUCHED
         self.mine.close()
@@ -125,7 +125,7 @@ class Successor:
 
 
 class Replaced:
-    """Closes a socket and has another take its number, when called, once."""
+    """When called for the first time, closes a socket and makes another one that gets its fd."""
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self.sock = sock
@@ -154,7 +154,7 @@ async def expect_closed(awaitable: Awaitable[object]) -> None:
 
 @pytest.mark.parametrize("poll", both)
 async def test_closed_while_it_receives(poll: SQPoll) -> None:
-    """The thread looks fds up when it likes; never when they are another file's already."""
+    """The thread looks up the fds of SQEs at any time, but not after another file got them."""
     for _ in range(500):
         sock, theirs = connected()
         replaced = Replaced(sock)
@@ -178,7 +178,7 @@ async def test_closed_before_it_is_published(poll: SQPoll) -> None:
 
 @pytest.mark.parametrize("poll", both)
 async def test_sent_before_it_is_closed(poll: SQPoll) -> None:
-    """What was sent to the old file goes to the old file."""
+    """Data that was sent to the old file arrives there."""
     for _ in range(500):
         sock, theirs = connected()
         replaced = Replaced(sock)
@@ -190,7 +190,7 @@ async def test_sent_before_it_is_closed(poll: SQPoll) -> None:
 
 @pytest.mark.parametrize("poll", both)
 async def test_published_and_closed_at_once(poll: SQPoll) -> None:
-    """The thread may be about to take it, or be at it: closing waits until it has."""
+    """The thread may be about to take the SQE. Closing waits until it has."""
     dice = random.Random(5)
     manager = current_manager()
     for _ in range(1000):
@@ -212,11 +212,11 @@ async def test_published_and_closed_at_once(poll: SQPoll) -> None:
 
 
 def test_no_wakeup_is_missed_when_it_falls_asleep() -> None:
-    """Push just when the thread goes to sleep: too early, too late, and in between.
+    """Push at the moment when the thread goes to sleep, or shortly before or after.
 
-    How long to wait is learnt: whether it was asleep shows in the number of enters. Half of the
-    rounds meet it awake, half asleep, and all are near the moment that matters, so 500 are enough:
-    they take 3 seconds, and a minute where twenty other programs compute.
+    The test adapts how long it waits: the number of enters shows whether the thread was asleep.
+    Half of the rounds find it awake, half asleep, and all are close to the critical moment. So 500
+    rounds are enough. They take 3 seconds, and a minute if twenty other programs compute.
     """
     ring = Ring(RingConfig(sqpoll=SLEEPY))
     dice = random.Random(7)
@@ -241,7 +241,7 @@ def test_no_wakeup_is_missed_when_it_falls_asleep() -> None:
 
 @pytest.mark.ring(sqpoll=SLEEPY)
 async def test_no_wakeup_is_missed_in_a_run() -> None:
-    """Many tasks that now and then have nothing to do: all come to their end."""
+    """Many tasks that sometimes have nothing to do: all of them end."""
 
     async def work(dice: random.Random) -> None:
         for _ in range(200):
@@ -298,7 +298,7 @@ async def test_nothing_is_entered_to_close_while_the_thread_is_awake() -> None:
 
 
 class Host:
-    """The loop of another framework, which Trio is a guest of."""
+    """The loop of another framework, in which Trio is a guest."""
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()

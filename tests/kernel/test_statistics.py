@@ -1,4 +1,4 @@
-"""Every field of a run's statistics says what is so."""
+"""Every field of a run's statistics is right."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def statistics() -> RingStatistics:
 
 
 async def settled() -> RingStatistics:
-    """Return the statistics when Trio's own tasks wait, which they do in epoll."""
+    """Return the statistics when Trio's own tasks wait in epoll."""
     await wait_all_tasks_blocked()
     return statistics()
 
 
 def difference(before: RingStatistics, after: RingStatistics) -> dict[str, int]:
-    """Return which counts of completions grew, and by how much."""
+    """Return by how much the counts of completions grew."""
     return {
         name: count - before.completed.get(name, 0)
         for name, count in after.completed.items()

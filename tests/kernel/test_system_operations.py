@@ -37,7 +37,7 @@ HOUR_NS = 3600 * 10**9
 
 
 async def perform(operation: Operation[T]) -> T:
-    """Perform it, or skip the test where the kernel is older than the operation."""
+    """Perform *operation*. Skip the test if the kernel does not support it."""
     try:
         return await perform_operation(operation)
     except UnsupportedOpcodeError as exc:

@@ -1,4 +1,4 @@
-"""Several loops at once, and which of them is on a ring; threads that a loop works with."""
+"""Several loops at once, which of them have a ring, and worker threads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def io_statistics() -> Any:
 
 @pytest.fixture(autouse=True)
 def uninstalled() -> Iterator[None]:
-    """No test leaves its choice to the next, in any thread."""
+    """Uninstall after each test, so that it doesn't affect the next."""
     yield
     trio_uring.uninstall()
     assert trio.run(backend) == "epoll"
@@ -92,7 +92,7 @@ def test_loops_of_three_kinds_in_threads() -> None:
 
 
 def test_install_and_uninstall_while_others_start() -> None:
-    """Each run is of one kind or the other, whole; those that asked for a ring have one."""
+    """Each run has a ring from start to end, or none. Those that asked for one have it."""
 
     def switch() -> None:
         for _ in range(50):
@@ -235,7 +235,7 @@ async def test_tasks_and_threads_call_each_other() -> None:
 
 
 async def test_another_thread_wakes_the_loop() -> None:
-    """Again and again, while the loop sleeps in the kernel and while it does not."""
+    """Many times, both while the loop sleeps in the kernel and while it does not."""
     token = trio.lowlevel.current_trio_token()
     send, receive = trio.open_memory_channel[int](1000)
 

@@ -1,4 +1,4 @@
-"""A test that hangs fails alone: with its stacks, and those after it pass."""
+"""Only the test that hangs fails, with the stacks of its tasks. Later tests pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`write_file`: as `open`, `os.write` and `os.close` would leave the file, or raise."""
+"""`write_file` has the same results and errors as `open`, `os.write` and `os.close`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def counts() -> dict[str, int]:
 
 
 def check_fixed_files() -> None:
-    """All are free, and empty."""
+    """Check that all fixed files are free and empty."""
     fixed = current_manager().run_state.get(_write_file._FixedFiles, current_manager())
     assert fixed.free is not None
     assert sorted(fixed.free) == list(range(FIXED_FILES))
@@ -186,7 +186,7 @@ async def test_what_fits_is_written_and_then_it_fails(tmp_path: Path, sync: bool
 async def test_a_short_write_is_gone_on_with(
     tmp_path: Path, sync: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a signal, say: the disk has room for the rest."""
+    """A write can be short although the disk has room, for example because of a signal."""
     limits = [5000]
     perform = UringIOManager.perform_shielded
 

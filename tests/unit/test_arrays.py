@@ -1,4 +1,4 @@
-"""Arrays of operations and chains, as they are described; and the line for places."""
+"""Arrays of operations and chains, and the limiter."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_chain_is_made_of_operations() -> None:
 
 
 def test_a_task_that_takes_many_tokens_waits_in_line() -> None:
-    """First come, first served; two that gather do not wait for each other."""
+    """In FIFO order. Two tasks that collect tokens do not wait for each other."""
     order: list[str] = []
 
     async def gather(limit: Limiter, name: str, count: int) -> None:

@@ -1,7 +1,7 @@
-"""TRIO_URING in the environment: what happens when a Python starts, and imports Trio.
+"""TRIO_URING in the environment: what happens when Python starts and imports Trio.
 
-Each test starts a Python with `trio_uring.pth` as it was installed. The program then finds two
-small packages in the place of Trio and trio_uring, which print what is done to them.
+Each test starts a Python process with the installed `trio_uring.pth`. Two small packages replace
+Trio and trio_uring, and print the calls that they get.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Program:
         )
 
     def __call__(self, code: str, setting: str | None = "1") -> list[str]:
-        """Return the lines that *code* prints; it must print no warning."""
+        """Return the lines that *code* prints. It must print no warning."""
         result = self.start(code, setting)
         assert not result.stderr, result.stderr
         assert result.returncode == 0
@@ -162,7 +162,7 @@ def test_looking_for_trio_is_not_importing_it(program: Program) -> None:
 
 @pytest.mark.parametrize("first", ["trio", "trio_uring"])
 def test_a_finder_before_ours_with_one_loader_for_all(program: Program, first: str) -> None:
-    """As pytest's, which rewrites assertions in whatever brings a pytest plugin."""
+    """Like pytest's, which rewrites assertions in each package that has a pytest plugin."""
     code = f"""
         import importlib.machinery, importlib.util, sys
 

@@ -1,4 +1,4 @@
-"""The I/O manager where the ring has no room: nothing that it was asked for may be slept on."""
+"""The I/O manager when the ring has no room: it must not sleep before everything is submitted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONG = 3600.0
 
 
 class ScriptedRing(SimulatedRing):
-    """Refuses to push, to submit, or to sleep, as often as it is told."""
+    """A ring that refuses to push, to submit or to sleep for a given number of times."""
 
     def __init__(self) -> None:
         super().__init__(SimulatedKernel(Random(0), entries=64), self.slept)
@@ -99,7 +99,7 @@ def test_it_does_not_sleep_while_a_cancel_is_in_line(
 def test_it_does_not_sleep_without_the_watch_on_epoll(
     manager: UringIOManager, ring: ScriptedRing
 ) -> None:
-    """Or calls from other threads, and signals, would not be noticed."""
+    """Otherwise it would not notice calls from other threads, or signals."""
     manager._watch_entry = None
     ring.refuse_to_push = 1
     assert not manager.get_events(LONG)
@@ -117,7 +117,7 @@ def test_it_does_not_sleep_on_a_backlog(manager: UringIOManager, ring: ScriptedR
 def test_notify_closing_submits_all_that_the_kernel_refuses_at_first(
     manager: UringIOManager, ring: ScriptedRing
 ) -> None:
-    """Else an SQE would act on whatever gets the fd next."""
+    """Otherwise an SQE would act on the next file with the same fd."""
     for refused in range(4):
         ring.push(operations.send(1, b"x"), 50 + refused)
         ring.refuse_to_submit = refused

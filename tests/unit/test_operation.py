@@ -1,4 +1,4 @@
-"""What an `Operation` pins, what it refuses, how it reads results, and what cancelling it means."""
+"""What an `Operation` pins and refuses, how it decodes results, and how it is cancelled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOM = bytearray(b"some room")
 
 
 class Pool:
-    """Provided buffers, by way of example."""
+    """An example of provided buffers."""
 
     group = 7
 
@@ -271,7 +271,7 @@ def test_filenames_for_errors(
 
 
 def written(operation: Operation[object], content: bytes) -> object:
-    """Return what *operation* makes of *content*, if the kernel writes that and completes."""
+    """Return the result of *operation* if the kernel writes *content* and completes it."""
     pin = operation.pins[0]
     assert isinstance(pin, CData)
     ffi.buffer(pin)[: len(content)] = content

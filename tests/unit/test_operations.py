@@ -1,4 +1,4 @@
-"""Every operation, field by field: what liburing's io_uring_prep_*() would put into its SQE."""
+"""The SQE of every operation, field by field, as liburing's io_uring_prep_*() sets it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class At:
-    """An address where *content* stands."""
+    """An address at which *content* is in memory."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -54,7 +54,7 @@ class At:
 
 
 class Pool:
-    """Provided buffers, by way of example."""
+    """An example of provided buffers."""
 
     group = 7
 
@@ -63,7 +63,7 @@ class Pool:
 
 
 def address(buffer: Buffer) -> int:
-    """Return where *buffer* is."""
+    """Return the address of *buffer*."""
     return int(ffi.cast("uintptr_t", ffi.from_buffer("char[]", buffer)))
 
 

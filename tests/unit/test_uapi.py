@@ -1,4 +1,4 @@
-"""The constants in uapi.py against our C header, the system's headers and themselves."""
+"""The constants in uapi.py agree with our C header, the system's headers and each other."""
 
 import ast
 import operator
@@ -170,7 +170,7 @@ def header_numbers(header: Path) -> Iterator[tuple[str, int]]:
 
 
 def enum_constants(body: str) -> Iterator[tuple[str, str]]:
-    """Yield name and expression of each member of a C enum, the implied ones spelled out."""
+    """Yield name and expression of each member of a C enum, also if the value is implicit."""
     implied = "0"
     for member in filter(None, map(str.strip, body.split(","))):
         name, _, expression = map(str.strip, member.partition("="))
@@ -191,7 +191,7 @@ UNARY_OPERATORS: dict[type[ast.unaryop], Callable[[int], int]] = {
 
 
 def c_value(expression: str, known: dict[str, int]) -> int | None:
-    """Evaluate a constant C expression; None if it is anything else (C and Python agree here)."""
+    """Evaluate a constant C expression, with Python's rules, which agree. None for all else."""
     expression = re.sub(r"\b(0x[0-9a-fA-F]+|\d+)[uUlL]+\b", r"\1", expression)
     expression = re.sub(r"\(__[us]\d+\)", "", expression)
     try:
@@ -201,7 +201,7 @@ def c_value(expression: str, known: dict[str, int]) -> int | None:
 
 
 def evaluate(node: ast.expr, known: dict[str, int]) -> int:
-    """Evaluate an expression of whole numbers; KeyError if it has anything else in it."""
+    """Evaluate an expression of integers. Raise KeyError if it contains anything else."""
     match node:
         case ast.Constant(value=int(value)):
             return value

@@ -1,4 +1,4 @@
-"""The package as it is installed where there is no C compiler, or none for the native engine."""
+"""The package installed without a C compiler, or without the native engine."""
 
 from __future__ import annotations
 
