@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved rounds, medians, a table of ratios."""
+"""Helpers of the benchmarks: interleaved rounds, medians, a table of ratios."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Spread:
 def interleave(
     variants: Mapping[str, Callable[[], Sample]], rounds: int
 ) -> dict[str, list[Sample]]:
-    """Measure every variant *rounds* times, in turns: A B A B. The first turn is for warming up."""
+    """Measure every variant *rounds* times, alternating: A B A B. The first round is a warm-up."""
     samples: dict[str, list[Sample]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, measure in variants.items():

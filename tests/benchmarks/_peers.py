@@ -1,4 +1,4 @@
-"""The other end of a benchmark's connections: processes of their own, that only send or receive."""
+"""The peers of a benchmark's connections: separate processes that only send or receive."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ while True:
 
 @contextmanager
 def receiver() -> Iterator[int]:
-    """Yield the port of one that receives up to the end, and then says so with one byte."""
+    """Yield the port of a peer that receives until the end, then sends one byte."""
     with _started(_RECEIVER) as port:
         yield port
 
 
 @contextmanager
 def sender(mib: int) -> Iterator[int]:
-    """Yield the port of one that sends so many MiB to everyone who connects."""
+    """Yield the port of a peer that sends a number of MiB to each client."""
     with _started(_SENDER, str(mib)) as port:
         yield port
 
@@ -91,7 +91,7 @@ def _started(*program: str) -> Iterator[int]:
 
 
 def cpu_seconds() -> float:
-    """Return the CPU time of this process so far, kernel workers included."""
+    """Return the CPU time of this process so far, including kernel workers."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 

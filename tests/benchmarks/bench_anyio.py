@@ -90,7 +90,7 @@ FILE_READS: dict[str, tuple[Callable[[str], Awaitable[None]], int]] = {
 
 
 async def files(kind: str) -> None:
-    """Say the operations per second, and the CPU microseconds of each."""
+    """Print the operations per second, and the CPU microseconds of each."""
     function, count = FILE_READS[kind]
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as directory:
         path = Path(directory, "file")

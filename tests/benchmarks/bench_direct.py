@@ -1,4 +1,4 @@
-"""4 KiB reads past the page cache by 32 tasks, against a C program on raw io_uring.
+"""4 KiB direct reads by 32 tasks, compared with a C program on raw io_uring.
 
 The C program, direct_read.c beside this file, does the same: the same file, depth, size of reads,
 kind of ring, registered buffers, and one thread. It is built with the command that is printed.
@@ -78,7 +78,7 @@ async def measure(path: Path, tasks: int, reads: int, registered: bool) -> _meas
 
 
 async def measure_batches(path: Path, tasks: int, reads: int) -> _measure.Sample:
-    """As many reads in flight, by fewer tasks, `BATCH` at a time."""
+    """The same number of reads in flight, by fewer tasks, `BATCH` at a time."""
     last = path.stat().st_size // SIZE - 1
     tasks //= BATCH
 

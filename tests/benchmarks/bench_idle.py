@@ -37,7 +37,7 @@ CONNECTING_MAX = 100  # at once
 
 
 async def server(connections: int) -> None:
-    """Answer what comes. Says its port, and its memory whenever it is asked."""
+    """Echo what arrives. Print the port and, when asked, the process's memory."""
     idle = trio.Semaphore(0)
 
     async def echo(stream: trio.SocketStream) -> None:
@@ -56,7 +56,7 @@ async def server(connections: int) -> None:
 
 
 async def client(connections: int, port: int) -> None:
-    """Connect, and wait for what never comes; when asked, send something and get it back."""
+    """Connect, and wait without end. When asked, send a message and receive its echo."""
     streams: list[trio.SocketStream] = []
     answers = trio.Semaphore(0)
 
@@ -97,7 +97,7 @@ async def tell_memory(before: int, use_all: object = None) -> None:
 
 
 def resident() -> int:
-    """Return how many bytes of this process are in memory."""
+    """Return the resident memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
@@ -106,7 +106,7 @@ def resident() -> int:
 
 
 def kernel_memory() -> int:
-    """Return how many bytes the kernel has in slabs that it cannot give back."""
+    """Return the size of the kernel's unreclaimable slabs, in bytes."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("SUnreclaim:"):
             return int(line.split()[1]) * 1024
@@ -114,7 +114,7 @@ def kernel_memory() -> int:
 
 
 class End:
-    """A process at one end of the connections."""
+    """The process at one end of the connections."""
 
     def __init__(self, *arguments: object) -> None:
         command = [sys.executable, __file__, *map(str, arguments)]

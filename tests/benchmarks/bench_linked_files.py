@@ -1,9 +1,9 @@
 """Whole small files in one linked submission, against `Path.read_bytes` and `Path.write_bytes`.
 
-Writing: `trio_uring.write_file`. Reading: a chain that opens into a slot of the ring's table of
-files, reads from there and closes the slot. It has to know beforehand how much to read; "guess" has
-room for 64 KiB and goes on if the file is shorter. "32 files" are read in one step: in one call of
-a thread, or as 32 chains in one batch. The package reads no file so, because of what is seen here.
+Writing: `trio_uring.write_file`. Reading: a chain that opens a fixed file, reads it and closes it.
+It must know the size beforehand. "guess" has a buffer of 64 KiB, and goes on if a file is shorter.
+"32 files" are read in one step: in one call of a thread, or as 32 chains in one batch. Because of
+these results, the package reads no file in this way.
 
 python bench_linked_files.py [--size 4096 65536] [--rounds 5]
 """

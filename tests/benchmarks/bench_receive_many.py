@@ -52,7 +52,7 @@ async def receive_many(stream: trio.SocketStream, answer: bool, size: int) -> No
 
 
 async def receive_nowait(stream: trio.SocketStream, answer: bool, size: int) -> None:
-    """All that has come, before other tasks run."""
+    """Receive all that has arrived, before other tasks run."""
     left = size
     async with trio_uring.receive_many(stream) as leases:
         async for lease in leases:

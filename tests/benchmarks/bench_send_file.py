@@ -45,7 +45,7 @@ async def sendfile_in_thread(stream: trio.SocketStream, fd: int, size: int) -> N
 
 
 async def blocking_sendfile_in_thread(stream: trio.SocketStream, fd: int, size: int) -> None:
-    """What no event loop does: the thread itself waits for the receiver."""
+    """The thread itself waits for the receiver, which no event loop does."""
 
     def send() -> None:
         sent, out = 0, stream.socket.fileno()

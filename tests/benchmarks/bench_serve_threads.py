@@ -82,7 +82,7 @@ async def each_accepts(
     threads: int,
     listener: Callable[[], stdlib_socket.socket],
 ) -> None:
-    """Without the care that `serve_threads` takes for cancellation and errors."""
+    """Without the handling of cancellation and errors that `serve_threads` has."""
     scopes: list[tuple[trio.lowlevel.TrioToken, trio.CancelScope]] = []
 
     async def loop(sock: stdlib_socket.socket) -> None:
@@ -202,7 +202,7 @@ async def as_an_fd(other: Ring, fd: int) -> None:
 
 
 async def as_a_fixed_file(other: Ring, fd: int) -> None:
-    """Like a connection accepted into a slot, which the sender empties when it is gone."""
+    """Like a connection accepted as a fixed file, which the sender closes after sending it."""
     await perform(operations.files_update([fd], 0))
     await perform(operations.msg_ring_fd(other.fd, 0, 1, 0))
     await perform(operations.files_update([-1], 0))

@@ -54,7 +54,7 @@ def flagged(operation: Operation[int], flags: int) -> Operation[int]:
 
 
 def register(fds: list[int]) -> list[int]:
-    """Make *fds* fixed files of this run's ring; returns their slots."""
+    """Make *fds* fixed files of this run's ring, and return their indexes."""
     manager = current_io_manager()
     assert isinstance(manager, UringIOManager)
     pin = ffi.from_buffer("char[]", array("i", fds))

@@ -1,7 +1,7 @@
-"""A pytest plugin: AnyIO's test suite on the ring, without an edit to its tests.
+"""A pytest plugin that runs AnyIO's unmodified test suite on the ring.
 
-``ANYIO_GATE=answers``: the ring answers to the name "trio". ``ANYIO_GATE=by-name``: AnyIO has a
-third backend, "trio_uring". At the end it says what ran on the ring.
+``ANYIO_GATE=answers``: the backend "trio" uses the ring. ``ANYIO_GATE=by-name``: AnyIO has a third
+backend, "trio_uring". At the end it prints what ran on the ring.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _thread_hops = count_thread_hops()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what ran on the ring, as our own plugin would."""
+    """Print what ran on the ring, as our own plugin does."""
     completions = ", ".join(f"{name} {n}" for name, n in totals.completed.most_common())
     routes = ", ".join(f"{name} {n}" for name, n in totals.routes.most_common())
     terminalreporter.write_line(

@@ -1,4 +1,4 @@
-"""AnyIO's own test suite, on plain Trio and on the ring, and compared test by test.
+"""Runs AnyIO's own test suite on plain Trio and on the ring, and compares it test by test.
 
     python anyio_suite.py plain   SOURCE PLAIN.json     what AnyIO on Trio does on this machine
     python anyio_suite.py unused  SOURCE PLAIN.json     trio_uring is installed: nothing changes
@@ -116,9 +116,9 @@ def _excused(way: str) -> frozenset[str]:
 
 
 def _comparable(plain: Run, run: Run) -> tuple[Run, Run]:
-    """Give the tests of "trio_uring" the names of those of "trio"; leave out what has no twin.
+    """Give the tests of "trio_uring" the names of those of "trio". Leave out those without one.
 
-    A test that names its backends itself knows none but "trio".
+    A test that names its backends itself has only "trio".
     """
     outcomes: dict[str, str] = {}
     for test, outcome in run.outcomes.items():
@@ -132,7 +132,7 @@ def _comparable(plain: Run, run: Run) -> tuple[Run, Run]:
 
 
 def _worse(way: str, plain: Run, run: Run) -> set[str]:
-    """Return the functions that failed, and passed on plain Trio."""
+    """Return the functions that failed but passed on plain Trio."""
     twins = {test.replace("trio_uring", "trio") for test in run.tests("failed")}
     functions = {function_of(test) for test in plain.tests("passed") & twins}
     return functions - _excused(way)
@@ -150,9 +150,9 @@ def _try_again(way: str, source: Path, run: Run, functions: set[str]) -> Run:
 
 
 def resolve_localhost() -> None:
-    """See to it that ``::1`` is localhost, which about 130 tests count on, and machines lack.
+    """Make ``::1`` localhost, which about 130 tests rely on and some machines lack.
 
-    In a mount namespace of our own, so that the machine's file stays as it is.
+    This is done in a new mount namespace, so that the machine's file doesn't change.
     """
     hosts = Path("/etc/hosts")
     entries = [line.partition("#")[0].split() for line in hosts.read_text().splitlines()]

@@ -1,9 +1,9 @@
-"""Suites of projects built on Trio or AnyIO, run on plain Trio and on the ring, and compared.
+"""Runs suites of projects built on Trio or AnyIO on plain Trio and on the ring, and compares.
 
     python other_suites.py PROJECT SOURCE
 
-*SOURCE* is the project's unpacked sdist. Plain means that trio_uring is switched off here, not
-that it is absent: `trio_suite.py` shows that its presence changes nothing.
+*SOURCE* is the project's unpacked sdist. Here plain means that trio_uring is installed but off.
+`trio_suite.py` shows that this changes nothing.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ SUITES = {
 
 
 def main() -> int:
-    """Run one project's suite in both ways and compare."""
+    """Run a project's suite in both ways, and compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("project", choices=sorted(SUITES))
     parser.add_argument("source", type=Path)

@@ -38,7 +38,7 @@ class Summary:
 
     @classmethod
     def parse(cls, output: str) -> Summary | None:
-        """Find the summary in what pytest printed; None if there is none."""
+        """Find the summary in pytest's output; None if there is none."""
         match = SUMMARY.search(output)
         if match is None:
             return None
@@ -67,7 +67,7 @@ class Run:
     summary: Summary | None
 
     def tests(self, outcome: str) -> set[str]:
-        """Return the tests that ended so."""
+        """Return the tests that ended in this way."""
         return {test for test, ended in self.outcomes.items() if ended == outcome}
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class Run:
 def run_suite(
     name: str, arguments: list[str], *, cwd: Path | None = None, environment: dict[str, str]
 ) -> Run:
-    """Run pytest with *arguments*, show its output, and return how each test ended."""
+    """Run pytest with *arguments*, print its output, and return how each test ended."""
     # A shell's background job starts with SIGINT ignored, and passes that on: tests of Ctrl-C
     # would then wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -97,7 +97,7 @@ def run_suite(
 
 
 def differences(plain: Run, other: Run, *, deselected: frozenset[str] = frozenset()) -> list[str]:
-    """Return what is worse in *other* than in *plain*, one sentence each."""
+    """Return what is worse in *other* than in *plain*, as one sentence each."""
     problems: list[str] = []
     if plain.exit_code not in {0, 1}:
         problems.append(f"{plain.name}: pytest ended with {plain.exit_code}")
@@ -122,7 +122,7 @@ def function_of(test: str) -> str:
 
 
 def ring_problems(summary: Summary | None, opcodes: list[str]) -> list[str]:
-    """Return what shows that the ring was not used as it should."""
+    """Return the signs that the ring was not used as expected."""
     if summary is None:
         return ["the summary of trio_uring's pytest plugin is missing"]
     problems = [
@@ -144,7 +144,7 @@ def ring_problems(summary: Summary | None, opcodes: list[str]) -> list[str]:
 
 
 def report(plain: Run, other: Run, problems: list[str]) -> int:
-    """Print the comparison; return the exit code."""
+    """Print the comparison, and return the exit code."""
     print(f"\n{plain}\n{other}")
     for test in sorted(plain.tests("failed")):
         print(f"  fails on {plain.name} already: {test}")
@@ -173,7 +173,7 @@ def _print_summary(plain: Run, other: Run, summary: Summary) -> None:
 
 
 def _run(command: list[str], cwd: Path, environment: dict[str, str]) -> tuple[str, int]:
-    """Run *command* and return what it printed, which is shown as well, and its exit code."""
+    """Run *command*, print its output, and return the output and the exit code."""
     lines: list[str] = []
     with subprocess.Popen(
         # coreutils' timeout kills the whole group, and with it what a hanging test started.

@@ -1,7 +1,7 @@
-"""CPython's own tests of `open` and `io.FileIO`, on ours: each runs on a bridge.
+"""CPython's own tests of `open` and `io.FileIO`, with our files. Each runs on a bridge.
 
-There, every file that a test makes is a `RingFileIO`, and what it reads and writes goes through
-the ring. Where Python comes without its tests (as Debian's does), they are skipped.
+Every file that a test opens is a `RingFileIO`, and its reads and writes use the ring. If Python is
+installed without its tests, as on Debian, they are skipped.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if sys.version_info >= (3, 13):
 
 
 def open_ours(file: Any, *args: Any, **keywords: Any) -> Any:
-    """Return what `trio.open_file` would wrap."""
+    """Return the file that `trio.open_file` would wrap."""
     name = file if isinstance(file, int | str | bytes) else None
     if name is None and hasattr(type(file), "__fspath__"):
         try:

@@ -1,4 +1,4 @@
-"""Messages, their senders and ancillary data, connections and cancels: on a ring as on Trio."""
+"""Messages, ancillary data, connections and cancellations work on a ring as on plain Trio."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def same_file(fd: int, other: int) -> bool:
 async def note_received_fds(
     log: Log, what: str, receive: Callable[[], Any], fds: list[int]
 ) -> None:
-    """Write down which files arrived, not their fds, and close them."""
+    """Log which files arrived, rather than their fds, and close them."""
     message = await receive()
     data, ancillary, flags, address = message
     log.note(what, (data, flags, address))
@@ -238,7 +238,7 @@ def test_receiving_internet_ancillary_data(family: int) -> None:
 
 
 def test_refused_datagrams() -> None:
-    """The news that nobody is there comes with a later call."""
+    """A later call gets the error that nobody receives."""
 
     async def scenario(log: Log) -> None:
         for what, receive in {**RECEIVES, **SENDS}.items():
@@ -293,9 +293,9 @@ def test_connecting_datagram_sockets_again() -> None:
 def test_connecting_again() -> None:
     """Here a ring differs from plain Trio, and does what blocking sockets do.
 
-    Plain Trio learns from SO_ERROR how a connect ended, and never asks connect(2) again. So the
-    kernel still takes the socket for one that is connecting: the next connect(2) "succeeds" or
-    says ECONNABORTED, whatever its address is.
+    Plain Trio gets the result of a connect from SO_ERROR, and doesn't call connect(2) again. So the
+    kernel still regards the socket as connecting: the next connect(2) "succeeds" or fails with
+    ECONNABORTED, whatever its address is.
     """
 
     async def scenario(log: Log) -> None:
@@ -356,11 +356,11 @@ async def note_error(log: Log, awaitable: Awaitable[object]) -> None:
 
 
 def test_connecting_where_the_backlog_is_full(tmp_path: Path) -> None:
-    """Here a ring differs from plain Trio, and says what connect(2) says.
+    """Here a ring differs from plain Trio, and has the same result as connect(2).
 
-    Plain Trio takes the EAGAIN of a UNIX socket for a connection under way. It is none: nothing
-    has begun, the socket is writable, and has no error. So there connect returns, and the socket
-    is not connected. There is nothing to wait for, either.
+    Plain Trio interprets the EAGAIN of a UNIX socket as a connection in progress. But no connection
+    has begun, and the socket is writable and has no error. So on plain Trio connect returns, and
+    the socket is not connected. There is no event to wait for, either.
     """
     path = str(tmp_path / "socket")
 
@@ -391,7 +391,7 @@ def described_peer(sock: Any) -> object:
 
 
 def test_calls_in_a_cancelled_scope() -> None:
-    """They do nothing at all."""
+    """They do nothing."""
 
     async def scenario(log: Log) -> None:
         for what, call in {**RECEIVES, **SENDS}.items():
@@ -423,7 +423,7 @@ def test_calls_in_a_cancelled_scope() -> None:
 
 
 def test_other_tasks_get_their_turn_at_each_call() -> None:
-    """However much there is to receive."""
+    """However much data there is to receive."""
 
     async def scenario(_log: Log) -> None:
         turns = 0

@@ -1,7 +1,7 @@
-"""Every socket method, called in every way, does on a ring what it does on plain Trio.
+"""Every socket method, called in every way, works on a ring as on plain Trio.
 
-Equal are values, classes of exceptions, their errno and arguments, whether the call waits, and
-whether it is a checkpoint.
+The tests compare values, classes of exceptions, their errno and arguments, whether the call waits,
+and whether it is a checkpoint.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ PAIRS: Final[dict[str, Callable[[], tuple[Socket, Socket]]]] = {
 
 
 def reset(_ours: Socket, theirs: Socket) -> None:
-    """Close so that the connection is reset, where there is one."""
+    """Close so that a connection is reset."""
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     theirs.close()
 
@@ -109,7 +109,7 @@ STATES: Final[dict[str, Callable[[Socket, Socket], object]]] = {
 
 
 class Index:
-    """An int, but not one."""
+    """Has ``__index__``, but is not an int."""
 
     def __index__(self) -> int:
         return 5
@@ -158,7 +158,7 @@ SEND_FLAGS: Final[list[Any]] = [
 
 
 def buffers() -> dict[str, Any]:
-    """Return things to receive into, fresh ones, of which not all will do."""
+    """Return new objects to receive into, some of which are not valid."""
     return {
         "bytearray": bytearray(10),
         "large bytearray": bytearray(200_000),
@@ -179,7 +179,7 @@ def buffers() -> dict[str, Any]:
 
 
 def data() -> dict[str, Any]:
-    """Return things to send, of which not all will do."""
+    """Return objects to send, some of which are not valid."""
     return {
         "bytes": b"hello",
         "empty": b"",
@@ -197,7 +197,7 @@ def data() -> dict[str, Any]:
 
 
 def contents(buffer: Any) -> object:
-    """Return what is in something that was received into, in whatever it is."""
+    """Return the contents of any object that was received into."""
     try:
         return bytes(buffer)[:30]
     except (TypeError, ValueError):
@@ -210,7 +210,7 @@ def call(method: str, *args: object) -> Call:
 
 
 def call_for_length(method: str, *args: object) -> Call:
-    """Return a call of a receiving *method* that gives the length in the place of the data."""
+    """Return a call of a receiving *method*, with the length of the data as its result."""
 
     async def receive(sock: Any) -> object:
         value = await getattr(sock, method)(*args)
@@ -220,7 +220,7 @@ def call_for_length(method: str, *args: object) -> Call:
 
 
 def into(method: str, name: str, *args: object) -> Call:
-    """Return a call that receives into one of `buffers`, and gives what is in it then."""
+    """Return a call that receives into one of `buffers`, and returns its contents."""
 
     async def receive(sock: Any) -> object:
         buffer = buffers()[name]
@@ -231,7 +231,7 @@ def into(method: str, name: str, *args: object) -> Call:
 
 
 def into_many(make: Callable[[], Any], *args: object) -> Call:
-    """Return a call of recvmsg_into, that gives what is in the buffers then."""
+    """Return a call of recvmsg_into, that returns the contents of the buffers."""
 
     async def receive(sock: Any) -> object:
         pieces = make()
@@ -499,7 +499,7 @@ TYPICAL_CALLS: Final[dict[str, Call]] = {
 
 
 def left_over(sock: Socket) -> object:
-    """Return what can still be received, and why there is no more."""
+    """Return the data that can still be received, and how it ends."""
     if sock.fileno() < 0:
         return "closed"
     sock.setblocking(False)
@@ -769,7 +769,7 @@ def to(method: str, sock: Any, address: object) -> Awaitable[object]:
 
 
 async def note_outcome(log: Log, what: str, awaitable: Awaitable[object]) -> None:
-    """As `Log.call`, for what may ask a thread for a name: what waits then is not the socket."""
+    """Like `Log.call`, for calls that may resolve a name in a thread, and wait for that."""
     try:
         value = await awaitable
     except Exception as exc:  # noqa: BLE001 (whatever it is, it is the outcome)

@@ -1,4 +1,4 @@
-"""Streams, listeners, pipes, processes, TLS and DTLS: on a ring as on plain Trio."""
+"""Streams, listeners, pipes, processes, TLS and DTLS work on a ring as on plain Trio."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ async def note_error(log: Log, call: Callable[[], Awaitable[object]]) -> None:
 
 
 def test_servers() -> None:
-    """Many clients at once, of a server as programs write it."""
+    """A typical server with many clients at once."""
 
     async def scenario(log: Log) -> None:
         async def echo(stream: trio.SocketStream) -> None:
@@ -253,7 +253,7 @@ def test_pipes_pass_trios_checks(way: str) -> None:
 
 
 def test_other_files_as_streams() -> None:
-    """Terminals, sockets, and files that a stream is not meant for."""
+    """Terminals, sockets, and files that are not meant to be streams."""
 
     async def scenario(log: Log) -> None:
         master, slave = pty.openpty()

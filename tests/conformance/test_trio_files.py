@@ -1,4 +1,4 @@
-"""Trio's own tests of files and paths, on the ring: no call that has a route goes to a thread."""
+"""Trio's own tests of files and paths on the ring. Only calls without a route use threads."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A pytest plugin: every Trio run gets a ring, and what still goes to threads is written down.
+"""A pytest plugin that gives every Trio run a ring, and records the calls that use threads.
 
-Into the file that ``THREAD_GATE`` names, as JSON: the calls by name, and the completions.
+It writes the calls by name, and the completions, to the file named in ``THREAD_GATE``, as JSON.
 """
 
 from __future__ import annotations

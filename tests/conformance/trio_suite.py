@@ -1,4 +1,4 @@
-"""Trio's own test suite, run on plain Trio and on the ring, and compared test by test.
+"""Runs Trio's own test suite on plain Trio and on the ring, and compares it test by test.
 
     python trio_suite.py plain  PLAIN.json        what Trio does on this machine
     python trio_suite.py unused PLAIN.json        trio_uring is installed: nothing changes

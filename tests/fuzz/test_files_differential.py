@@ -1,8 +1,8 @@
-"""Random calls on `trio.open_file`'s files and on `open`'s: everything must be equal.
+"""Random calls on files of `trio.open_file` and of `open` have equal results.
 
-Results, exceptions, positions after each call, and what the file holds in the end. A second
-test injects short transfers, interruptions and a full disk under both. In a third, others have the
-open file, too, and use its position: through a duplicate of the fd, in a thread, or in a child.
+The tests compare results, exceptions, the position after each call, and the contents of the file at
+the end. A second test injects short transfers, interruptions and a full disk. In a third test,
+others use the position of the open file too: by a duplicate of the fd, in a thread, or in a child.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ OFFSETS = st.sampled_from([-3, -1, 0, 1, 2, 5, 64, 100, 4096, 9999])
 
 
 def texts(encoding: str) -> st.SearchStrategy[str]:
-    """Return texts that *encoding* can mostly encode; what it cannot is an error on both sides."""
+    """Return texts, most of which *encoding* can encode. Others are an error on both sides."""
     alphabet = {"latin-1": "ab\n\r \xe9", "iso2022_jp": "ab\n\r \u3042\u3044"}.get(
         encoding, "ab\n\r \u3042\xe9\U0001f600"
     )
@@ -89,7 +89,7 @@ def data() -> st.SearchStrategy[bytes]:
 
 
 def calls(pieces: st.SearchStrategy[Any], *, binary: bool) -> st.SearchStrategy[list[Call]]:
-    """Return lists of calls that a file of this kind has, and a few that it has not."""
+    """Return lists of calls that a file of this kind supports, and a few that it doesn't."""
     sized = ["read", "readline", "read1", "peek"] if binary else ["read", "readline"]
     call: st.SearchStrategy[Call] = st.one_of(
         st.tuples(st.sampled_from(sized), st.tuples(SIZES)),
@@ -113,7 +113,7 @@ def calls(pieces: st.SearchStrategy[Any], *, binary: bool) -> st.SearchStrategy[
 
 @st.composite
 def scenarios(draw: st.DrawFn, mode: str) -> tuple[dict[str, Any], bytes, list[Call]]:
-    """Draw the arguments of open, what the file holds at first, and calls."""
+    """Draw the arguments of open, the initial contents of the file, and calls."""
     binary = "b" in mode
     if binary:
         arguments = {"buffering": draw(st.sampled_from([-1, 0, 2, 7, 64, 4096]))}
@@ -133,7 +133,7 @@ def scenarios(draw: st.DrawFn, mode: str) -> tuple[dict[str, Any], bytes, list[C
 
 
 def outcome_of(exc: BaseException) -> tuple[object, ...]:
-    """Return what must be equal of an exception."""
+    """Return the parts of an exception that must be equal."""
     if isinstance(exc, AttributeError):
         return (AttributeError,)
     return (
@@ -145,7 +145,7 @@ def outcome_of(exc: BaseException) -> tuple[object, ...]:
 
 
 class Reference:
-    """The standard library's file, called synchronously."""
+    """A file of the standard library, called synchronously."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -155,7 +155,7 @@ class Reference:
 
 
 class Ours:
-    """Ours, as a Trio program calls it."""
+    """Our file, called as in a Trio program."""
 
     def __init__(self, file: Any) -> None:
         self.wrapper = file
@@ -166,7 +166,7 @@ class Ours:
 
 
 def fd_of(file: Any) -> int:
-    """Return the fd of *file*; not with its `fileno`, after which our file is no longer private."""
+    """Return the fd of *file*, without `fileno`, after which our file would not be private."""
     raw = getattr(file, "buffer", file)
     return io.FileIO.fileno(getattr(raw, "raw", raw))
 
@@ -201,7 +201,7 @@ def use_elsewhere(file: Any, who: str, what: Callable[[int], object]) -> object:
 
 
 async def outcomes(side: Reference | Ours, sequence: list[Call]) -> list[object]:
-    """Make the calls; return what came of each, and the position then."""
+    """Make the calls. Return the outcome of each, and the position after it."""
     results: list[object] = []
     cookies: list[int] = [0]
     for name, args in sequence:
@@ -246,7 +246,7 @@ Scenario = tuple[dict[str, Any], bytes, list[Call]]
 
 
 def crashes(mode: str, scenario: Scenario, open_reference: Callable[..., Any]) -> bool:
-    """Whether CPython itself crashes, as 3.11 does in some reads of text after one that failed."""
+    """Return whether CPython crashes, as 3.11 does in some reads of text after a failed one."""
     arguments, content, sequence = scenario
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "reference")
@@ -270,7 +270,7 @@ def compare(
     open_reference: Callable[..., Any] = open,
     name_of: Callable[[Path], Path | int] = lambda path: path,
 ) -> None:
-    """Make the same calls on both, each on a file of its own, and compare all there is."""
+    """Make the same calls on both, each on a new file, and compare everything."""
     arguments, content, sequence = scenario
     if "b" not in mode and crashes(mode, scenario, open_reference):
         calls_made["calls that crash CPython"] += len(sequence)
@@ -319,7 +319,7 @@ WHO = st.sampled_from([*["duplicate"] * 8, *["thread"] * 8, "child"])
 
 @st.composite
 def shared_scenarios(draw: st.DrawFn, mode: str) -> Scenario:
-    """Draw a scenario in which others make some of the calls."""
+    """Draw a scenario in which others, which share the file, make some of the calls."""
     arguments, content, sequence = draw(scenarios(mode))
     # Where CPython keeps a part of what it read or wrote, the others' moves are not seen at once.
     for index in draw(st.lists(st.integers(0, len(sequence)), max_size=8)):
@@ -330,7 +330,7 @@ def shared_scenarios(draw: st.DrawFn, mode: str) -> Scenario:
 
 
 def open_by_number(mode: str) -> Callable[[Path], int]:
-    """Return what opens a file for `open` to be given the fd."""
+    """Return a function that opens a file, so that `open` is called with its fd."""
 
     def opened(path: Path) -> int:
         with path.open(mode) as file:
@@ -356,7 +356,7 @@ def test_others_use_the_position_as_with_the_standard_library(mode: str, opened:
 
 
 class Plan:
-    """What happens to each raw transfer: a fault, or nothing; then nothing for ever."""
+    """The faults of the first raw transfers, some of which have none. Later ones have none."""
 
     def __init__(self, faults: list[int | str | None]) -> None:
         self._faults = list(reversed(faults))
@@ -366,14 +366,14 @@ class Plan:
 
 
 def is_transfer(raw: io.FileIO, buffer: Any, *, reading: bool) -> bool:
-    """Whether a raw call comes to the point of transferring bytes."""
+    """Return whether a raw call gets as far as to transfer bytes."""
     if raw.closed or type(buffer) is float or not memoryview(buffer).nbytes:
         return False
     return raw.readable() if reading else raw.writable()
 
 
 class FaultyFileIO(io.FileIO):
-    """The reference: an interruption is nothing there, CPython begins again by itself."""
+    """The reference. It ignores interruptions, because CPython itself tries again."""
 
     plan: Plan
 
@@ -410,7 +410,7 @@ def open_faulty(
 
 
 def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the kernel itself transfer less, or answer with an error, where *plan* says so."""
+    """Make the kernel transfer less, or return an error, according to *plan*."""
     fault: list[int | str | None] = [None]
 
     def planned(method: Callable[..., Any], *, reading: bool) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""The I/O manager against a kernel that does whatever a kernel may do, in any order."""
+"""The I/O manager on a simulated kernel that does all a kernel may do, in any order."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ files = st.integers(0, FILES - 1)
 
 @dataclass(eq=False)
 class Stream:
-    """A file, and what must come out of it."""
+    """A file, and the data that must be received from it."""
 
     file: File
     incoming: ByteLedger = field(default_factory=ByteLedger)
@@ -70,7 +70,7 @@ class Client:
 
 
 class Machine(RuleBasedStateMachine):
-    """Tasks come and go, data comes, files are closed, and the loop turns, in any order."""
+    """Tasks begin and end, data arrives, files are closed, and the loop runs, in any order."""
 
     @initialize(
         seed=st.integers(0, 2**32),
@@ -108,7 +108,7 @@ class Machine(RuleBasedStateMachine):
         setattr(module, name, value)
 
     def abandon(self) -> None:
-        """Where an assertion failed before the end: let the next example start afresh."""
+        """Clean up after an assertion failed, so that the next example starts anew."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with suppress(AssertionError):
@@ -119,7 +119,7 @@ class Machine(RuleBasedStateMachine):
             await trio.sleep_forever()
 
     def before_sleep(self) -> None:
-        """Fail if the manager sleeps on what it should do first."""
+        """Fail if the manager sleeps before it has done all its work."""
         assert not self.manager._cancels
         assert not self.manager._backlog
         assert self.manager._watch_entry is not None
@@ -229,7 +229,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(file=files)
     def close(self, file: int) -> None:
-        """Close a file; the next one gets its fd."""
+        """Close a file. The next file gets its fd."""
         old = self.streams[file]
         for client in self.clients:
             client.closed |= client.stream is old
@@ -242,7 +242,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def submit_and_wait(self) -> None:
-        """Let Trio's loop turn once."""
+        """Run one iteration of Trio's loop."""
         events: Any = self.manager.get_events(self.timeout)
         self.timeout = self.loop.send(events)
 
@@ -265,7 +265,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def wake_up(self) -> None:
-        """Another thread, or a signal handler, wants the loop's attention."""
+        """Another thread, or a signal handler, wakes the loop."""
         self.manager.force_wakeup()
 
     # ---- What must be true -----------------------------------------------------------------
@@ -292,7 +292,7 @@ class Machine(RuleBasedStateMachine):
                 self.end()
 
     def end(self) -> None:
-        """Cancel everything: all must end, and nothing be missing."""
+        """Cancel everything. All tasks must end, and no data may be missing."""
         self.nursery.cancel_scope.cancel()
         for _ in range(TURNS_TO_END):
             self.kernel.complete_all()
@@ -318,7 +318,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def check_ending(client: Client) -> None:
-    """Fail if a client ended in a way that nobody asked for."""
+    """Fail if a client ended in an unexpected way."""
     assert client.done
     if isinstance(client.error, trio.ClosedResourceError):
         assert client.closed

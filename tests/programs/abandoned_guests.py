@@ -1,4 +1,4 @@
-"""Guest runs that end badly, each in a process of its own: Trio leaves much to the collector."""
+"""Guest runs whose host stops early, each in a new process. Trio leaves them to the collector."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REQUIRED = RingConfig(require=True)
 
 
 class Host:
-    """The smallest loop that can have a guest."""
+    """The smallest loop that can host a guest run."""
 
     def __init__(self) -> None:
         self.calls: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -45,7 +45,7 @@ class Host:
         )
 
     def turn(self) -> None:
-        """Make one call for the guest, or for somebody else."""
+        """Make one call of the guest or of others."""
         self.calls.get()()
 
     def turn_until(self, condition: Callable[[], object]) -> None:
@@ -59,7 +59,7 @@ class Host:
 
 
 class Abandoned:
-    """A guest run whose host stops, with operations in flight."""
+    """A guest run whose host stops while operations are in flight."""
 
     def __init__(self) -> None:
         self.buffer = bytearray(100)

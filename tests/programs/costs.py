@@ -1,12 +1,12 @@
-"""What small programs cost on the ring, counted and not timed; printed as JSON.
+"""Counts what small programs cost on the ring, without measuring time, and prints it as JSON.
 
-A program is an async context manager that gives a function of *n*, which performs *n* operations.
-Counted for each operation, in the loop's thread:
+A program is an async context manager that yields a function of *n*, which performs *n* operations.
+These are counted for each operation, in the loop's thread:
 
-- ``calls``: functions of Python that were entered, or resumed;
+- ``calls``: Python functions that were entered or resumed;
 - ``enters``: calls of io_uring_enter(2), and the send(2) that the native engine makes itself;
-- ``blocks``: of memory that are kept, with the garbage collector off: what leaks, and what only
-  the collector would free.
+- ``blocks``: blocks of memory that are not freed with the garbage collector off: leaks, and memory
+  that only the collector would free.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Runs that crash with operations in flight, each in a process of its own.
+"""Runs that crash with operations in flight, each in a new process.
 
-After a crash Trio leaves its tasks to the garbage collector, which complains of them.
+After a crash, Trio leaves its tasks to the garbage collector, which warns about them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BLOCK = 4096
 
 
 def crash() -> None:
-    """Let Trio's loop fail, at once, with everything in flight."""
+    """Make Trio's loop fail immediately, with everything in flight."""
 
     async def victim() -> None:
         with trio.CancelScope() as scope:
@@ -127,7 +127,7 @@ def receives_in_a_thread() -> None:
 
 
 def hundreds_in_small_queues() -> None:
-    """The cancels fill the SQ many times, and their completions overflow the CQ."""
+    """The cancellations fill the SQ many times, and their completions overflow the CQ."""
     pairs = [socket.socketpair() for _ in range(300)]
 
     async def start(nursery: trio.Nursery) -> None:
@@ -139,7 +139,7 @@ def hundreds_in_small_queues() -> None:
 
 
 def not_submitted_yet() -> None:
-    """The crash comes before the turn that would have submitted them."""
+    """The crash happens before the loop iteration that would have submitted them."""
     buffers = [bytearray(8) for _ in range(20)]
     pairs = [socket.socketpair() for _ in buffers]
 
@@ -158,7 +158,7 @@ def not_submitted_yet() -> None:
 
 
 def connections_and_files_that_came_late() -> None:
-    """Results that carry an fd, and that no task will see."""
+    """Results with an fd that no task receives."""
     for rounds in range(6):
         _connections_and_files_that_came_late(rounds)
 
@@ -246,7 +246,7 @@ def _messages_with_fds_that_came_late() -> None:
 
 
 def a_batch_half_processed() -> None:
-    """Of one batch of completions some are processed when the crash comes, and some are not."""
+    """The crash happens when only some completions of a batch have been processed."""
     before = open_fds()
     a, b = socket.socketpair()
     listener = socket.create_server(("127.0.0.1", 0))
@@ -288,7 +288,7 @@ def a_batch_half_processed() -> None:
 
 
 def multishots() -> None:
-    """Connections and bytes that came ahead; and a lease that is still there afterwards."""
+    """Connections and bytes that were received ahead, and a lease that outlives the run."""
     before = open_fds()
     leases: list[trio_uring.ReceivedLease] = []
     a, b = socket.socketpair()
@@ -327,7 +327,7 @@ def multishots() -> None:
 
 
 def reads_past_the_page_cache() -> None:
-    """The kernel writes into buffers of O_DIRECT reads when the disk answers, come what may."""
+    """The kernel writes into the buffers of O_DIRECT reads when the disk answers, in any case."""
     with tempfile.NamedTemporaryFile(dir=Path.cwd()) as file:
         file.write(b"D" * BLOCK * 64)
         file.flush()
@@ -365,7 +365,7 @@ def reads_past_the_page_cache() -> None:
 
 
 def in_kernel_workers() -> None:
-    """What blocks in a worker of the kernel is interrupted."""
+    """Operations that block in a kernel worker are interrupted."""
     with tempfile.TemporaryDirectory() as directory:
         path = os.fsencode(f"{directory}/fifo")
         os.mkfifo(path)
@@ -387,7 +387,7 @@ def in_kernel_workers() -> None:
 
 
 def not_drained_in_time() -> None:
-    """What the kernel may still write to is never freed."""
+    """Memory that the kernel may still write to is never freed."""
     _in_flight._DRAIN_SECONDS = 0.0  # type: ignore[misc]
     buffer = bytearray(8)
     a, b = socket.socketpair()
@@ -405,7 +405,7 @@ def not_drained_in_time() -> None:
 
 
 def calls_that_come_late() -> None:
-    """Aborts come when the tasks are collected, after the ring was closed."""
+    """Aborts are called when the tasks are collected, after the ring was closed."""
     sock, peer = socket.socketpair()
 
     async def start(nursery: trio.Nursery) -> None:
@@ -436,7 +436,7 @@ def calls_that_come_late() -> None:
 
 
 def an_object_on_its_way() -> None:
-    """Another thread has served a task that waits; it goes back for others to receive."""
+    """Another thread has assigned an object to a task. It goes back for others to receive."""
     send_channel, receive_channel = trio_uring.open_ring_channel[str](0)
 
     async def start(nursery: trio.Nursery) -> None:

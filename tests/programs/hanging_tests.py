@@ -1,4 +1,4 @@
-"""Tests that hang: `tests/kernel/test_timeouts.py` runs them, and shows that each fails alone."""
+"""Tests that hang, for `tests/kernel/test_timeouts.py`, which shows that only they fail."""
 
 from __future__ import annotations
 

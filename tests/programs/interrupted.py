@@ -1,4 +1,4 @@
-"""Programs that Ctrl-C interrupts, in every line of the package, and at any moment."""
+"""Programs that Ctrl-C interrupts, in every line of the package and at any time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PACKAGE = str(Path(trio_uring.__file__).parent)
 
 
 class Unprotected:
-    """A bit of everything, as programs are: the interrupt may come in any line of any task."""
+    """A program with a mix of operations. The interrupt may come in any line of any task."""
 
     interrupts = 0
 
@@ -81,11 +81,11 @@ class Unprotected:
         return trio.lowlevel.FdStream(read), trio.lowlevel.FdStream(write)
 
     def check(self) -> None:
-        """Nothing is promised of what an interrupted line did."""
+        """Check nothing, as nothing is promised about an interrupted line."""
 
 
 class Protected:
-    """Interrupted only where it waits. What goes in and out is counted, to the byte."""
+    """A program that is interrupted only where it waits. It counts every byte in and out."""
 
     def __init__(self) -> None:
         self.interrupts = 0
@@ -154,7 +154,7 @@ class Protected:
         self.piped.received(await reader.receive_some())
 
     def check(self) -> None:
-        """All that was sent was received, or can be now."""
+        """Check that all data that was sent was received, or can be received now."""
         while self.bytes.missing:
             self.bytes.received(self.b.recv(65536))
         if self.piped.missing:
@@ -181,7 +181,7 @@ PROGRAMS: dict[str, Callable[[], Protected | Unprotected]] = {
 
 
 class AtStep:
-    """Counts the lines of the package that run, and interrupts in one of them."""
+    """Counts the executed lines of the package, and interrupts in one of them."""
 
     def __init__(self, target: int) -> None:
         self.count = 0
@@ -205,7 +205,7 @@ class AtStep:
 
 @contextmanager
 def at_some_moment(seconds: float) -> Iterator[None]:
-    """Interrupt that much later: in Python, or in the kernel."""
+    """Interrupt after this time: in Python, or in the kernel."""
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
@@ -226,7 +226,7 @@ class Stopwatch:
 
 
 def is_interrupt(exc: BaseException) -> bool:
-    """Whether it is a KeyboardInterrupt, maybe among what it made of others' connections."""
+    """Return whether it is a KeyboardInterrupt, maybe in a group with errors of other tasks."""
     leaves = list(leaves_of(exc))
     return any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves) and all(
         isinstance(leaf, KeyboardInterrupt | ConnectionError) for leaf in leaves
@@ -246,7 +246,7 @@ def run(
     around: AbstractContextManager[None],
     inside: AbstractContextManager[None] | None = None,
 ) -> str:
-    """Run a program, interrupted by what is *around* or *inside*; return how it ended."""
+    """Run a program, interrupted from *around* it or *inside* it, and return how it ended."""
     managers: list[UringIOManager] = []
 
     @enable_ki_protection
@@ -295,7 +295,7 @@ def at_every_step(name: str, stride: int) -> None:
 
 
 def at_random(name: str, rounds: int) -> None:
-    """Interrupt at random, mostly while it runs."""
+    """Interrupt at random times, mostly while it runs."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     run(name, nullcontext())

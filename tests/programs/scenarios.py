@@ -1,4 +1,4 @@
-"""What must work on every ring, and without one: run by children under many conditions."""
+"""Scenarios that must work on every ring and without one. Child processes run them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def echo() -> None:
 
 
 async def cancel() -> None:
-    """Cancel what waits, time and again, and lose nothing."""
+    """Cancel waiting operations many times, and lose nothing."""
     a, b = trio.socket.socketpair()
     with a, b:
         for number in range(50):
@@ -79,7 +79,7 @@ async def cancel() -> None:
 
 
 async def close() -> None:
-    """Close what another task waits for: the peer is told at once."""
+    """Close a file that another task waits for. The peer notices immediately."""
     for _ in range(10):
         a, b = trio.socket.socketpair()
         with a, b:
@@ -99,7 +99,7 @@ async def close() -> None:
 
 
 async def datagrams() -> None:
-    """Datagrams, and what is received into a buffer of the program."""
+    """Datagrams, and receives into a buffer of the program."""
     with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as a:
         await a.bind(("127.0.0.1", 0))
         with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as b:
@@ -138,7 +138,7 @@ async def everything() -> Any:
 def as_guest(
     main: Callable[[], Awaitable[Any]], ring: RingConfig | None = None, **arguments: Any
 ) -> Any:
-    """Run *main* as a guest of asyncio; return what it returns."""
+    """Run *main* as a guest of asyncio, and return its result."""
 
     async def host() -> Any:
         loop = asyncio.get_running_loop()
@@ -157,7 +157,7 @@ def as_guest(
 
 
 def report(sqpoll: str = "") -> None:
-    """Run everything, at home and as a guest, and print the statistics of both as JSON."""
+    """Run everything, as a plain run and as a guest, and print the statistics of both as JSON."""
     config = RingConfig(sqpoll=SQPoll(idle=0.001) if sqpoll else None)
     for statistics in (trio_uring.run(everything, ring=config), as_guest(everything, config)):
         attributes = {name: getattr(statistics, name) for name in statistics.__slots__}
@@ -166,7 +166,7 @@ def report(sqpoll: str = "") -> None:
 
 
 def print_backend() -> None:
-    """Run everything as a program does that does not know of us; print what it ran on."""
+    """Run everything with plain ``trio.run``, and print the backend."""
     signal.set_wakeup_fd(-1)  # after a fork it is that of the parent's run, and Trio would warn
     print(trio.run(everything).backend, flush=True)
 

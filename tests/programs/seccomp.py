@@ -1,4 +1,4 @@
-"""A seccomp filter for this process, as a container's default profile might have it."""
+"""A seccomp filter for this process, like that of a container's default profile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _instruction(code: int, k: int, jump_true: int = 0, jump_false: int = 0) -> 
 
 
 def forbid(*calls: int, error: int) -> None:
-    """Let system *calls* fail with *error* from now on, in this process and its children."""
+    """Make system *calls* fail with *error* from now on, in this process and its children."""
     program = _instruction(_LD_W_ABS, 0)  # the number, at offset 0 of struct seccomp_data
     for call in calls:
         program += _instruction(_JEQ_K, call, jump_false=1) + _instruction(
