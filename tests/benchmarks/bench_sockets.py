@@ -20,6 +20,7 @@ import importlib.util
 import json
 import os
 import resource
+import select
 import shutil
 import socket
 import ssl
@@ -53,6 +54,7 @@ SMOKE_OPERATIONS = 32
 SMOKE_CONNECTIONS = 8
 WARM_UP_SHARE = 10
 
+ANSWER_SECONDS = 60.0  # for a program that has not answered then, something is wrong
 LAST_WORDS_SECONDS = 2.0  # for a program that fails to say why
 
 # Whoever must not write bytecode compiles everything at each start.
@@ -125,6 +127,9 @@ class Program:
 
     def read(self) -> str:
         assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], ANSWER_SECONDS)
+        if not ready:
+            raise ProgramFailedError("it hangs")
         line = self._process.stdout.readline()
         if not line:
             raise ProgramFailedError(self.last_error())
