@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GROWTH = "growth-"
+RATIO_MAX = 2.0  # shown; what is beyond is cut, and its number stands beside
 
 # The same results give the same file, and its text stays text.
 mpl.use("svg")
@@ -39,8 +40,9 @@ def ratios(results: Results, workloads: list[str]) -> Figure:
     for number, system in enumerate(systems):
         rows = [row for row, name in enumerate(workloads) if system in results.samples[name]]
         found = [results.cpu_ratios(workloads[row])[system] for row in rows]
+        places = [row + (number - (len(systems) - 1) / 2) * height for row in rows]
         axes.barh(
-            [row + (number - (len(systems) - 1) / 2) * height for row in rows],
+            places,
             [ratio.median for ratio in found],
             height,
             label=system,
@@ -50,12 +52,15 @@ def ratios(results: Results, workloads: list[str]) -> Figure:
             ],
             error_kw={"elinewidth": 0.6},
         )
+        for place, ratio in zip(places, found, strict=True):
+            if ratio.median > RATIO_MAX:
+                axes.text(RATIO_MAX, place, f" {ratio.median:.1f}", va="center", fontsize=7)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(workloads)), [results.titles[name] for name in workloads])
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, RATIO_MAX)
+    axes.set_ylim(len(workloads) - 0.5, -0.5)
     axes.set_xlabel(f"CPU time per operation, ratio to {results.baseline}. {results.machine}")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper center", ncols=len(systems))
     return figure
 
 

@@ -19,6 +19,7 @@ import importlib
 import importlib.util
 import json
 import os
+import platform
 import resource
 import select
 import shutil
@@ -667,7 +668,7 @@ def present(systems: Iterator[System]) -> list[System]:
 def machine() -> str:
     version = ".".join(map(str, sys.version_info[:3]))
     kernel = ".".join(os.uname().release.split(".")[:2])
-    return f"Linux {kernel}, {os.cpu_count()} cores, {sys.implementation.name} {version}"
+    return f"Linux {kernel}, {os.cpu_count()} cores, {platform.python_implementation()} {version}"
 
 
 if __name__ == "__main__":
