@@ -6,7 +6,7 @@ The public names:
   `RingConfig` and `SQPoll` say how a ring is set up.
 * Sockets, streams, files and processes need no new names: use Trio's.
 * `open_positional` opens a file for many tasks at once, and `open_direct` opens one for direct I/O.
-  `write_file` writes a whole file in one step.
+  `write_file` writes a whole file in one step. `fsync` and `fdatasync` flush a file to the disk.
 * `perform_many` performs many operations together, and `linked` in order.
 * `send_file` and `receive_file` move bytes between a file and a socket, and `relay` between two
   sockets. `send_zerocopy` sends the program's memory without copying it.
@@ -34,6 +34,8 @@ from ._files import (
     DirectFile as DirectFile,
     PositionalFile as PositionalFile,
     RegisteredBuffers as RegisteredBuffers,
+    fdatasync as fdatasync,
+    fsync as fsync,
     open_direct as open_direct,
     open_positional as open_positional,
     write_file as write_file,

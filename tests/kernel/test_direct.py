@@ -75,6 +75,21 @@ async def test_registered_buffers(path: Path) -> None:
     assert statistics().refused == ()
 
 
+async def test_what_was_written_with_dsync_is_stored(path: Path) -> None:
+    async def test() -> None:
+        with RegisteredBuffers(1, SIZE) as buffers:
+            async with await open_direct(path, "r+") as file:
+                with await buffers.lease() as lease, mmap.mmap(-1, SIZE) as memory:
+                    lease.memory[:] = b"l" * SIZE
+                    assert await file.write_at(lease, 0, dsync=True) == SIZE
+                    assert await file.write_at(lease, SIZE) == SIZE
+                    assert await file.write_at(memory, 0, dsync=True) == SIZE
+                    assert await file.writev_at([memory], 2 * SIZE, dsync=True) == SIZE
+        assert path.read_bytes()[: 3 * SIZE] == bytes(SIZE) + b"l" * SIZE + bytes(SIZE)
+
+    await in_both_ways(test)
+
+
 async def test_memory_that_is_not_registered_will_do(path: Path) -> None:
     async def test() -> None:
         async with await open_direct(path, "r+") as file:

@@ -34,6 +34,7 @@ from trio_uring.lowlevel import (
 )
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Callable
 
     import anyio.abc
@@ -212,6 +213,21 @@ async def channels() -> None:
             assert_type(number, int)
     with send_channel, receive_channel:
         receive_channel.close()
+
+
+async def durability(
+    text: trio._file_io.AsyncIOWrapper[io.TextIOWrapper],
+    anyio_file: anyio.AsyncFile[bytes],
+    path: trio.Path,
+    positional: PositionalFile,
+) -> None:
+    await trio_uring.fsync(text)
+    await trio_uring.fdatasync(anyio_file)
+    async with await path.open("ab", buffering=0) as raw:
+        await trio_uring.fdatasync(raw)
+    await trio_uring.fsync(path)  # type: ignore[arg-type]
+    assert_type(await positional.write_at(b"", 0, dsync=True), int)
+    assert_type(await positional.writev_at([b""], 0, dsync=True), int)
 
 
 # --- Transfers ------------------------------------------------------------------------------

@@ -13,4 +13,5 @@ from ._registered_buffers import (
     RegisteredBuffers as RegisteredBuffers,
 )
 from ._routes import route as route
+from ._sync import fdatasync as fdatasync, fsync as fsync
 from ._write_file import write_file as write_file

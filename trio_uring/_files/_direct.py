@@ -25,7 +25,7 @@ from trio_uring._trio_private import is_cancelled
 
 from ._bridge import current_files
 from ._open import open_fd
-from ._positional import PositionalFile
+from ._positional import RWF_DSYNC, PositionalFile
 from ._registered_buffers import BufferLease
 
 if TYPE_CHECKING:
@@ -177,7 +177,9 @@ class DirectFile(PositionalFile):
             return await self._leased(operations.read_fixed, operations.read, buffer, offset)
         return await self._read([buffer], offset)
 
-    async def write_at(self, data: Buffer | BufferLease, offset: int, /) -> int:
+    async def write_at(
+        self, data: Buffer | BufferLease, offset: int, /, *, dsync: bool = False
+    ) -> int:
         """Write *data*, starting *offset* bytes from the beginning of the file.
 
         Returns when the device has the data. The device may still hold it in a cache of its own:
@@ -188,6 +190,7 @@ class DirectFile(PositionalFile):
             memory.
           offset: In bytes, a multiple of *block_size*. The file grows if the data ends beyond its
             end.
+          dsync: Return only when the data, and the file's size, are stored, as after `fdatasync`.
 
         Returns:
           The number of bytes written: less than the size of *data* if the disk is full.
@@ -201,16 +204,18 @@ class DirectFile(PositionalFile):
         Source: io_uring_prep_write_fixed(3), pwritev2(2).
         """
         if isinstance(data, BufferLease):
-            return await self._leased(operations.write_fixed, operations.write, data, offset)
-        return await self._write([data], offset)
+            flags = RWF_DSYNC * dsync
+            return await self._leased(operations.write_fixed, operations.write, data, offset, flags)
+        return await self._write([data], offset, dsync)
 
     @enable_ki_protection
     async def _leased(
         self,
         fixed: Callable[[int, Buffer, int, int], Operation[int]],
-        plain: Callable[[int, Buffer, int], Operation[int]],
+        plain: Callable[[int, Buffer, int, int], Operation[int]],
         lease: BufferLease,
         offset: int,
+        flags: int = 0,
     ) -> int:
         memory = lease.memory
         fd = self._check(offset)
@@ -220,29 +225,33 @@ class DirectFile(PositionalFile):
             await checkpoint_if_cancelled()
         files = current_files()
         index = lease.pool.index_in(files.manager) if files is not None else -1
-        operation = lease.operation(fixed, fd, offset, index) if index >= 0 else None
+        # A lease keeps its operations, which are all without flags.
+        is_fixed = index >= 0 and not flags
+        operation = lease.operation(fixed, fd, offset, index) if is_fixed else None
         lease.users += 1
         try:
             if files is None:
                 call = os.preadv if fixed is operations.read_fixed else os.pwritev
-                return await self._in_thread(call, fd, [memory], offset)
-            return await self._perform(files, operation or plain(fd, memory, offset))
+                return await self._in_thread(call, fd, [memory], offset, flags)
+            return await self._perform(files, operation or plain(fd, memory, offset, flags))
         finally:
             lease.users -= 1
 
     async def _read(self, buffers: Sequence[Buffer], offset: int) -> int:
         return await self._direct(operations.readv, os.preadv, buffers, offset)
 
-    async def _write(self, buffers: Sequence[Buffer], offset: int) -> int:
-        return await self._direct(operations.writev, os.pwritev, buffers, offset)
+    async def _write(self, buffers: Sequence[Buffer], offset: int, dsync: bool) -> int:  # noqa: FBT001
+        flags = RWF_DSYNC * dsync
+        return await self._direct(operations.writev, os.pwritev, buffers, offset, flags)
 
     @enable_ki_protection
     async def _direct(
         self,
-        operation: Callable[[int, Sequence[Buffer], int], Operation[int]],
-        call: Callable[[int, Sequence[Buffer], int], int],
+        operation: Callable[[int, Sequence[Buffer], int, int], Operation[int]],
+        call: Callable[[int, Sequence[Buffer], int, int], int],
         buffers: Sequence[Buffer],
         offset: int,
+        flags: int = 0,
     ) -> int:
         if is_cancelled(current_task()):
             await checkpoint_if_cancelled()
@@ -251,8 +260,8 @@ class DirectFile(PositionalFile):
             self._check_aligned(buffer, offset)
         files = current_files()
         if files is None:
-            return await self._in_thread(call, fd, buffers, offset)
-        return await self._perform(files, operation(fd, buffers, offset))
+            return await self._in_thread(call, fd, buffers, offset, flags)
+        return await self._perform(files, operation(fd, buffers, offset, flags))
 
     # ---- Alignment -------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ line takes a third less time (benchmarks/bench_files.py).
 from __future__ import annotations
 
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
@@ -18,6 +18,7 @@ from trio_uring._trio_private import AsyncIOWrapper, trio_file_aclose, trio_file
 from ._bridge import BRIDGE_REFUSED, current_files
 from ._methods import ASYNC_METHODS, close, raw_of, way_of
 from ._routes import route
+from ._sync import fdatasync, fsync
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     Ts = TypeVarTuple("Ts")
 
 T = TypeVar("T")
+
+# Methods that the files of Trio do not have by themselves.
+_ADDED: Final = {"fsync": fsync, "fdatasync": fdatasync}
 
 
 @enable_ki_protection
@@ -57,6 +61,8 @@ def file_getattr(self: AsyncIOWrapper[object], name: str) -> object:
             method = _async_method(self.wrapped, name, raw)
             setattr(self, name, method)
             return method
+    if name in _ADDED:
+        return partial(_ADDED[name], self)  # type: ignore[arg-type]  # the file has what it needs
     return trio_file_getattr(self, name)
 
 

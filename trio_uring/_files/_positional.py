@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _RWF_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 8)
+RWF_DSYNC: Final = getattr(os, "RWF_DSYNC", 2)
 _CLOSED: Final = -1
 
 
@@ -215,13 +216,15 @@ class PositionalFile(trio.abc.AsyncResource):
 
     # ---- Writing ---------------------------------------------------------------------------
 
-    async def write_at(self, data: Buffer, offset: int, /) -> int:
+    async def write_at(self, data: Buffer, offset: int, /, *, dsync: bool = False) -> int:
         """Write *data*, starting *offset* bytes from the beginning of the file.
 
         Args:
           data: Contiguous. At most 0x7ffff000 bytes of it are written.
           offset: In bytes, 0 or more. The file grows if the data ends beyond its end. If the file
             was opened with ``O_APPEND``, the data is appended whatever the offset.
+          dsync: Return only when the data written is on the disk, as after `fdatasync`. What else
+            was written to the file is not waited for.
 
         Returns:
           The number of bytes written: less than the size of *data* if, for example, the disk is
@@ -234,9 +237,11 @@ class PositionalFile(trio.abc.AsyncResource):
 
         Source: io_uring_prep_write(3), pwritev2(2).
         """
-        return await self._write([data], offset)
+        return await self._write([data], offset, dsync)
 
-    async def writev_at(self, buffers: Sequence[Buffer], offset: int, /) -> int:
+    async def writev_at(
+        self, buffers: Sequence[Buffer], offset: int, /, *, dsync: bool = False
+    ) -> int:
         """Like `write_at`, from several *buffers*, in order. At most 1024.
 
         Returns:
@@ -249,20 +254,20 @@ class PositionalFile(trio.abc.AsyncResource):
 
         Source: io_uring_prep_writev2(3), pwritev2(2).
         """
-        return await self._write(buffers, offset)
+        return await self._write(buffers, offset, dsync)
 
     @enable_ki_protection
-    async def _write(self, buffers: Sequence[Buffer], offset: int) -> int:
+    async def _write(self, buffers: Sequence[Buffer], offset: int, dsync: bool) -> int:  # noqa: FBT001
         if at_cancel_point(current_task()):
             await checkpoint_if_cancelled()
         fd = self._check(offset)
         files = current_files()
         if files is None:
-            return await self._in_thread(os.pwritev, fd, buffers, offset)
+            return await self._in_thread(os.pwritev, fd, buffers, offset, RWF_DSYNC * dsync)
         size = _size(buffers)
         self._written += size
         done = 0
-        if size <= INLINE_MAX and self._may_write_at_once(fd):
+        if size <= INLINE_MAX and not dsync and self._may_write_at_once(fd):
             try:
                 done = os.pwritev(fd, buffers, offset, _RWF_NOWAIT)
             except BlockingIOError:
@@ -276,7 +281,7 @@ class PositionalFile(trio.abc.AsyncResource):
                 await cancel_shielded_checkpoint()
                 return done
         if not done:
-            return await self._write_on_ring(files, fd, buffers, offset)
+            return await self._write_on_ring(files, fd, buffers, offset, RWF_DSYNC * dsync)
         try:
             with trio.CancelScope(shield=True):
                 rest = _rest_of(buffers, done)
@@ -296,17 +301,18 @@ class PositionalFile(trio.abc.AsyncResource):
         return self._nowait_write
 
     async def _write_on_ring(
-        self, files: FilesRun, fd: int, buffers: Sequence[Buffer], offset: int
+        self, files: FilesRun, fd: int, buffers: Sequence[Buffer], offset: int, flags: int = 0
     ) -> int:
-        # Appending writes too, as the kernel would try a non-blocking write first.
-        in_worker = not self._nowait_write or _size(buffers) > IN_WORKER_MIN
+        # Appending writes too, as the kernel would try a non-blocking write first. With RWF_DSYNC,
+        # such a write would wait for the disk in the event loop.
+        in_worker = bool(flags) or not self._nowait_write or _size(buffers) > IN_WORKER_MIN
         if len(buffers) == 1:
             operation = operations.write(
-                fd, buffers[0], offset, cancellable=False, in_worker=in_worker
+                fd, buffers[0], offset, flags, cancellable=False, in_worker=in_worker
             )
         else:
             operation = operations.writev(
-                fd, buffers, offset, cancellable=False, in_worker=in_worker
+                fd, buffers, offset, flags, cancellable=False, in_worker=in_worker
             )
         try:
             return await self._perform(files, operation)
@@ -314,7 +320,7 @@ class PositionalFile(trio.abc.AsyncResource):
             if exc.errno != errno.EFBIG:
                 raise
         # SIGXFSZ is delivered to the kernel worker, and lost. A thread's is not.
-        return await self._in_thread(os.pwritev, fd, buffers, offset)
+        return await self._in_thread(os.pwritev, fd, buffers, offset, flags)
 
     # ---- Other operations ------------------------------------------------------------------
 

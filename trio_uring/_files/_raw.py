@@ -471,6 +471,18 @@ class RingFileIO(io.FileIO):
             return bridge.call_in_thread(partial(_file_io.truncate, self, size))
         return size
 
+    def sync(self, *, data_only: bool) -> None:
+        """Call `os.fsync`, or `os.fdatasync` if *data_only*."""
+        fd = _fileno(self)  # not `fileno`, as the file remains private
+        bridge = self.bridge
+        if bridge is not None and getcurrent() is bridge:
+            self.used_ring = True
+            bridge.perform(operations.fsync(fd, data_only=data_only))
+        elif data_only:
+            os.fdatasync(fd)
+        else:
+            os.fsync(fd)
+
     # ---- Closing ---------------------------------------------------------------------------
 
     # When close(2) takes long
