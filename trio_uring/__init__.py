@@ -96,6 +96,8 @@ __all__ = [
     "UnsupportedOpcodeError",
     "ZeroCopyProgress",
     "accept_many",
+    "fdatasync",
+    "fsync",
     "install",
     "linked",
     "open_direct",
