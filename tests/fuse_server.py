@@ -53,6 +53,7 @@ _OPEN_OUT: Final = struct.Struct("=QII")
 
 _ROOT: Final = 1
 _FATTR_SIZE: Final = 8
+_MNT_FORCE: Final = 1
 _MNT_DETACH: Final = 2
 _NO_ANSWER: Final = (Request.FORGET, Request.BATCH_FORGET, Request.INTERRUPT)
 _FOREVER: Final = 10_000  # seconds: what the kernel remembers of names
@@ -103,6 +104,7 @@ class FuseServer:
     def close(self) -> None:
         """Unmount. To be called when nothing uses the file system."""
         self._token = None
+        self._libc.umount2(self._directory, _MNT_FORCE)  # what still waits for an answer fails
         self._libc.umount2(self._directory, _MNT_DETACH)
         self._thread.join()
         os.close(self._device)

@@ -154,3 +154,18 @@ async def test_a_cancelled_task_closes_the_file(server: FuseServer) -> None:
     assert scope.cancelled_caught
     assert file.closed
     assert not server.stood_still
+
+
+async def test_files_are_sent_and_received(server: FuseServer) -> None:
+    mounted = server.need_this_loop()
+    ours, theirs = trio.socket.socketpair()
+    file = await trio_uring.open_positional(mounted / "large")
+    target = await trio_uring.open_positional(mounted / "new", os.O_RDWR | os.O_CREAT)
+    with ours, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio_uring.send_file, ours, file)
+            await trio_uring.receive_file(theirs, target, count=len(LARGE))
+    await file.aclose()
+    await target.aclose()
+    assert bytes(server.files[server.names[b"new"]]) == LARGE
+    assert not server.stood_still

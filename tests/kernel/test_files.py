@@ -25,11 +25,12 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import _files
+from trio_uring._engine import _file_systems
+from trio_uring._engine._file_systems import FileSystem, file_system_of
 from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._engine._ring import Ring
-from trio_uring._files import _bridge, _file_systems, _hooks, _paths, _raw, _routes
+from trio_uring._files import _bridge, _hooks, _paths, _raw, _routes
 from trio_uring._files._bridge import POOL_MAX
-from trio_uring._files._file_systems import FileSystem, file_system_of
 from trio_uring._files._open import open_file
 from trio_uring._files._raw import RingFileIO
 from trio_uring._kernel.uapi import Opcode, SqeFlag

@@ -376,6 +376,14 @@ def open_cached(path: bytes, flags: int) -> int | None:
     return fd if fd >= 0 else None
 
 
+def can_block(fd: int) -> bool:
+    """Whether a read or write of an open file can block indefinitely. Asks no file server.
+
+    Source: statx(2).
+    """
+    return bool(lib.can_block(fd))
+
+
 def mount_of(fd: int) -> int:
     """Return a number for the mount that an open file is in; 0 if it cannot be known.
 

@@ -223,7 +223,7 @@ class DirectFile(PositionalFile):
             self._explain(offset, len(memory))
         if is_cancelled(current_task()):
             await checkpoint_if_cancelled()
-        files = current_files()
+        files = None if self._has_server else current_files()
         index = lease.pool.index_in(files.manager) if files is not None else -1
         # A lease keeps its operations, which are all without flags.
         is_fixed = index >= 0 and not flags
@@ -259,7 +259,7 @@ class DirectFile(PositionalFile):
         for buffer in buffers:
             self._check_aligned(buffer, offset)
         files = current_files()
-        if files is None:
+        if files is None or self._has_server:
             return await self._in_thread(call, fd, buffers, offset, flags)
         return await self._perform(files, operation(fd, buffers, offset, flags))
 

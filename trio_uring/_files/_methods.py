@@ -10,7 +10,8 @@ import io
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ._file_systems import FileSystem
+from trio_uring._engine._file_systems import FileSystem
+
 from ._paths import TEXT_MAX
 from ._raw import RingFileIO
 

@@ -39,11 +39,11 @@ import attrs
 import trio
 
 from trio_uring import _operations as operations
+from trio_uring._engine._file_systems import FileSystem, file_system_of
 from trio_uring._engine._ring import open_cached, path_is_without_server, stat_cached
 from trio_uring._operations._attributes import stat_result
 
 from ._bridge import current_bridge
-from ._file_systems import FileSystem, file_system_of
 from ._raw import RingFileIO
 
 if TYPE_CHECKING:

@@ -22,11 +22,11 @@ from trio.lowlevel import (
 )
 
 from trio_uring import _operations as operations
+from trio_uring._engine._file_systems import FileSystem, file_system_of
 from trio_uring._errors import UnsupportedOpcodeError
 from trio_uring._trio_private import at_cancel_point
 
 from ._bridge import INLINE_MAX, current_files
-from ._file_systems import FileSystem, file_system_of
 from ._open import open_fd
 from ._raw import IN_WORKER_MIN
 

@@ -36,10 +36,10 @@ import trio
 from trio.lowlevel import ParkingLot
 
 from trio_uring import _operations as operations
+from trio_uring._engine._file_systems import FileSystem, file_system_of
 from trio_uring._errors import UnsupportedOpcodeError
 
 from ._bridge import current_bridge, getcurrent
-from ._file_systems import FileSystem, file_system_of
 
 if sys.platform != "win32":
     import fcntl

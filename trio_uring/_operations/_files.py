@@ -62,8 +62,9 @@ def read(
     """Read from a file into *buffer*, at most its size in bytes. *flags*: `os.RWF_NOWAIT`, ...
 
     Data in the page cache is copied when the operation is submitted, which blocks the event loop
-    for 100 µs per MiB. With *in_worker*, a kernel worker copies it instead. It has no effect on
-    operations that can be cancelled.
+    for 100 µs per MiB. A file system with a server, such as FUSE, may block it for longer. With
+    *in_worker*, a kernel worker copies the data instead. It has no effect on operations that can be
+    cancelled.
 
     Completes with: the number of bytes; 0 at the end of the file.
     Fails with: ``EBADF``, ``EISDIR``, ``EIO``, ...: see pread(2); ``EAGAIN`` if *fd* is

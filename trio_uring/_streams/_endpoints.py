@@ -9,14 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import stat
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
 import trio
 
+from trio_uring._engine._file_systems import FileSystem, file_system_of
 from trio_uring._engine._io_manager import UringIOManager, current_ring
+from trio_uring._engine._ring import can_block
 from trio_uring._trio_private import (
     TrioSocket,
     send_conflict_detector,
@@ -29,7 +30,7 @@ from . import _anyio_streams as anyio_streams
 _FAMILIES: Final = (trio.socket.AF_INET, trio.socket.AF_INET6, trio.socket.AF_UNIX)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from typing_extensions import Buffer
 
@@ -60,8 +61,9 @@ class HasFileNo(Protocol):
         ...
 
 
-def dup_file(file: int | HasFileNo, stack: ExitStack) -> int:
-    """Return a duplicate of *file*'s fd, which *stack* closes.
+@asynccontextmanager
+async def dup_file(file: int | HasFileNo) -> AsyncIterator[int]:
+    """Use a duplicate of *file*'s fd, which is closed at the end.
 
     The original may be closed meanwhile, and its number reused, while operations are in flight.
 
@@ -70,11 +72,16 @@ def dup_file(file: int | HasFileNo, stack: ExitStack) -> int:
         would ignore the offset, and an operation could block indefinitely and not be cancelled.
     """
     fd = os.dup(file if isinstance(file, int) else file.fileno())
-    stack.callback(os.close, fd)
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-        os.lseek(fd, 0, os.SEEK_CUR)
-    return fd
+    try:
+        if can_block(fd):
+            os.lseek(fd, 0, os.SEEK_CUR)
+        yield fd
+    finally:
+        if file_system_of(fd) is FileSystem.SERVER:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(os.close, fd)
+        else:
+            os.close(fd)
 
 
 # ---- Where bytes go ------------------------------------------------------------------------

@@ -87,8 +87,15 @@ async def receive_file(
     Source: splice(2), io_uring_prep_splice(3), pipe(7).
     """
     check_range(offset, count)
+    async with dup_file(file) as fd:
+        return await _receive(stream, _Target(fd, offset, count, progress or ReceiveProgress()))
+    raise AssertionError("dup_file swallows no exception")
+
+
+async def _receive(
+    stream: trio.abc.ReceiveStream | trio.socket.SocketType | ReceivesBytes, target: _Target
+) -> int:
     with ExitStack() as stack:
-        target = _Target(dup_file(file, stack), offset, count, progress or ReceiveProgress())
         source = source_of(stream, stack)
         await checkpoint()
         if source.splices and not target.flags & os.O_APPEND:  # splice(2) refuses with EINVAL

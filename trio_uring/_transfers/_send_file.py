@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 from trio.lowlevel import checkpoint, checkpoint_if_cancelled, enable_ki_protection
 
+from trio_uring._engine._file_systems import FileSystem, file_system_of
 from trio_uring._streams._endpoints import dup_file, ring_for_splices, sink_of
 
 from ._splice_pipes import current_pipes
@@ -90,8 +91,19 @@ async def send_file(
     """
     check_range(offset, count)
     transfer = Transfer(count, sent_counter(progress or SendProgress()))
+    async with dup_file(file) as fd:
+        return await _send(stream, fd, offset, count, transfer)
+    raise AssertionError("dup_file swallows no exception")
+
+
+async def _send(
+    stream: trio.abc.SendStream | trio.socket.SocketType | SendsBytes,
+    fd: int,
+    offset: int,
+    count: int | None,
+    transfer: Transfer,
+) -> int:
     with ExitStack() as stack:
-        fd = dup_file(file, stack)
         sink = sink_of(stream, stack)
         await checkpoint()
         manager = ring_for_splices(files=True)
@@ -115,6 +127,8 @@ def sent_counter(progress: SendProgress) -> Callable[[int], None]:
 
 
 def _is_large(fd: int, offset: int, count: int | None) -> bool:
+    if file_system_of(fd) is FileSystem.SERVER:  # it would be asked
+        return False
     status = os.fstat(fd)
     known = stat.S_ISREG(status.st_mode) and status.st_size  # 0 in /proc, and for devices
     left = status.st_size - offset if known else _SPLICE_MIN

@@ -9,6 +9,7 @@ import attrs
 import trio
 
 from trio_uring import _operations as operations
+from trio_uring._engine._file_systems import FileSystem, file_system_of
 from trio_uring._engine._io_manager import current_ring
 
 if TYPE_CHECKING:
@@ -100,6 +101,11 @@ async def send_block(sink: Sink, block: memoryview, transfer: Transfer) -> None:
 # ---- Files ---------------------------------------------------------------------------------
 
 
+def _has_server(fd: int) -> bool:
+    # The kernel starts to read ahead while it takes the SQE, and FUSE may wait for that.
+    return file_system_of(fd) is FileSystem.SERVER
+
+
 async def read_block(fd: int, size: int, offset: int) -> memoryview:
     """Read at most *size* bytes of a file; none only at its end."""
     buffer = bytearray(size)
@@ -107,7 +113,10 @@ async def read_block(fd: int, size: int, offset: int) -> memoryview:
     if manager is None:
         count = await trio.to_thread.run_sync(os.preadv, fd, [buffer], offset)
     else:
-        count = await manager.perform(operations.read(fd, buffer, offset, cancellable=False))
+        operation = operations.read(
+            fd, buffer, offset, cancellable=False, in_worker=_has_server(fd)
+        )
+        count = await manager.perform(operation)
     return memoryview(buffer)[:count]
 
 
