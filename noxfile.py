@@ -110,7 +110,7 @@ ONE_PYTHON = MAIN_PYTHON if MAIN_PYTHON in PYTHONS or not PYTHONS else PYTHONS[0
 # Our own tests on the oldest, the main and the newest Python; the others add little but time.
 FEW_PYTHONS = [version for version in PYTHONS if version in {PYTHONS[0], ONE_PYTHON, PYTHONS[-1]}]
 # There they run on the Python engine, too, which every Python can use and few will.
-ENGINE_PYTHONS = [PYTHONS[0], PYTHONS[-1]] if len(PYTHONS) > 1 else PYTHONS
+ENGINE_PYTHONS = PYTHONS[-1:]
 ENGINE_TESTS = ["tests/kernel", "tests/conformance", "tests/fuzz"]
 NATIVE = {"TRIO_URING_ENGINE": "native"}
 ON_PYTHON_ENGINE = {"TRIO_URING_ENGINE": "python"}
