@@ -14,8 +14,8 @@ from races import current_files
 
 import trio_uring
 from trio_uring import fdatasync, fsync, open_positional
+from trio_uring._engine._file_systems import FileSystem
 from trio_uring._engine._io_manager import UringIOManager
-from trio_uring._files._file_systems import FileSystem
 from trio_uring._files._raw import RingFileIO
 from trio_uring._kernel.uapi import Opcode
 

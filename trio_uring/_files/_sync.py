@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from trio_uring._engine._file_systems import FileSystem
+
 from ._bridge import BRIDGE_REFUSED, current_files
-from ._file_systems import FileSystem
 from ._methods import raw_of
 
 if TYPE_CHECKING:
