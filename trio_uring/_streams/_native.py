@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import socket as stdlib_socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
+from trio.lowlevel import wait_readable, wait_writable
 
 from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._engine._ring import engine_api_address
@@ -28,9 +29,22 @@ from . import _socket_stream
 from ._socket import UringSocket
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from collections.abc import Callable
+    from typing import Concatenate
+
+    from typing_extensions import Buffer, ParamSpec
 
     from trio_uring._kernel._native import Op
+
+    from ._socket import WaitFn
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
+
+# Python's methods, which get the socket as the first argument.
+stdlib_recvfrom: Final = stdlib_socket.socket.recvfrom
+stdlib_sendto: Final = stdlib_socket.socket.sendto
 
 _why_not: str | None = None
 
@@ -55,6 +69,7 @@ def _set_up() -> str:
         return why
     native.set_twin("recv", _recv_twin, _recv_again, _failed)
     native.set_twin("send", _send_twin, _send_when_writable, _failed)
+    native.set_twin("attempt", _attempt_twin, _attempt_when_ready, _failed)
     native.set_twin(
         "receive_some", _socket_stream.receive_some, _receive_some_again, _stream_failed
     )
@@ -62,6 +77,9 @@ def _set_up() -> str:
     for cls, shell in (
         (UringSocket, recv),
         (UringSocket, send),
+        (UringSocket, recvfrom),
+        (UringSocket, sendto),
+        (UringSocket, _nonblocking_helper),
         (trio.SocketStream, receive_some),
         (trio.SocketStream, send_all),
     ):
@@ -116,6 +134,49 @@ async def _send_twin(sock: UringSocket, data: Buffer) -> int:
 
 async def _send_when_writable(sock: UringSocket, data: Buffer, _sent: int) -> int:
     return await TrioSocket.send(sock, data)
+
+
+# ---- Calls of the standard library -----------------------------------------------------------
+#
+# Calls that are repeated until they need not wait, such as for datagrams and connections. The
+# engine makes the first call. Two methods, for datagram servers, save the frame of Trio's method.
+
+_call: Final = UringSocket._nonblocking_helper
+_sendto: Final = UringSocket.sendto
+_recvfrom: Final = UringSocket.recvfrom
+
+
+async def _nonblocking_helper(
+    self: UringSocket,
+    wait_fn: WaitFn,
+    fn: Callable[Concatenate[stdlib_socket.socket, P], T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    if kwargs:
+        return await _call(self, wait_fn, fn, *args, **kwargs)
+    return cast("T", await native.attempt(self, (wait_fn, fn, *args)))
+
+
+@functools.wraps(_recvfrom)
+async def recvfrom(self: UringSocket, *args: object) -> tuple[bytes, object]:
+    attempt = native.attempt(self, (wait_readable, stdlib_recvfrom, *args))
+    return cast("tuple[bytes, object]", await attempt)
+
+
+@functools.wraps(_sendto)
+async def sendto(self: UringSocket, *args: object) -> int:
+    if self.is_resolved(args[-1] if args else None):
+        return cast("int", await native.attempt(self, (wait_writable, stdlib_sendto, *args)))
+    return await _sendto(self, *args)
+
+
+async def _attempt_twin(sock: UringSocket, call: tuple[Any, ...]) -> object:
+    return await _call(sock, *call)
+
+
+async def _attempt_when_ready(sock: UringSocket, call: tuple[Any, ...]) -> object:
+    return await sock.call_when_ready(*call)
 
 
 # ---- Streams ---------------------------------------------------------------------------------

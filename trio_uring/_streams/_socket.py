@@ -1,9 +1,9 @@
 """`UringSocket`: a Trio socket whose operations complete on the ring.
 
-Receives from streams use the ring, and so does everything that is sent. All else calls Trio's own
-method, which calls the standard library, so that semantics and exceptions are exactly the same: an
-unusual address family or flag, a wrong argument, a closed socket, a send to a full socket. So does
-every call in a run without a ring.
+Receives from streams use the ring, and so does everything that is sent, except by `sendto`. All
+else calls Trio's own method, which calls the standard library, so that semantics and exceptions are
+exactly the same: an unusual address family or flag, a wrong argument, a closed socket, a send to a
+full socket. So does every call in a run without a ring.
 
 Why datagrams and connections are received by Trio's methods
 ------------------------------------------------------------
@@ -20,6 +20,17 @@ What does this mean for us? Anybody can send bad datagrams, and urgent bytes. So
 kernel only by its poll: for readiness, with epoll, or in a multishot receive, which is never handed
 to a worker. A multishot receive with a limit on its bytes receives no more than asked for. It
 exists only for streams. If the kernel doesn't have it, Trio's method receives from streams too.
+
+Why `sendto` does not use the ring
+----------------------------------
+
+Facts. A datagram server usually answers one datagram after the other, in one task. On the ring,
+each answer takes a loop iteration, and encoding an address takes longer than in Python's socket.
+Such a server took 1.5 times the CPU time of plain Trio. With system calls, as many in one loop
+iteration as its turn budget allows, it takes 0.43 (benchmarks/bench_sockets.py).
+
+What does this mean for us? `sendto` calls Python's socket at once. A send without an address uses
+the ring, because many tasks send that way in the same iteration, with one system call.
 
 Calls that begin in the same loop iteration
 -------------------------------------------
@@ -42,10 +53,14 @@ import errno
 import os
 import socket as stdlib_socket
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
-from trio.lowlevel import enable_ki_protection
+from trio.lowlevel import (
+    cancel_shielded_checkpoint,
+    checkpoint_if_cancelled,
+    enable_ki_protection,
+)
 
 from trio_uring import _operations as operations
 from trio_uring._engine._buffer_pool import RECEIVE_BUFFER_SIZE
@@ -54,9 +69,16 @@ from trio_uring._kernel import sockets as abi
 from trio_uring._trio_private import TrioSocket
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from types import TracebackType
+    from typing import Concatenate
 
-    from typing_extensions import Buffer
+    from typing_extensions import Buffer, ParamSpec
+
+    P = ParamSpec("P")
+    WaitFn = Callable[[stdlib_socket.socket], Awaitable[None]]
+
+T = TypeVar("T")
 
 # The flags that are supported on the ring. Others, such as MSG_DONTWAIT, need the system call.
 _SEND_FLAGS: Final = abi.MSG_NOSIGNAL | abi.MSG_MORE | abi.MSG_DONTROUTE
@@ -78,6 +100,8 @@ _NONBLOCKING_STREAM: Final = abi.SOCK_STREAM | abi.SOCK_NONBLOCK
 _C_SOCKET: Final = vars(stdlib_socket.SocketType)
 _family: Final[Callable[[stdlib_socket.socket], int]] = _C_SOCKET["family"].__get__
 _proto: Final[Callable[[stdlib_socket.socket], int]] = _C_SOCKET["proto"].__get__
+
+_sendto: Final = stdlib_socket.socket.sendto
 
 _NOT_PLAIN: Final = (TypeError, ValueError, BufferError, OverflowError)
 
@@ -167,18 +191,22 @@ class UringSocket(TrioSocket):
 
     async def sendto(self, *args: Any) -> int:  # noqa: ANN401 (Trio's signature)
         """Like :meth:`socket.socket.sendto`, but async."""
-        manager = current_ring("sockets")
-        if manager is not None and len(args) in (2, 3) and self._sock.fileno() >= 0:
-            data, *flags_given, address = args
-            flags = flags_given[0] if flags_given else 0
-            resolved = await self._resolve_address_nocp(address, local=False)
-            args = (data, *flags_given, resolved)
-            raw = operations.encode_sockaddr(self.family, resolved)
-            if raw is not None:
-                sent = await self._sendmsg(manager, [data], [], flags, raw)
-                if sent is not None:
-                    return sent
+        if self.is_resolved(args[-1] if args else None):
+            return await self._nonblocking_helper(trio.lowlevel.wait_writable, _sendto, *args)
         return await super().sendto(*args)
+
+    def is_resolved(self, address: object) -> bool:
+        """Whether *address* is a numeric IP address and a port, so it need not be resolved."""
+        if type(address) is not tuple or len(address) != 2:
+            return False
+        host, port = address
+        if type(host) is not str or type(port) is not int:
+            return False
+        try:
+            stdlib_socket.inet_pton(_family(self._sock), host)
+        except (OSError, ValueError):  # not numeric, or not an internet socket
+            return False
+        return True
 
     async def sendmsg(
         self,
@@ -224,6 +252,50 @@ class UringSocket(TrioSocket):
             return await manager.perform(operation)
         except BlockingIOError:
             return None
+
+    # ---- Calls of the standard library -----------------------------------------------------
+
+    async def _nonblocking_helper(
+        self,
+        wait_fn: WaitFn,
+        fn: Callable[Concatenate[stdlib_socket.socket, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Call *fn*, and again after each *wait_fn*, until it does not raise BlockingIOError.
+
+        Trio's methods call this. Trio's own is slower, and always executes a schedule point after
+        a call that need not wait; see `TurnBudget`.
+        """
+        manager = current_ring("sockets")
+        if manager is None:
+            return await super()._nonblocking_helper(wait_fn, fn, *args, **kwargs)
+        await checkpoint_if_cancelled()
+        try:
+            result = fn(self._sock, *args, **kwargs)
+        except BlockingIOError:
+            return await self.call_when_ready(wait_fn, fn, *args, **kwargs)
+        except BaseException:
+            await cancel_shielded_checkpoint()
+            raise
+        if not manager.turn_budget.skip_schedule_point():
+            await cancel_shielded_checkpoint()
+        return result
+
+    async def call_when_ready(
+        self,
+        wait_fn: WaitFn,
+        fn: Callable[Concatenate[stdlib_socket.socket, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Call *fn* after each *wait_fn*, until it does not raise BlockingIOError."""
+        while True:
+            await wait_fn(self._sock)
+            try:
+                return fn(self._sock, *args, **kwargs)
+            except BlockingIOError:
+                pass
 
     # ---- Connections -----------------------------------------------------------------------
 

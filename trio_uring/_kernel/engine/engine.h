@@ -155,7 +155,7 @@ int init_step(void);
 
 /* ---- sockets.c ------------------------------------------------------------------------- */
 
-extern struct kind socket_recv, socket_send, stream_receive_some, stream_send_all;
+extern struct kind socket_recv, socket_send, socket_attempt, stream_receive_some, stream_send_all;
 
 /* ---- For Python before 3.12 --------------------------------------------------------------- */
 

@@ -74,8 +74,8 @@ static PyObject *setup(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static struct kind *const kinds[] = {&socket_recv, &socket_send, &stream_receive_some,
-                                     &stream_send_all};
+static struct kind *const kinds[] = {&socket_recv, &socket_send, &socket_attempt,
+                                     &stream_receive_some, &stream_send_all};
 
 /* set_twin(name, twin, rest, failed): sets the Python functions of a kind; see struct kind. */
 static PyObject *set_twin(PyObject *module, PyObject *args)
@@ -112,6 +112,7 @@ static PyObject *new_op(struct kind *kind, PyObject *const *args, Py_ssize_t cou
     }
 NEW_OP(socket_recv)
 NEW_OP(socket_send)
+NEW_OP(socket_attempt)
 NEW_OP(stream_receive_some)
 NEW_OP(stream_send_all)
 
@@ -122,6 +123,7 @@ static PyMethodDef functions[] = {
     FUNCTION("step", make_steps),
     FUNCTION("recv", new_socket_recv),
     FUNCTION("send", new_socket_send),
+    FUNCTION("attempt", new_socket_attempt),
     FUNCTION("receive_some", new_stream_receive_some),
     FUNCTION("send_all", new_stream_send_all),
     {NULL, NULL, 0, NULL},

@@ -282,6 +282,65 @@ static PySendResult finish_send_all(Op *op, PyObject **result)
     return op_failed(op, result);
 }
 
+/* ---- Calls of the standard library ----------------------------------------------------- */
+
+/* The argument is a tuple: the function to wait with, a method of Python's socket, and its arguments.
+ * The engine calls the method. If it would block, Python waits and calls it again. */
+
+static PyObject *attempt(PyObject *socket, PyObject *argument)
+{
+    PyObject *stdlib = PyObject_GetAttr(socket, trio.stdlib_socket);
+    if (stdlib == NULL)
+        return NULL;
+    PyObject *args = PyTuple_GetSlice(argument, 1, PyTuple_GET_SIZE(argument));
+    PyObject *value = NULL;
+    if (args != NULL) {
+        /* The socket takes the place of the method, which the argument keeps. */
+        PyObject *method = PyTuple_GET_ITEM(args, 0);
+        PyTuple_SET_ITEM(args, 0, stdlib);
+        stdlib = method;
+        value = PyObject_Call(method, args, NULL);
+        Py_DECREF(args);
+    }
+    Py_DECREF(stdlib);
+    return value;
+}
+
+/* Return the method's result, or raise its exception. */
+static PySendResult finish_attempt(Op *op, PyObject **result)
+{
+    PyObject *received = op->received;
+    op->received = NULL;
+    if (op->res == 0)
+        return op_end(op, received, result);
+    PyErr_SetRaisedException(received);
+    return op_end(op, NULL, result);
+}
+
+static PySendResult start_attempt(Op *op, PyObject **result)
+{
+    Loop *loop = plain_loop();
+    if (loop == NULL || !PyTuple_CheckExact(op->argument) || PyTuple_GET_SIZE(op->argument) < 2)
+        return op_twin(op, result);
+    PyObject *value = attempt(op->owner, op->argument);
+    if (value == NULL && PyErr_ExceptionMatches(PyExc_BlockingIOError)) {
+        PyErr_Clear();
+        return op_delegate(
+            op, PyObject_CallFunctionObjArgs(op->kind->rest, op->owner, op->argument, NULL),
+            result);
+    }
+    op->res = value == NULL ? -1 : 0;
+    op->received = value != NULL ? value : PyErr_GetRaisedException();
+    int skipped = pass_cancel_point(loop);
+    if (skipped < 0)
+        return op_end(op, NULL, result);
+    if (skipped)
+        return finish_attempt(op, result);
+    op->state = COMPLETE;
+    *result = Py_NewRef(trio.checkpoint);
+    return PYGEN_NEXT;
+}
+
 /* ---- The kinds ------------------------------------------------------------------------- */
 
 struct kind socket_recv = {
@@ -295,3 +354,5 @@ struct kind stream_receive_some = {.name = "receive_some",
                                    .finish = finish_receive};
 struct kind stream_send_all = {
     .name = "send_all", .opcode = OP_SEND, .start = start_send_all, .finish = finish_send_all};
+struct kind socket_attempt = {
+    .name = "attempt", .start = start_attempt, .finish = finish_attempt};
