@@ -420,7 +420,8 @@ def patch_file_methods(
 def trio_path_functions() -> dict[object, str]:
     """Return the functions that methods of `trio.Path` call in a thread, and the methods' names."""
     functions: dict[object, str] = {}
-    for name, method in vars(trio.Path).items():
+    for name, attribute in vars(trio.Path).items():
+        method = getattr(attribute, "__func__", attribute)  # of a class method
         if inspect.iscoroutinefunction(method):
             function = inspect.getclosurevars(method).nonlocals.get("fn")
             if function is not None:

@@ -15,18 +15,18 @@ import os
 import pathlib
 import tempfile
 from contextvars import copy_context
-from functools import partial
+from functools import partial, wraps
 from types import CodeType, FunctionType, SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import anyio
 import trio
 from anyio._backends import _trio as anyio_trio
-from anyio._core import _eventloop, _tempfile
+from anyio._core import _eventloop, _fileio, _tempfile
 from outcome import acapture
 
 from ._anyio_versions import why_incompatible
-from ._files import current_files, route
+from ._files import ReadAhead, current_files, route
 from ._files._methods import raw_of
 from ._files._open import is_plain, open_file
 from ._run import asking, is_installed
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import ParamSpec, TypeVarTuple, Unpack
 
     from ._config import RingConfig
+    from ._files._bridge import FilesRun
 
     P = ParamSpec("P")
     PosArgsT = TypeVarTuple("PosArgsT")
@@ -59,6 +60,11 @@ _SIGNATURES: Final = {
 }
 
 
+# The iterator of a path's iterdir, glob and rglob.
+_PathIterator: Final[Any] = vars(_fileio)["_PathIterator"]
+_anyio_anext: Final = vars(_PathIterator)["__anext__"]
+
+
 def check_anyio() -> None:
     """Raise RuntimeError if the installed version of AnyIO is not supported."""
     if reason := why_incompatible():
@@ -71,6 +77,11 @@ def check_anyio() -> None:
                 f"the installed AnyIO's {owner}.{name} takes ({found}), and trio_uring's backend "
                 f"for it was written for ({expected}): install an older AnyIO"
             )
+    if not {"next", "iterator"} <= set(_anyio_anext.__code__.co_names):
+        raise RuntimeError(
+            "the installed AnyIO's paths are not iterated over by next(), for which trio_uring's "
+            "backend was written: install an older AnyIO"
+        )
 
 
 check_anyio()
@@ -90,6 +101,9 @@ class RingAwareBackend(anyio_trio.TrioBackend):
         """Call ``func(*args)`` on the ring if the ring supports it, otherwise in a thread."""
         files = current_files()
         if files is not None and limiter is None:  # a caller's own limiter means a thread
+            paths = _paths_of_next(func, args)
+            if paths is not None:
+                return cast("T", await cls._next(files, paths))
             call = route(files, func, args) or route(
                 files, _unwrapped(func), _with_plain_paths(args)
             )
@@ -99,6 +113,16 @@ class RingAwareBackend(anyio_trio.TrioBackend):
             files.in_thread += 1
             func = _with_our_files(func)
         return await super().run_sync_in_worker_thread(func, args, abandon_on_cancel, limiter)
+
+    @classmethod
+    async def _next(cls, files: FilesRun, paths: ReadAhead[object]) -> object:
+        if paths.is_ready:
+            await trio.lowlevel.checkpoint()
+            files.inline += 1
+        else:
+            files.in_thread += 1
+            await super().run_sync_in_worker_thread(paths.read, (), abandon_on_cancel=True)
+        return next(paths, None)
 
     @classmethod
     def create_test_runner(cls, options: dict[str, Any]) -> anyio_trio.TestRunner:
@@ -246,6 +270,24 @@ _HIDING: Final = next(
 )
 
 
+@wraps(_anyio_anext)
+async def _read_ahead(self: Any) -> Any:  # noqa: ANN401 (AnyIO's private class)
+    # In a run without a ring, and on asyncio, AnyIO calls ``next`` in a thread as before.
+    if (
+        type(self.iterator) is not ReadAhead
+        and trio.lowlevel.in_trio_task()
+        and current_files() is not None
+    ):
+        self.iterator = ReadAhead(self.iterator)
+    return await _anyio_anext(self)
+
+
+def _paths_of_next(func: object, args: tuple[object, ...]) -> ReadAhead[object] | None:
+    if func is next and args and isinstance(args[0], ReadAhead) and args[1:] == (None,):
+        return args[0]
+    return None
+
+
 def _with_plain_paths(args: tuple[object, ...]) -> tuple[Any, ...]:
     # The route table does not know the class of AnyIO's paths.
     return tuple([os.fspath(arg) if type(arg) is anyio.Path else arg for arg in args])
@@ -332,6 +374,7 @@ def register() -> None:
         anyio_trio.backend_class = RingAwareBackend
     if _eventloop.loaded_backends.get("trio") is anyio_trio.TrioBackend:
         _eventloop.loaded_backends["trio"] = RingAwareBackend
+    _PathIterator.__anext__ = _read_ahead
 
 
 register()

@@ -2,6 +2,7 @@
 
 from ._bridge import current_files as current_files
 from ._direct import DirectFile as DirectFile, open_direct as open_direct
+from ._directories import ReadAhead as ReadAhead
 from ._hooks import (
     file_aclose as file_aclose,
     file_getattr as file_getattr,

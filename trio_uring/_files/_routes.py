@@ -6,9 +6,10 @@ exact: the function as it was when this module was imported, a path of exactly t
 systems go to threads, and so do calls with unusual or wrong arguments, which the real function
 then judges.
 
-Everything else goes to a thread, too. The kernel has no operation for listing a directory,
-``chmod``, ``readlink``, ``utime`` (so ``touch``) or ``truncate`` by path, or for looking up
-``owner`` and ``group``; ``glob``, ``resolve`` and ``samefile`` consist of these and of much else.
+Everything else goes to a thread, too. The kernel has no operation for listing a directory (see
+`_directories`), ``chmod``, ``readlink``, ``utime`` (so ``touch``) or ``truncate`` by path, or for
+looking up ``owner`` and ``group``; ``glob``, ``resolve`` and ``samefile`` consist of these and of
+much else.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from trio_uring._trio_private import trio_path_functions
 
 from . import _paths as paths
 from ._bridge import BRIDGE_REFUSED, current_bridge
+from ._directories import CAN_MAKE_PATHS, iterdir
 from ._methods import FILES, file_call
 from ._open import is_plain, open_file, path_has_server
 from ._paths import TEXT_MAX, RingPath
@@ -63,19 +65,23 @@ def route(
         keywords = bound.keywords
         function = bound.func
     kind = type(function)
-    if kind is BuiltinFunctionType or kind is MethodType:
+    # Not by identity: methods such as truncate are of a subclass, in some versions of Python.
+    is_builtin = isinstance(function, BuiltinFunctionType)
+    if is_builtin or kind is MethodType:
         owner = function.__self__  # type: ignore[attr-defined]
         if type(owner) in FILES:
             return file_call(files, function, owner, args, keywords)
-        if kind is BuiltinFunctionType:
+        if is_builtin:
             return _function_call(files, function, args, keywords)
         name = _PATHLIB.get(function.__func__)  # type: ignore[attr-defined]
         if name is not None and type(owner) is pathlib.PosixPath:
             return _path_call(files, name, owner, args, keywords, _as_it_is)
-    elif kind is FunctionType and args and type(args[0]) is trio.PosixPath:
+        return _inline_call(files, function.__func__, (owner, *args), keywords)  # type: ignore[attr-defined]
+    if kind is FunctionType and args:
         name = _TRIO_PATH.get(function)
-        if name is not None:
+        if name is not None and type(args[0]) is trio.PosixPath:
             return _path_call(files, name, args[0], args[1:], keywords, _as_trio)
+        return _inline_call(files, function, args, keywords)
     return None
 
 
@@ -213,6 +219,9 @@ def _path_call(
         return None
     if not is_right or not _is_intact():
         return None
+    if name == "iterdir":
+        # AnyIO's needs paths of pathlib; its iterator is read ahead (see `ReadAhead`).
+        return partial(files.call_in_thread, iterdir, (path,)) if convert is _as_trio else None
     twin = _TWINS.get(name)
     if twin is not None:
         return partial(files.call, partial(twin, **keywords), (os.fspath(path), *args))
@@ -227,6 +236,23 @@ def _path_call(
     return partial(files.call, call)
 
 
+def _inline_call(
+    files: FilesRun, function: Callable[..., Any], args: _Args, keywords: Mapping[str, Any]
+) -> Callable[[], Awaitable[Any]] | None:
+    name = _INLINE.get(function)
+    if name is None or keywords or len(args) != 1:
+        return None
+    kind = type(args[0]) if name == "absolute" else args[0]
+    if not any(kind is each for each in _PATH_CLASSES):
+        return None
+    if getattr(pathlib.Path, name) != _INLINE_METHODS[name] or not _is_intact():
+        return None
+    # Without it, the home directory is looked up in the user database, which may be a server's.
+    if name == "home" and "HOME" not in os.environ:
+        return None
+    return partial(files.call, function, args)
+
+
 def _is_intact() -> bool:
     """Whether everything that these methods call is still the standard library's."""
     return all(map(is_, map(getattr, _OWNERS, _NAMES), _THINGS))
@@ -234,6 +260,10 @@ def _is_intact() -> bool:
 
 def _flags(*args: object, **keywords: object) -> bool:
     return all(type(flag) is bool for flag in (*args, *keywords.values()))
+
+
+def _no_arguments() -> bool:
+    return True
 
 
 def _mkdir(mode: object = 0o777, parents: object = False, exist_ok: object = False) -> bool:  # noqa: FBT002
@@ -295,6 +325,7 @@ _ROWS: Final[dict[str, tuple[Callable[..., bool], str]]] = {
     "replace": (_is_target, ""),
     "symlink_to": (_symlink_to, ""),
     "hardlink_to": (_is_target, ""),
+    **({"iterdir": (_no_arguments, "")} if CAN_MAKE_PATHS else {}),
 }
 
 
@@ -314,12 +345,26 @@ _TRIO_PATH: Final[dict[object, str]] = {
 }
 _WATCHED: Final[tuple[tuple[object, str], ...]] = (
     (io, "open"),
-    *((os, name) for name in _OS if hasattr(os, name)),
+    *((os, name) for name in (*_OS, "getcwd", "listdir", "scandir") if hasattr(os, name)),
     *((pathlib.Path, name) for name in _METHODS),
 )
 _OWNERS: Final = tuple(owner for owner, _ in _WATCHED)
 _NAMES: Final = tuple(name for _, name in _WATCHED)
 _THINGS: Final = tuple(map(getattr, _OWNERS, _NAMES))
+
+# Methods that at most ask the kernel for the current directory: getcwd(2) never waits.
+_INLINE_METHODS: Final[dict[str, Any]] = {
+    name: getattr(pathlib.Path, name) for name in ("absolute", "cwd", "home")
+}
+_INLINE: Final[dict[object, str]] = {
+    **{getattr(method, "__func__", method): name for name, method in _INLINE_METHODS.items()},
+    **{
+        function: name
+        for function, name in trio_path_functions().items()
+        if name in _INLINE_METHODS
+    },
+}
+_PATH_CLASSES: Final = (pathlib.PosixPath, trio.PosixPath, pathlib.Path, trio.Path)
 
 # Methods that read or write a file whole, as `open` does.
 _OPENING: Final = frozenset(("open", "read_text", "write_bytes", "write_text"))
