@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "STREAM_NAMES",
     "AsyncIOWrapper",
     "EpollIOManager",
     "FdStream",
@@ -289,6 +290,11 @@ def socket_stream(socket: TrioSocket) -> trio.SocketStream:
     stream.socket = socket
     stream._send_conflict_detector = ConflictDetector(_SEND_CONFLICT)
     return stream
+
+
+# For the native engine: a stream's attributes that hold the socket and the conflict detector, the
+# attribute that says whether that is held, and its class.
+STREAM_NAMES: Final = (*_STREAM_ATTRIBUTES, "_held", ConflictDetector)
 
 
 def send_conflict_detector(stream: trio.SocketStream) -> AbstractContextManager[None]:

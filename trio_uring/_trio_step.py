@@ -26,7 +26,6 @@ import outcome
 import trio
 import trio._core._run as _run
 from trio._core._traps import CancelShieldedCheckpoint, WaitTaskRescheduled
-from trio._util import ConflictDetector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +86,6 @@ def trio_names() -> dict[str, object]:
         "runner_type": _run.Runner,
         "status_type": _run.CancelStatus,
         "wait_type": WaitTaskRescheduled,
-        "detector_type": ConflictDetector,
         "checkpoint": CancelShieldedCheckpoint,
         "value": outcome.Value,
         "error": outcome.Error,
@@ -102,8 +100,6 @@ def trio_names() -> dict[str, object]:
         "stdlib_socket": "_sock",
         "fileno": "fileno",
         "is_stream": "is_stream",
-        "send_conflict_detector": "_send_conflict_detector",
-        "held": "_held",
         "did_shutdown": "_did_shutdown_SHUT_WR",
     }
 

@@ -30,6 +30,8 @@ from ._files import ReadAhead, current_files, route
 from ._files._methods import raw_of
 from ._files._open import is_plain, open_file
 from ._run import asking, is_installed
+from ._streams._anyio_native import use_engine
+from ._streams._native import when_native
 from ._trio_private import SteppedRun
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ _SIGNATURES: Final = {
     ("TrioBackend", "run"): "func args kwargs options",
     ("TrioBackend", "create_test_runner"): "options",
     ("TrioBackend", "run_sync_in_worker_thread"): "func args abandon_on_cancel limiter",
+    ("SocketStream", "receive"): "self max_bytes",
+    ("SocketStream", "send"): "self item",
     ("TestRunner", "__init__"): "self options",
     ("TestRunner", "__exit__"): "self exc_type exc_val exc_tb",
     ("TestRunner", "_call_in_runner_task"): "self func args kwargs",
@@ -378,3 +382,4 @@ def register() -> None:
 
 
 register()
+when_native(partial(use_engine, anyio_trio.SocketStream, anyio.ResourceGuard))

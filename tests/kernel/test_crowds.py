@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
+from anyio._backends import _trio as anyio_trio
 from trio.lowlevel import FdStream, checkpoint
 
 if TYPE_CHECKING:
@@ -43,7 +44,17 @@ def pipes(stack: ExitStack) -> tuple[Callable[[], Awaitable[bytes]], Callable[[]
     return lambda: stream.receive_some(len(BLOCK)), lambda: os.write(write_end, BLOCK)
 
 
-KINDS: Final = [sockets, streams, pipes]
+def anyio_streams(
+    stack: ExitStack,
+) -> tuple[Callable[[], Awaitable[bytes]], Callable[[], object]]:
+    ours, theirs = stdlib_socket.socketpair()
+    stack.enter_context(theirs)
+    sock = stack.enter_context(trio.socket.from_stdlib_socket(ours))
+    stream = anyio_trio.SocketStream(sock)
+    return lambda: stream.receive(len(BLOCK)), lambda: theirs.send(BLOCK)
+
+
+KINDS: Final = [sockets, streams, pipes, anyio_streams]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -150,11 +150,15 @@ def test_setup_looks_at_what_it_is_given() -> None:
     assert use_native_engine() == ""
     names = {**_trio_step.trio_names(), "manager_type": object, "socket_type": object}
     api = engine_api_address()
-    for name in ("coro", "task_type", "held"):
+    for name in ("coro", "task_type", "did_shutdown"):
         with pytest.raises(TypeError, match=name):
             native.setup(api, {**names, name: object()})
     with pytest.raises(ValueError, match="there is no recvmsg"):
         native.set_twin("recvmsg", len, len, len)
+    with pytest.raises(ValueError, match="there is no recvmsg"):
+        native.set_guard("recvmsg", "socket", "guard", "held", object)
+    with pytest.raises(TypeError):
+        native.set_guard("send_all", "socket", "guard", "held", object())  # type: ignore[arg-type]
 
 
 # --- Traps of tasks -------------------------------------------------------------------------

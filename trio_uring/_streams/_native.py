@@ -19,6 +19,7 @@ from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._engine._ring import engine_api_address
 from trio_uring._kernel import native, why_no_native
 from trio_uring._trio_private import (
+    STREAM_NAMES,
     TrioSocket,
     release_send_conflict_detector,
     socket_errors_as_stream_errors,
@@ -47,6 +48,7 @@ stdlib_recvfrom: Final = stdlib_socket.socket.recvfrom
 stdlib_sendto: Final = stdlib_socket.socket.sendto
 
 _why_not: str | None = None
+_to_prepare: Final[list[Callable[[], None]]] = []
 
 
 def use_native_engine() -> str:
@@ -54,7 +56,18 @@ def use_native_engine() -> str:
     global _why_not
     if _why_not is None:
         _why_not = why_no_native or _set_up()
+        if not _why_not:
+            for prepare in _to_prepare:
+                prepare()
     return _why_not
+
+
+def when_native(prepare: Callable[[], None]) -> None:
+    """Call *prepare* once the native engine is set up, which may never be."""
+    if _why_not is None:
+        _to_prepare.append(prepare)
+    elif not _why_not:
+        prepare()
 
 
 def _set_up() -> str:
@@ -74,6 +87,8 @@ def _set_up() -> str:
         "receive_some", _socket_stream.receive_some, _receive_some_again, _stream_failed
     )
     native.set_twin("send_all", _socket_stream.send_all, _send_the_rest, _stream_failed)
+    native.set_guard("receive_some", *STREAM_NAMES)
+    native.set_guard("send_all", *STREAM_NAMES)
     for cls, shell in (
         (UringSocket, recv),
         (UringSocket, send),

@@ -26,7 +26,7 @@ typedef struct Loop Loop;
 
 /* What Python passed to setup(): offsets of Trio's slots, objects, and names of attributes. */
 struct trio {
-    PyTypeObject *task_type, *runner_type, *status_type, *wait_type, *detector_type;
+    PyTypeObject *task_type, *runner_type, *status_type, *wait_type;
     PyTypeObject *manager_type, *socket_type; /* our classes, used in place of Trio's */
     PyObject *checkpoint;    /* the message of a shielded checkpoint */
     PyObject *value, *error; /* outcome.Value and outcome.Error */
@@ -38,7 +38,7 @@ struct trio {
     Py_ssize_t ki_pending, main_task, runq, instruments, io_manager; /* of a runner */
     /* the names of attributes */
     PyObject *deliver_cancel, *deliver_ki, *socket, *stdlib_socket, *fileno, *is_stream,
-        *send_conflict_detector, *held, *did_shutdown;
+        *did_shutdown;
 };
 extern struct trio trio;
 extern const struct engine_api *api;
@@ -58,6 +58,10 @@ struct kind {
     PyObject *twin;   /* the Python function that it is delegated to */
     PyObject *rest;   /* the Python function that does what the kernel left undone */
     PyObject *failed; /* the Python function that raises the exception for an error */
+    /* Of a kind for streams: the names of the stream's socket, of the guard that one task at a time
+     * may hold, and of the guard's attribute that says whether it is held. */
+    PyObject *socket, *guard, *held;
+    PyTypeObject *guard_type;
 };
 
 enum state { FRESH, IN_FLIGHT, COMPLETE, DELEGATED, ENDED };
@@ -67,7 +71,7 @@ struct Op {
     struct kind *kind;
     enum state state;
     char cancel_asked, closing; /* as in InFlight, for Python */
-    char detector_held;         /* whether this operation holds detector */
+    char guard_held;            /* whether this operation holds guard */
     int32_t res;
     uint32_t flags;
     unsigned long long user_data;
@@ -77,7 +81,7 @@ struct Op {
     PyObject *fd;           /* its key in the fd waiters; NULL if it is not registered */
     PyObject *task;         /* the waiting task; NULL if there is none */
     PyObject *raise_cancel; /* set if the task was cancelled */
-    PyObject *detector;     /* the stream's conflict detector, for send_all */
+    PyObject *guard;        /* the stream's guard, of a kind that has one */
     PyObject *received;     /* the received bytes, copied when the completion was dispatched */
     PyObject *delegate;     /* the coroutine of a Python function, if delegated */
     Py_buffer view;         /* the data; view.obj is NULL if there is none */
@@ -155,7 +159,8 @@ int init_step(void);
 
 /* ---- sockets.c ------------------------------------------------------------------------- */
 
-extern struct kind socket_recv, socket_send, socket_attempt, stream_receive_some, stream_send_all;
+extern struct kind socket_recv, socket_send, socket_attempt, stream_receive_some, stream_send_all,
+    anyio_receive, anyio_send;
 
 /* ---- For Python before 3.12 --------------------------------------------------------------- */
 

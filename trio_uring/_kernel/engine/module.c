@@ -21,6 +21,13 @@ static int slot_offset(PyObject *trio_names, const char *name, PyTypeObject *typ
     return 0;
 }
 
+static PyObject *interned(PyObject *name)
+{
+    Py_INCREF(name);
+    PyUnicode_InternInPlace(&name);
+    return name;
+}
+
 static int object_named(PyObject *names, const char *name, PyTypeObject *type, void *object)
 {
     PyObject *found = PyDict_GetItemString(names, name);
@@ -28,13 +35,8 @@ static int object_named(PyObject *names, const char *name, PyTypeObject *type, v
         PyErr_Format(PyExc_TypeError, "%s is missing, or of the wrong type", name);
         return -1;
     }
-    if (PyUnicode_CheckExact(found)) { /* an attribute's name */
-        Py_INCREF(found);
-        PyUnicode_InternInPlace(&found);
-        *(PyObject **)object = found;
-        return 0;
-    }
-    *(PyObject **)object = Py_NewRef(found);
+    /* A string is an attribute's name. */
+    *(PyObject **)object = PyUnicode_CheckExact(found) ? interned(found) : Py_NewRef(found);
     return 0;
 }
 
@@ -55,10 +57,10 @@ static PyObject *setup(PyObject *module, PyObject *args)
 #define NAME(name) object_named(names, #name, &PyUnicode_Type, &t.name) < 0
 #define OFFSET(name, type) slot_offset(names, #name, t.type, &t.name) < 0
     if (TYPE(task_type) || TYPE(runner_type) || TYPE(status_type) || TYPE(wait_type) ||
-        TYPE(detector_type) || TYPE(manager_type) || TYPE(socket_type) || OBJECT(checkpoint) ||
+        TYPE(manager_type) || TYPE(socket_type) || OBJECT(checkpoint) ||
         OBJECT(value) || OBJECT(error) || OBJECT(abort_failed) || OBJECT(context) ||
         NAME(deliver_cancel) || NAME(deliver_ki) || NAME(socket) || NAME(stdlib_socket) ||
-        NAME(fileno) || NAME(is_stream) || NAME(send_conflict_detector) || NAME(held) ||
+        NAME(fileno) || NAME(is_stream) ||
         NAME(did_shutdown) ||
         OFFSET(next_send_fn, task_type) || OFFSET(next_send, task_type) ||
         OFFSET(abort_func, task_type) || OFFSET(custom_sleep_data, task_type) ||
@@ -75,7 +77,17 @@ static PyObject *setup(PyObject *module, PyObject *args)
 }
 
 static struct kind *const kinds[] = {&socket_recv, &socket_send, &socket_attempt,
-                                     &stream_receive_some, &stream_send_all};
+                                     &stream_receive_some, &stream_send_all,
+                                     &anyio_receive, &anyio_send};
+
+static struct kind *kind_named(const char *name)
+{
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+        if (strcmp(kinds[i]->name, name) == 0)
+            return kinds[i];
+    PyErr_Format(PyExc_ValueError, "there is no %s", name);
+    return NULL;
+}
 
 /* set_twin(name, twin, rest, failed): sets the Python functions of a kind; see struct kind. */
 static PyObject *set_twin(PyObject *module, PyObject *args)
@@ -84,14 +96,31 @@ static PyObject *set_twin(PyObject *module, PyObject *args)
     PyObject *twin, *rest, *failed;
     if (!PyArg_ParseTuple(args, "sOOO", &name, &twin, &rest, &failed))
         return NULL;
-    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
-        if (strcmp(kinds[i]->name, name) == 0) {
-            Py_XSETREF(kinds[i]->twin, Py_NewRef(twin));
-            Py_XSETREF(kinds[i]->rest, Py_NewRef(rest));
-            Py_XSETREF(kinds[i]->failed, Py_NewRef(failed));
-            Py_RETURN_NONE;
-        }
-    return PyErr_Format(PyExc_ValueError, "there is no %s", name);
+    struct kind *kind = kind_named(name);
+    if (kind == NULL)
+        return NULL;
+    Py_XSETREF(kind->twin, Py_NewRef(twin));
+    Py_XSETREF(kind->rest, Py_NewRef(rest));
+    Py_XSETREF(kind->failed, Py_NewRef(failed));
+    Py_RETURN_NONE;
+}
+
+/* set_guard(name, socket, guard, held, guard_type): sets what a kind for streams uses of them. */
+static PyObject *set_guard(PyObject *module, PyObject *args)
+{
+    const char *name;
+    PyObject *socket, *guard, *held;
+    PyTypeObject *type;
+    if (!PyArg_ParseTuple(args, "sUUUO!", &name, &socket, &guard, &held, &PyType_Type, &type))
+        return NULL;
+    struct kind *kind = kind_named(name);
+    if (kind == NULL)
+        return NULL;
+    Py_XSETREF(kind->socket, interned(socket));
+    Py_XSETREF(kind->guard, interned(guard));
+    Py_XSETREF(kind->held, interned(held));
+    Py_XSETREF(kind->guard_type, (PyTypeObject *)Py_NewRef((PyObject *)type));
+    Py_RETURN_NONE;
 }
 
 /* ---- The functions ----------------------------------------------------------------------- */
@@ -115,17 +144,22 @@ NEW_OP(socket_send)
 NEW_OP(socket_attempt)
 NEW_OP(stream_receive_some)
 NEW_OP(stream_send_all)
+NEW_OP(anyio_receive)
+NEW_OP(anyio_send)
 
 #define FUNCTION(name, function) {name, (PyCFunction)(void *)function, METH_FASTCALL, NULL}
 static PyMethodDef functions[] = {
     {"setup", setup, METH_VARARGS, NULL},
     {"set_twin", set_twin, METH_VARARGS, NULL},
+    {"set_guard", set_guard, METH_VARARGS, NULL},
     FUNCTION("step", make_steps),
     FUNCTION("recv", new_socket_recv),
     FUNCTION("send", new_socket_send),
     FUNCTION("attempt", new_socket_attempt),
     FUNCTION("receive_some", new_stream_receive_some),
     FUNCTION("send_all", new_stream_send_all),
+    FUNCTION("anyio_receive", new_anyio_receive),
+    FUNCTION("anyio_send", new_anyio_send),
     {NULL, NULL, 0, NULL},
 };
 

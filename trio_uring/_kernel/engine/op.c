@@ -39,13 +39,13 @@ PyObject *op_new(struct kind *kind, PyObject *owner, PyObject *argument)
 
 /* ---- Ending ---------------------------------------------------------------------------- */
 
-/* Release the conflict detector, and the data unless the kernel may still access it. */
+/* Release the guard, and the data unless the kernel may still access it. */
 void op_let_go(Op *op)
 {
-    if (op->detector_held) {
-        op->detector_held = 0;
-        if (PyObject_SetAttr(op->detector, trio.held, Py_False) < 0)
-            PyErr_WriteUnraisable(op->detector);
+    if (op->guard_held) {
+        op->guard_held = 0;
+        if (PyObject_SetAttr(op->guard, op->kind->held, Py_False) < 0)
+            PyErr_WriteUnraisable(op->guard);
     }
     if (op->state != IN_FLIGHT && op->view.obj != NULL)
         PyBuffer_Release(&op->view);
@@ -262,7 +262,7 @@ static int op_traverse(Op *op, visitproc visit, void *arg)
     Py_VISIT(op->argument);
     Py_VISIT(op->task);
     Py_VISIT(op->raise_cancel);
-    Py_VISIT(op->detector);
+    Py_VISIT(op->guard);
     Py_VISIT(op->received);
     Py_VISIT(op->delegate);
     if (op->state != IN_FLIGHT)
@@ -279,7 +279,7 @@ static int op_clear(Op *op)
     Py_CLEAR(op->fd);
     Py_CLEAR(op->task);
     Py_CLEAR(op->raise_cancel);
-    Py_CLEAR(op->detector);
+    Py_CLEAR(op->guard);
     Py_CLEAR(op->received);
     Py_CLEAR(op->delegate);
     return 0;

@@ -39,6 +39,49 @@ static Loop *plain_loop(void)
     return loop == NULL || is_cancelled(loop) ? NULL : loop;
 }
 
+/* ---- Streams --------------------------------------------------------------------------- */
+
+/* The stream's socket, if it is one of our sockets; NULL without an exception if not. */
+static PyObject *socket_of(Op *op)
+{
+    PyObject *socket = PyObject_GetAttr(op->owner, op->kind->socket);
+    if (socket == NULL)
+        PyErr_Clear();
+    else if (Py_TYPE(socket) != trio.socket_type)
+        Py_CLEAR(socket);
+    return socket;
+}
+
+static int attribute_is(PyObject *object, PyObject *name, PyObject *expected)
+{
+    PyObject *value = PyObject_GetAttr(object, name);
+    if (value == NULL)
+        PyErr_Clear();
+    Py_XDECREF(value);
+    return value == expected;
+}
+
+/* Acquire the stream's guard, so that no other task can do the same meanwhile. */
+static int hold_guard(Op *op)
+{
+    op->guard = PyObject_GetAttr(op->owner, op->kind->guard);
+    if (op->guard == NULL || Py_TYPE(op->guard) != op->kind->guard_type ||
+        !attribute_is(op->guard, op->kind->held, Py_False) ||
+        PyObject_SetAttr(op->guard, op->kind->held, Py_True) < 0) {
+        PyErr_Clear();
+        return 0;
+    }
+    op->guard_held = 1;
+    return 1;
+}
+
+/* Delegate to the twin, which acquires the guard itself. */
+static PySendResult let_go_and_twin(Op *op, PyObject **result)
+{
+    op_let_go(op);
+    return op_twin(op, result);
+}
+
 /* ---- Receiving ------------------------------------------------------------------------- */
 
 /* Push a receive of at most size bytes, or delegate to the twin. */
@@ -61,10 +104,12 @@ static PySendResult start_receive(Op *op, PyObject *socket, Py_ssize_t size, PyO
         pushed = loop_push(loop, op, &sqe, fd);
         Py_DECREF(fd);
     }
-    if (pushed < 0)
+    if (pushed < 0) {
+        op_let_go(op);
         return op_end(op, NULL, result);
+    }
     if (pushed == 0)
-        return op_twin(op, result);
+        return let_go_and_twin(op, result);
     *result = Py_NewRef((PyObject *)op);
     return PYGEN_NEXT;
 }
@@ -78,15 +123,6 @@ static Py_ssize_t size_of(PyObject *argument)
     return size;
 }
 
-static int attribute_is(PyObject *object, PyObject *name, PyObject *expected)
-{
-    PyObject *value = PyObject_GetAttr(object, name);
-    if (value == NULL)
-        PyErr_Clear();
-    Py_XDECREF(value);
-    return value == expected;
-}
-
 /* Only for stream sockets: a receive in flight would keep the port of a datagram socket in use. */
 static PySendResult start_recv(Op *op, PyObject **result)
 {
@@ -95,23 +131,27 @@ static PySendResult start_recv(Op *op, PyObject **result)
     return start_receive(op, op->owner, size_of(op->argument), result);
 }
 
-/* A stream's class is final, so its socket is always an ordinary attribute. */
-static PyObject *socket_of(PyObject *stream)
-{
-    PyObject *socket = PyObject_GetAttr(stream, trio.socket);
-    if (socket == NULL)
-        PyErr_Clear();
-    return socket;
-}
-
 static PySendResult start_receive_some(Op *op, PyObject **result)
 {
     Py_ssize_t size = op->argument == Py_None ? 65536 : size_of(op->argument);
-    PyObject *socket = socket_of(op->owner);
+    PyObject *socket = socket_of(op);
     if (socket == NULL)
         return op_twin(op, result);
     PySendResult sent = start_receive(op, socket, size, result);
     Py_DECREF(socket);
+    return sent;
+}
+
+/* AnyIO's streams include sockets of messages, such as SOCK_SEQPACKET. */
+static PySendResult start_anyio_receive(Op *op, PyObject **result)
+{
+    PyObject *socket = socket_of(op);
+    PySendResult sent;
+    if (socket != NULL && attribute_is(socket, trio.is_stream, Py_True) && hold_guard(op))
+        sent = start_receive(op, socket, size_of(op->argument), result);
+    else
+        sent = op_twin(op, result);
+    Py_XDECREF(socket);
     return sent;
 }
 
@@ -120,6 +160,8 @@ static PySendResult finish_receive(Op *op, PyObject **result)
     if (op->res == -ENOBUFS || op->res == -EAGAIN) {
         PyObject *coroutine = PyObject_CallFunctionObjArgs(op->kind->rest, op->loop->manager, op,
                                                            op->owner, op->argument, NULL);
+        if (coroutine != NULL)
+            op->guard_held = 0; /* the coroutine releases it */
         return op_delegate(op, coroutine, result);
     }
     if (op->res < 0)
@@ -129,6 +171,12 @@ static PySendResult finish_receive(Op *op, PyObject **result)
     if (received == NULL)
         PyErr_NoMemory();
     return op_end(op, received, result);
+}
+
+/* In AnyIO, the end of the stream is an error. */
+static PySendResult finish_anyio_receive(Op *op, PyObject **result)
+{
+    return op->res == 0 ? op_failed(op, result) : finish_receive(op, result);
 }
 
 /* ---- Sending --------------------------------------------------------------------------- */
@@ -223,33 +271,40 @@ static PySendResult start_send(Op *op, PyObject **result)
     return pushed ? wait_for_send(op, result) : op_twin(op, result);
 }
 
-/* Acquire the stream's conflict detector, so that no other task can send meanwhile. */
-static int hold_detector(Op *op)
+/* Push a send of all the data, with the stream's guard held. */
+static PySendResult start_send_on(Op *op, Loop *loop, PyObject *socket, PyObject **result)
 {
-    op->detector = PyObject_GetAttr(op->owner, trio.send_conflict_detector);
-    if (op->detector == NULL || Py_TYPE(op->detector) != trio.detector_type ||
-        !attribute_is(op->detector, trio.held, Py_False) ||
-        PyObject_SetAttr(op->detector, trio.held, Py_True) < 0) {
-        PyErr_Clear();
-        return 0;
-    }
-    op->detector_held = 1;
-    return 1;
+    int pushed = hold_guard(op) ? push_send(op, loop, socket) : 0;
+    if (pushed == 1)
+        return wait_for_send(op, result);
+    if (pushed == 0)
+        return let_go_and_twin(op, result);
+    op_let_go(op);
+    return op_end(op, NULL, result);
 }
 
 static PySendResult start_send_all(Op *op, PyObject **result)
 {
     Loop *loop = plain_loop();
-    PyObject *socket = loop != NULL ? socket_of(op->owner) : NULL;
-    int pushed = 0;
-    if (socket != NULL && Py_TYPE(socket) == trio.socket_type &&
-        attribute_is(socket, trio.did_shutdown, Py_False) && hold_detector(op))
-        pushed = push_send(op, loop, socket);
+    PyObject *socket = loop != NULL ? socket_of(op) : NULL;
+    PySendResult sent;
+    if (socket != NULL && attribute_is(socket, trio.did_shutdown, Py_False))
+        sent = start_send_on(op, loop, socket, result);
+    else
+        sent = op_twin(op, result);
     Py_XDECREF(socket);
-    if (pushed == 1)
-        return wait_for_send(op, result);
-    op_let_go(op);
-    return pushed < 0 ? op_end(op, NULL, result) : op_twin(op, result);
+    return sent;
+}
+
+/* AnyIO does not ask whether the end of the stream has been sent; the kernel answers EPIPE. */
+static PySendResult start_anyio_send(Op *op, PyObject **result)
+{
+    Loop *loop = plain_loop();
+    PyObject *socket = loop != NULL ? socket_of(op) : NULL;
+    PySendResult sent = socket != NULL ? start_send_on(op, loop, socket, result)
+                                       : op_twin(op, result);
+    Py_XDECREF(socket);
+    return sent;
 }
 
 /* Send the rest in Python, because the kernel took only a part, or nothing from a full socket. */
@@ -259,7 +314,7 @@ static PySendResult send_rest(Op *op, PyObject **result)
     PyObject *coroutine =
         PyObject_CallFunction(op->kind->rest, "OOi", op->owner, op->argument, sent);
     if (coroutine != NULL)
-        op->detector_held = 0; /* the coroutine releases it */
+        op->guard_held = 0; /* the coroutine releases it */
     op_let_go(op);
     return op_delegate(op, coroutine, result);
 }
@@ -356,3 +411,10 @@ struct kind stream_send_all = {
     .name = "send_all", .opcode = OP_SEND, .start = start_send_all, .finish = finish_send_all};
 struct kind socket_attempt = {
     .name = "attempt", .start = start_attempt, .finish = finish_attempt};
+struct kind anyio_receive = {.name = "anyio_receive",
+                             .opcode = OP_RECV,
+                             .reads = 1,
+                             .start = start_anyio_receive,
+                             .finish = finish_anyio_receive};
+struct kind anyio_send = {
+    .name = "anyio_send", .opcode = OP_SEND, .start = start_anyio_send, .finish = finish_send_all};
