@@ -30,7 +30,7 @@ from . import _anyio_streams as anyio_streams
 _FAMILIES: Final = (trio.socket.AF_INET, trio.socket.AF_INET6, trio.socket.AF_UNIX)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from typing_extensions import Buffer
 
@@ -62,7 +62,7 @@ class HasFileNo(Protocol):
 
 
 @asynccontextmanager
-async def dup_file(file: int | HasFileNo) -> AsyncIterator[int]:
+async def dup_file(file: int | HasFileNo) -> AsyncGenerator[int, None]:
     """Use a duplicate of *file*'s fd, which is closed at the end.
 
     The original may be closed meanwhile, and its number reused, while operations are in flight.
