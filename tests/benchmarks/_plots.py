@@ -45,6 +45,7 @@ def ratios(results: Results, workloads: list[str]) -> Figure:
             places,
             [ratio.median for ratio in found],
             height,
+            color=color(results, system),
             label=system,
             xerr=[
                 [ratio.median - ratio.low for ratio in found],
@@ -75,13 +76,25 @@ def growth(results: Results, workloads: list[str]) -> Figure:
             for name in workloads
             if system in results.samples[name]
         }
-        axes.plot([*costs], [*costs.values()], marker="o", markersize=3, label=system)
+        axes.plot(
+            [*costs],
+            [*costs.values()],
+            color=color(results, system),
+            marker="o",
+            markersize=3,
+            label=system,
+        )
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"connections, each with a message of 64 B in flight. {results.machine}")
     axes.set_ylabel("CPU µs per message")
-    axes.legend()
+    figure.legend(loc="outside right upper")
     return figure
+
+
+def color(results: Results, system: str) -> str:
+    """Return the same color for a system in all plots."""
+    return f"C{results.systems.index(system)}"
 
 
 def save(figure: Figure, path: Path) -> None:
