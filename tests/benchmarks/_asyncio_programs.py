@@ -136,8 +136,12 @@ async def nothing() -> None:
 def empty_runs(new_event_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     while line := sys.stdin.readline():
         for _ in range(int(line)):
-            with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                runner.run(nothing())
+            # As asyncio.Runner, which Python 3.10 does not have.
+            loop = new_event_loop()
+            loop.run_until_complete(nothing())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
         print("done", flush=True)
 
 
