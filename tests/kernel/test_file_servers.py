@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from fuse_server import FuseServer, Request
+from races import current_files
 
 import trio_uring
+from trio_uring._engine import _file_systems
+from trio_uring._engine._file_systems import FileSystem
+from trio_uring._files import _open
+from trio_uring._files._raw import RingFileIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,6 +159,61 @@ async def test_a_cancelled_task_closes_the_file(server: FuseServer) -> None:
     assert scope.cancelled_caught
     assert file.closed
     assert not server.stood_still
+
+
+@pytest.fixture
+def all_have_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every file system say that it has a server, where nothing may be mounted."""
+    monkeypatch.setattr(_file_systems, "_known", {})
+    monkeypatch.setattr(_file_systems, "_look_up", lambda _fd: FileSystem.SERVER)
+    monkeypatch.setattr(_open, "path_is_without_server", lambda _path: False)
+
+
+async def test_files_with_a_server_are_used_in_threads(
+    tmp_path: Path, all_have_servers: None
+) -> None:
+    path = trio.Path(tmp_path, "file")
+
+    def threads() -> int:
+        return dict(trio.lowlevel.current_statistics().io_statistics.routes)["thread"]  # type: ignore[union-attr]
+
+    await path.write_bytes(b"some bytes")
+    assert threads() == 1
+    assert await path.read_bytes() == b"some bytes"
+    assert await path.read_text() == "some bytes"
+    assert threads() == 3
+    async with await path.open("r+b", buffering=0) as file:
+        assert await file.read(4) == b"some"
+        assert await file.seek(0) == 0
+    async with await trio.open_file(os.open(path, os.O_RDWR), "r+b") as file:
+        await file.write(b"more")
+        assert await file.tell() == 4
+    assert threads() == 11
+    async with await trio_uring.open_positional(path, os.O_RDWR) as positional:
+        assert await positional.read_at(4, 0) == b"more"
+        assert await positional.write_at(b"most", 0) == 4
+        ours, theirs = trio.socket.socketpair()
+        with ours, theirs:
+            assert await trio_uring.send_file(ours, positional) == 10
+            assert await trio_uring.receive_file(theirs, positional, offset=10, count=10) == 10
+    assert await path.read_bytes() == b"most bytes" * 2
+    with pytest.raises(FileNotFoundError):
+        await trio.open_file(tmp_path / "missing" / "file")
+
+
+async def test_a_file_opened_on_a_bridge_is_closed_in_a_thread(
+    tmp_path: Path, all_have_servers: None
+) -> None:
+    """As one is whose path led elsewhere just now."""
+    path = tmp_path / "file"
+    path.write_bytes(b"data")
+
+    def use() -> bytes | None:
+        with RingFileIO(str(path), "r", True, _open.open_on_ring) as raw:
+            return raw.read(4)
+
+    assert await current_files().call(use) == b"data"
+    assert current_files().routes()["thread"] == 1
 
 
 async def test_files_are_sent_and_received(server: FuseServer) -> None:
