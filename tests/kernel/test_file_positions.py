@@ -20,7 +20,7 @@ from trio_uring._files._raw import IN_WORKER_MIN, RingFileIO
 from trio_uring._kernel.uapi import Opcode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from trio_uring.lowlevel import Operation
@@ -195,3 +195,42 @@ async def test_a_short_write_leaves_the_position_behind_what_was_written(
         assert await file.write(b"abcdef") == 2
         assert await file.tell() == 5
     assert (tmp_path / "file").read_bytes() == b"123ab"
+
+
+def largest_position(fd: int) -> int:
+    """Return where the file system has files end."""
+    low, high = 0, 1 << 63
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            os.lseek(fd, middle, os.SEEK_SET)
+        except OSError:
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+async def test_a_write_beyond_the_largest_file_is_that_of_the_standard_library(
+    tmp_path: Path,
+) -> None:
+    async def outcomes(write: Callable[[bytes], Awaitable[int | None]]) -> list[object]:
+        found: list[object] = []
+        for _ in range(2):
+            try:
+                found.append(await write(b"0123456789"))
+            except OSError as exc:
+                found.append(exc.errno)
+        return found
+
+    async with await trio.open_file(tmp_path / "ours", "wb", buffering=0) as ours:
+        with (tmp_path / "theirs").open("wb", buffering=0) as theirs:
+            position = largest_position(theirs.fileno()) - 4
+            await ours.seek(position)
+            theirs.seek(position)
+
+            async def write(data: bytes) -> int | None:
+                return theirs.write(data)
+
+            assert await outcomes(ours.write) == await outcomes(write)
+            assert await ours.tell() == theirs.tell()
