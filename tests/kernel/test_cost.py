@@ -38,6 +38,8 @@ COSTS: Final = {
         # The two tasks take turns, and alone in a turn each sends with send(2).
         "stream_echo": Cost((42, 43, 41, 41), 4.0, 0),
         "socket_echo": Cost((40, 41, 39, 39), 4.0, 0),
+        "datagram_echo": Cost((132, 133, 131, 131), 2.0, 0),
+        "anyio_echo": Cost((42, 43, 41, 41), 4.0, 0),
         "accept": Cost((266, 271, 261, 261), 1.0, 0),
         "cached_read": Cost((64, 66, 62, 62), 0.0, 0),
         "path_stat": Cost((45, 46, 44, 44), 0.0, 0),
@@ -46,6 +48,8 @@ COSTS: Final = {
     "python": {
         "stream_echo": Cost((156, 158, 154, 154), 2.0, 0),
         "socket_echo": Cost((132, 134, 130, 130), 2.0, 0),
+        "datagram_echo": Cost((160, 161, 159, 159), 2.0, 0),
+        "anyio_echo": Cost((150, 152, 148, 148), 2.0, 0),
         "accept": Cost((278, 283, 273, 273), 1.0, 0),
         "cached_read": Cost((78, 80, 76, 76), 0.0, 0),
         "path_stat": Cost((52, 53, 51, 51), 0.0, 0),

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import gc
 import json
+import socket
 import sys
 import tempfile
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
+from anyio.abc import SocketStream
 
 import trio_uring
 from trio_uring import RingConfig
@@ -79,6 +81,54 @@ async def socket_echo() -> AsyncIterator[Operations]:
 
 
 @asynccontextmanager
+async def datagram_echo() -> AsyncIterator[Operations]:
+    kind = trio.socket.SOCK_DGRAM
+    with trio.socket.socket(type=kind) as a, trio.socket.socket(type=kind) as b:
+        for sock in (a, b):
+            await sock.bind(("127.0.0.1", 0))
+        address = b.getsockname()
+
+        async def echo() -> None:
+            while True:
+                await b.sendto(*await b.recvfrom(100))
+
+        async def round_trips(n: int) -> None:
+            for _ in range(n):
+                await a.sendto(DATA, address)
+                await a.recvfrom(100)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo)
+            yield round_trips
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def anyio_echo() -> AsyncIterator[Operations]:
+    a, b = [await SocketStream.from_socket(sock) for sock in tcp_pair()]
+
+    async def echo() -> None:
+        async for data in b:
+            await b.send(data)
+
+    async def round_trips(n: int) -> None:
+        for _ in range(n):
+            await a.send(DATA)
+            await a.receive()
+
+    async with a, b, trio.open_nursery() as nursery:
+        nursery.start_soon(echo)
+        yield round_trips
+        await a.send_eof()
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        return client, listener.accept()[0]
+
+
+@asynccontextmanager
 async def accept() -> AsyncIterator[Operations]:
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     address = listener.socket.getsockname()
@@ -129,7 +179,10 @@ async def empty_turn() -> AsyncIterator[Operations]:
     yield turns
 
 
-PROGRAMS = (stream_echo, socket_echo, accept, cached_read, path_stat, empty_turn)
+PROGRAMS = (
+    *(stream_echo, socket_echo, datagram_echo, anyio_echo),
+    *(accept, cached_read, path_stat, empty_turn),
+)
 
 
 # --- Counting -------------------------------------------------------------------------------
