@@ -763,6 +763,22 @@ async def test_a_full_socket_and_a_send_by_a_system_call() -> None:
         assert await receive_exactly(b, len(data)) == data
 
 
+async def test_closed_in_the_turn_in_which_a_socket_proved_to_be_full() -> None:
+    for _ in range(20):  # Trio's order of the two tasks is random
+        async with warm_streams() as (a, _), trio.open_nursery() as nursery:
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(a.socket.fileno(), bytes(65536))
+
+            @nursery.start_soon
+            async def send() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await a.send_all(b"x")
+
+            await trio.lowlevel.checkpoint()  # the result and the close come in the next turn
+            a.socket.close()
+
+
 @pytest.mark.ring(allowed_operations=frozenset({"RECV"}))
 async def test_where_the_kernel_forbids_sends_none_is_made() -> None:
     left, right = trio.socket.socketpair()

@@ -228,7 +228,8 @@ async def _send_the_rest(
     try:
         with socket_errors_as_stream_errors(), memoryview(data) as whole:
             while sent < len(whole):
-                await stream.socket.wait_writable()
+                if stream.socket.fileno() >= 0:  # if it was closed meanwhile, send raises
+                    await stream.socket.wait_writable()
                 with whole[sent:] as rest:
                     sent += await stream.socket.send(rest)
     finally:
