@@ -84,6 +84,24 @@ async def test_a_full_socket_is_waited_for() -> None:
         assert received[before:] == DATA
 
 
+async def test_closed_in_the_turn_in_which_a_socket_proved_to_be_full() -> None:
+    for _ in range(20):  # Trio's order of the two tasks is random
+        with connected("TCP") as (ours, _theirs):
+            with suppress(BlockingIOError):
+                while True:
+                    ours.socket._sock.send(DATA)  # type: ignore[attr-defined]
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def send() -> None:
+                    with pytest.raises(trio.ClosedResourceError):
+                        await send_zerocopy(ours, DATA)
+
+                await trio.lowlevel.checkpoint()  # as send_zerocopy does first
+                await trio.lowlevel.checkpoint()  # the result and the close come in the next turn
+                ours.socket.close()
+
+
 @pytest.mark.ring(allowed_operations=frozenset({"RECV", "SEND"}))
 async def test_a_ring_that_does_not_allow_zero_copy_sends_copies() -> None:
     with connected("TCP") as (ours, theirs):

@@ -127,7 +127,8 @@ async def _send(
                 # A waiting send could occupy a kernel worker, see _socket.py.
                 sent = await manager.perform(operation)
             except BlockingIOError:
-                await sock.wait_writable()
+                if sock.fileno() >= 0:  # if it was closed meanwhile, the next attempt raises
+                    await sock.wait_writable()
             except OSError as exc:
                 if exc.errno in _CANNOT:
                     break
