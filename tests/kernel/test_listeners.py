@@ -179,6 +179,14 @@ def no_fd_left() -> Generator[None, None, None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+async def test_an_error_is_raised_once() -> None:
+    async with connected(0) as (listener, _):
+        listener.socket.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(OSError, match="Invalid argument") as caught:
+            await listener.accept()
+    assert caught.value.__context__ is None
+
+
 async def test_a_lack_of_fds_is_raised_and_loses_no_connection() -> None:
     async with connected(1) as (listener, [client]):
         with no_fd_left(), pytest.raises(OSError, match="Too many open files") as caught:

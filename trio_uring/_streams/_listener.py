@@ -56,7 +56,9 @@ async def accept(self: trio.SocketListener) -> trio.SocketStream:
             await manager.wait_readable(listener.fileno())
             waited = True
     except OSError:
-        return await _trio_accept(self)  # which sees the same, or the next connection
+        fd = None
+    if fd is None:
+        return await _trio_accept(self)  # which sees the same error, or the next connection
     stream = socket_stream(listener.stream_connection(fd))
     if not waited and not manager.turn_budget.skip_schedule_point():
         await cancel_shielded_checkpoint()
