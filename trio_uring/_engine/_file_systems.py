@@ -61,6 +61,14 @@ def file_system_of(fd: int) -> FileSystem:
 
     Source: proc_pid_fdinfo(5), proc_pid_mountinfo(5).
     """
+    return _known.get(mount_of(fd)) or note_file_system(fd)
+
+
+def note_file_system(fd: int) -> FileSystem:
+    """Return what `file_system_of` returns, and note it for `path_is_without_server`.
+
+    That forgets: it knows fewer mounts than we do.
+    """
     mount = mount_of(fd)
     kind = _known.get(mount) or _look_up(fd)
     if mount:
@@ -68,7 +76,7 @@ def file_system_of(fd: int) -> FileSystem:
             _known.clear()
         _known[mount] = kind
         if kind is not FileSystem.SERVER:
-            note_without_server(mount)  # again, if it was forgotten there
+            note_without_server(mount)
     return kind
 
 

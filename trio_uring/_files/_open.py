@@ -39,7 +39,7 @@ import attrs
 import trio
 
 from trio_uring import _operations as operations
-from trio_uring._engine._file_systems import FileSystem, file_system_of
+from trio_uring._engine._file_systems import FileSystem, note_file_system
 from trio_uring._engine._ring import open_cached, path_is_without_server, stat_cached
 from trio_uring._operations._attributes import stat_result
 
@@ -227,7 +227,7 @@ async def _look_for_server(manager: UringIOManager, path: bytes) -> bool:
             fd = await manager.perform_shielded(operations.openat(place, _O_PATH))
         except OSError:
             continue
-        kind = file_system_of(fd)
+        kind = note_file_system(fd)
         os.close(fd)
         return kind is FileSystem.SERVER
     return False

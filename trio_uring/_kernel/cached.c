@@ -21,7 +21,7 @@ struct uring_open_how { uint64_t flags, mode, resolve; };
 #define URING_STATX_SIZE 256
 
 /* With O_NONBLOCK, opening a FIFO or a file with a lease does not block. With O_PATH it never
- * does. */
+ * does. F_SETFL ignores those of the flags that only open(2) sets. */
 static int open_cached(const char *path, int flags)
 {
     int nonblock = flags & O_PATH ? 0 : O_NONBLOCK;
@@ -31,7 +31,7 @@ static int open_cached(const char *path, int flags)
     if (fd < 0)
         return -errno;
     if (nonblock & ~flags)
-        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+        fcntl(fd, F_SETFL, flags);
     return fd;
 }
 
