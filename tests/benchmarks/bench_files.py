@@ -6,6 +6,7 @@ python bench_files.py [--rounds 5] [--seconds 0.5] [--only WORD ...] [--director
 from __future__ import annotations
 
 import argparse
+import io
 import mmap
 import os
 import random
@@ -167,9 +168,11 @@ async def append_sync_positional(directory: Path) -> AsyncIterator[Step]:
 
 async def cold_read_with_open_file(directory: Path) -> AsyncIterator[Step]:
     async with await trio.open_file(directory / "large", "rb", buffering=0) as file:
+        # Not file.fileno(): from then on others may move the position, and threads read the file.
+        fd = io.FileIO.fileno(file.wrapped)
         # All of it: a part of a large folio would stay.
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
 
         async def step() -> None:
             await file.seek(random_page())
