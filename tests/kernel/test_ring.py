@@ -176,6 +176,22 @@ def test_every_completion_arrives_in_one_flood_of_a_turn(ring: KeptRing, pair: P
 # --- A full completion queue ----------------------------------------------------------------
 
 
+def test_one_call_fetches_what_takes_several_enters() -> None:
+    """One enter runs 20 work items. Those that wait for more must not wait for later calls."""
+    read_end, write_end = os.pipe()
+    ring = Ring(RingConfig())
+    for number in range(200):
+        ring.push(operations.poll_add(read_end, select.POLLIN), number)
+    ring.flush()
+    os.write(write_end, b"x")
+    completions = ring.submit_and_wait(LONG)
+    ring.close()
+    os.close(read_end)
+    os.close(write_end)
+    assert completions is not None
+    assert sorted(user_data for user_data, _, _ in completions) == [*range(200)]
+
+
 def test_overflow_by_operations_that_complete_at_once() -> None:
     with opened(RingConfig(entries=8, completion_entries=8)) as ring:
         assert ring.completion_entries == 8

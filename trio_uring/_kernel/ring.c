@@ -457,9 +457,11 @@ static unsigned ring_drain(struct ring *ring, struct io_uring_cqe *out, unsigned
     return count;
 }
 
-static int ring_overflowed(struct ring *ring)
+#define WORK_ITEMS_MAX 20 /* what one enter runs, IO_LOCAL_TW_DEFAULT_MAX (Linux 6.13) */
+static int ring_has_more(struct ring *ring)
 {
-    return (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
+    unsigned more = IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW;
+    return (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & more) != 0;
 }
 
 /* Whether the kernel says that another enter would fetch more. Without TASKRUN_FLAG it never does,
@@ -522,15 +524,15 @@ static int ring_submit_and_wait(struct ring *ring, double timeout, struct io_uri
             result = sys_enter(ring, to_submit, 0, flags, NULL, 0);
     }
     unsigned count = ring_drain(ring, out, room);
-    /* The CQ was full, and the kernel has more completions. Fetch as many as there is room for. The
-     * next call fetches the rest. */
-    while (count < room && ring_overflowed(ring)) {
+    /* The kernel has more: the CQ was full, or one enter did not run all work items, behind which a
+     * crowd that always has data would starve. Fetch while there is room; the next call goes on. */
+    while (count < room && ring_has_more(ring)) {
         if (sys_enter(ring, 0, 0, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
             break;
         unsigned more = ring_drain(ring, out + count, room - count);
-        if (more == 0)
-            break;
         count += more;
+        if (more < WORK_ITEMS_MAX)
+            break; /* it had no more than this */
     }
     if (count > 0)
         return ring->batches_open ? batch_collect(ring, out, count) : (int)count;
