@@ -38,6 +38,9 @@ T = TypeVar("T")
 # How many waiters are compared: this bounds the time under the lock.
 _COMPARED_MAX: Final = 16
 
+# Since Trio 0.33.
+_HAS_PEAK: Final = hasattr(trio.MemoryChannelStatistics, "peak_buffer_used")
+
 
 @attrs.define(eq=False)
 class Waiter(Generic[T]):
@@ -151,6 +154,7 @@ class ChannelState(Generic[T]):
 
     def statistics(self) -> trio.MemoryChannelStatistics:
         """Return the statistics that Trio's memory channels have."""
+        peak = {"peak_buffer_used": self.peak} if _HAS_PEAK else {}
         return trio.MemoryChannelStatistics(
             current_buffer_used=len(self.buffer),
             max_buffer_size=self.max_buffer_size,
@@ -158,7 +162,7 @@ class ChannelState(Generic[T]):
             open_receive_channels=self.receive_channels,
             tasks_waiting_send=len(self.senders),
             tasks_waiting_receive=len(self.receivers),
-            peak_buffer_used=self.peak,
+            **peak,
         )
 
 
