@@ -337,6 +337,7 @@ async def test_a_slow_consumer_loses_nothing() -> None:
 
 
 CONNECTIONS: Final = 512
+ROUNDS_OF_ALL: Final = 20
 
 
 async def test_a_stream_with_much_data_lets_others_run() -> None:
@@ -373,7 +374,7 @@ async def test_a_stream_with_much_data_lets_others_run() -> None:
         for stream, _ in ends:
             nursery.start_soon(consume, stream)
         nursery.start_soon(flood, ends[0][1].dup())
-        for _ in range(4):
+        for _ in range(ROUNDS_OF_ALL):
             for stream, peer in ends[1:]:
                 sent[stream] = turns
                 peer.send(b"x")
@@ -383,10 +384,11 @@ async def test_a_stream_with_much_data_lets_others_run() -> None:
         nursery.cancel_scope.cancel()
     for pair in pairs:
         pair.__exit__(None, None, None)
-    assert len(latencies) == 4 * (CONNECTIONS - 1)
-    # The kernel tells of some twenty in each turn.
+    assert len(latencies) == ROUNDS_OF_ALL * (CONNECTIONS - 1)
+    # One enter tells of some twenty, and a turn goes on while each does.
     assert max(latencies) <= CONNECTIONS // 16
-    assert turns // 2 < greedy <= turns
+    # Once in a turn, after as many as it may hold at first.
+    assert turns // 2 < greedy <= turns + 4
 
 
 # --- What was received and not taken --------------------------------------------------------
