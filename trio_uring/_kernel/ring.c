@@ -458,30 +458,28 @@ static unsigned ring_drain(struct ring *ring, struct io_uring_cqe *out, unsigned
 }
 
 #define WORK_ITEMS_MAX 20 /* what one enter runs, IO_LOCAL_TW_DEFAULT_MAX (Linux 6.13) */
+
+/* Whether the kernel has work to run in this thread, or completions for which the CQ had no room.
+ * Only with TASKRUN_FLAG does it tell of work. */
 static int ring_has_more(struct ring *ring)
 {
-    unsigned more = IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW;
-    return (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & more) != 0;
-}
-
-/* Whether the kernel says that another enter would fetch more. Without TASKRUN_FLAG it never does,
- * and one enter fetches everything. (With DEFER_TASKRUN, since Linux 6.13, one enter runs at most
- * about 20 work items.) */
-static int ring_more_to_fetch(struct ring *ring)
-{
-    if (ring->closed || ring->forked || !(ring->setup_flags & IORING_SETUP_TASKRUN_FLAG))
-        return 0;
     unsigned flags = __atomic_load_n(ring->sq_flags, __ATOMIC_ACQUIRE);
     return (flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
 }
 
-/* Whether an enter would certainly fetch nothing. With TASKRUN_FLAG the SQ's flags say whether the
- * kernel has completions that it posts only inside an enter. Without it, only an enter can tell. */
+/* Whether the kernel says that another enter would fetch more. Without TASKRUN_FLAG it never does,
+ * and one enter fetches everything. */
+static int ring_more_to_fetch(struct ring *ring)
+{
+    return !ring->closed && !ring->forked && ring->setup_flags & IORING_SETUP_TASKRUN_FLAG &&
+           ring_has_more(ring);
+}
+
+/* Whether an enter would certainly fetch nothing. Without TASKRUN_FLAG, only an enter can tell. */
 static int ring_nothing_to_fetch(struct ring *ring)
 {
-    unsigned flags = __atomic_load_n(ring->sq_flags, __ATOMIC_ACQUIRE);
-    return ring->setup_flags & IORING_SETUP_TASKRUN_FLAG && ring_ready(ring) == 0 &&
-           !(flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
+    return ring->setup_flags & IORING_SETUP_TASKRUN_FLAG && !ring_has_more(ring) &&
+           ring_ready(ring) == 0;
 }
 
 /* Submit all pushed SQEs, wait at most timeout seconds for one completion (0: do not wait), and
