@@ -93,6 +93,7 @@ PySendResult op_delegate(Op *, PyObject *coroutine, PyObject **result);
 PySendResult op_twin(Op *, PyObject **result);
 PySendResult op_end(Op *, PyObject *value, PyObject **result);
 PySendResult op_failed(Op *, PyObject **result);
+PySendResult op_finish(Op *, PyObject **result);
 int op_ask_cancel(Op *);
 void op_let_go(Op *);
 

@@ -86,6 +86,15 @@ PySendResult op_twin(Op *op, PyObject **result)
     return op_delegate(op, coroutine, result);
 }
 
+/* Return or raise the result of an operation that is complete. */
+PySendResult op_finish(Op *op, PyObject **result)
+{
+    PySendResult sent = op->kind->finish(op, result);
+    if (op->state == ENDED)
+        op_let_go(op);
+    return sent;
+}
+
 static PySendResult op_send(Op *op, PyObject *value, PyObject **result)
 {
     *result = NULL;
@@ -99,10 +108,7 @@ static PySendResult op_send(Op *op, PyObject *value, PyObject **result)
         }
         return op->kind->start(op, result);
     case COMPLETE:
-        sent = op->kind->finish(op, result);
-        if (op->state == ENDED)
-            op_let_go(op);
-        return sent;
+        return op_finish(op, result);
     case DELEGATED:
         sent = PyIter_Send(op->delegate, value, result);
         if (sent != PYGEN_NEXT)

@@ -252,12 +252,8 @@ static PySendResult wait_for_send(Op *op, PyObject **result)
     int skipped = pass_cancel_point(op->loop);
     if (skipped < 0)
         return op_end(op, NULL, result);
-    if (skipped) {
-        PySendResult sent = op->kind->finish(op, result);
-        if (op->state == ENDED)
-            op_let_go(op);
-        return sent;
-    }
+    if (skipped)
+        return op_finish(op, result);
     *result = Py_NewRef(trio.checkpoint);
     return PYGEN_NEXT;
 }

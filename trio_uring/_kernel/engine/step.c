@@ -345,7 +345,6 @@ PyObject *make_steps(PyObject *module, PyObject *const *args, Py_ssize_t count)
     Py_RETURN_NONE;
 }
 
-
 int init_step(void)
 {
     task_name = PyUnicode_InternFromString("task");
