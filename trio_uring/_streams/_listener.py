@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 _trio_aclose: Final = trio.SocketStream.aclose
 _trio_accept: Final[Callable[..., Awaitable[trio.SocketStream]]] = trio.SocketListener.accept
 
-# As numbers: the properties of Python's socket make an enum of them.
-
 
 @enable_ki_protection  # between the system call and the stream, Ctrl-C would lose the connection
 async def accept(self: trio.SocketListener) -> trio.SocketStream:
