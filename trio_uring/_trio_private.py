@@ -157,6 +157,7 @@ def _missing_names() -> list[str]:
     for owner, name in (
         (EpollIOManager, "_epoll"),
         (EpollIOManager, "_registered"),
+        (TrioSocket, "_nonblocking_helper"),
         (TrioSocket, "_resolve_address_nocp"),
         (trio.SocketListener, "accept"),
         (trio.SocketStream, "receive_some"),
