@@ -30,7 +30,7 @@ from trio.lowlevel import (
 from ._engine._completion_batches import CompletionBatch
 from ._engine._in_flight import InFlight
 from ._engine._io_manager import UringIOManager
-from ._errors import OperationCancelledError, operation_cancelled
+from ._errors import CANCELLED_RESULTS, OperationCancelledError, operation_cancelled
 from ._operations import Linked, Operation, OperationArray
 from ._operations._arrays import array_of
 from ._trio_private import current_io_manager, is_cancelled
@@ -184,8 +184,15 @@ def _values(values: Sequence[T]) -> list[outcome.Outcome[T]]:
     return made
 
 
-def _outcome_of(operation: Operation[T], entry: InFlight) -> outcome.Outcome[T]:
-    """Return the outcome of a completed operation: what `perform` would return or raise."""
+def _outcome_of(
+    operation: Operation[T], entry: InFlight, res_before: int = 0
+) -> outcome.Outcome[T]:
+    """Return the outcome of a completed operation: what `perform` would return or raise.
+
+    *res_before* is the ``res`` of the operation before it in its linked chain, if there is one.
+    """
+    if res_before < 0 and entry.res in CANCELLED_RESULTS and not entry.cancel_asked:
+        return outcome.Error(operation_cancelled(_BY_THE_CHAIN))
     try:
         if entry.res >= 0:
             return outcome.Value(operation.decode(entry.res, entry.flags))
@@ -241,7 +248,7 @@ async def _perform_batches(
                 if not any(res >= 0 for res, _ in results):
                     cancelled()
                 break
-        return _outcomes(manager, array, results)
+        return _outcomes(manager, array, results, units)
     finally:
         if not in_kernel:
             array.release()
@@ -278,16 +285,24 @@ def _counts(array: OperationArray[T], start: int, end: int) -> tuple[int, dict[i
 
 
 def _outcomes(
-    manager: UringIOManager, array: OperationArray[T], results: Sequence[tuple[int, int]]
+    manager: UringIOManager,
+    array: OperationArray[T],
+    results: Sequence[tuple[int, int]],
+    units: Sequence[Unit[T]] | None,
 ) -> list[outcome.Outcome[T]]:
     operations = array.operations or [array.model] * array.count
     together = list(zip(operations, results, strict=False))
     if all([res >= 0 for res, _ in results]) and len(results) == array.count:  # noqa: C419 (faster)
         return _values([operation.decode(res, flags) for operation, (res, flags) in together])
-    outcomes = [
-        _outcome_of(operation, InFlight(manager, operation, res=res, flags=flags))
-        for operation, (res, flags) in together
-    ]
+    firsts = {id(unit[0]) for unit in units} if units is not None else None
+    outcomes = []
+    res_before = 0
+    for operation, (res, flags) in together:
+        if firsts is None or id(operation) in firsts:
+            res_before = 0
+        entry = InFlight(manager, operation, res=res, flags=flags)
+        outcomes.append(_outcome_of(operation, entry, res_before))
+        res_before = res
     missing = array.count - len(outcomes)
     outcomes += [outcome.Error(operation_cancelled(_BY_THE_TASK)) for _ in range(missing)]
     return outcomes
@@ -308,6 +323,7 @@ class Batch(Generic[T]):
         self._left = 0  # operations in flight
         self._tokens_left = 0  # tokens of the limiter that they hold
         self._chains: list[Sequence[InFlight]] = []
+        self._before: dict[Operation[object], InFlight] = {}  # the one before it in its chain
         self._task = current_task()
         self._parked = False
         self._raise_cancel: RaiseCancelT | None = None
@@ -367,6 +383,7 @@ class Batch(Generic[T]):
             self._tokens_left += _tokens(unit)
             if len(chain) > 1:
                 self._chains.append(chain)
+                self._before.update(zip(unit[1:], chain, strict=False))
                 if not _tokens(unit):
                     for operation in unit:
                         operation.limited = False  # it holds no token to return
@@ -462,7 +479,8 @@ class Batch(Generic[T]):
     def _outcome(self, operation: Operation[T]) -> outcome.Outcome[T]:
         entry = self._entries.get(operation)
         if entry is not None:
-            return _outcome_of(operation, entry)
+            before = self._before.get(operation)
+            return _outcome_of(operation, entry, 0 if before is None else before.res)
         refused = self._refused.get(operation)
         return outcome.Error(refused or operation_cancelled(_BY_THE_TASK))
 

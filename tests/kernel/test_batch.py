@@ -591,6 +591,25 @@ async def test_a_failure_cancels_the_rest_of_its_chain(file: int, *, waits: bool
     assert os.pread(file, 5, 0) == DATA[:5]
 
 
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_failed_chain_starts_no_thread_for_each_operation(
+    file: int, monkeypatch: pytest.MonkeyPatch, *, waits: bool
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("trio_uring._engine._in_flight.no_worker_error", lambda: asked.append(0))
+    with pairs(1) as [(ours, theirs)]:
+        theirs.send(b"x")
+        first = operations.recv(ours.fileno(), bytearray(1)) if waits else operations.nop()
+        fails = operations.read(1 << 20, bytearray(9), 0)  # no such fd
+        results = await perform_many([linked([first, fails, *map(operations.fsync, [file] * 9)])])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        results[1].unwrap()
+    for result in results[2:]:
+        assert isinstance(error(result), OperationCancelledError)
+        assert "linked chain" in str(error(result))
+    assert not asked
+
+
 @pytest.mark.parametrize("first_has_come", [False, True])
 async def test_cancelling_a_chain_cancels_what_has_begun(*, first_has_come: bool) -> None:
     with pairs(2) as [(ours, theirs), (other, _)]:
