@@ -39,6 +39,23 @@ static Loop *plain_loop(void)
     return loop == NULL || is_cancelled(loop) ? NULL : loop;
 }
 
+/* If op is in flight, the task waits for it. If op is complete, the task executes a schedule point,
+ * or continues without one within the turn budget. It cannot be cancelled there. */
+static PySendResult wait_or_finish(Op *op, PyObject **result)
+{
+    if (op->state == IN_FLIGHT) {
+        *result = Py_NewRef((PyObject *)op);
+        return PYGEN_NEXT;
+    }
+    int skipped = pass_cancel_point(op->loop);
+    if (skipped < 0)
+        return op_end(op, NULL, result);
+    if (skipped)
+        return op_finish(op, result);
+    *result = Py_NewRef(trio.checkpoint);
+    return PYGEN_NEXT;
+}
+
 /* ---- Streams --------------------------------------------------------------------------- */
 
 /* The stream's socket, if it is one of our sockets; NULL without an exception if not. */
@@ -241,30 +258,13 @@ static int push_send(Op *op, Loop *loop, PyObject *socket)
     return pushed;
 }
 
-/* If op is in flight, the task waits for it. If op is complete, the task executes a schedule point,
- * or continues without one within the turn budget. It cannot be cancelled there. */
-static PySendResult wait_for_send(Op *op, PyObject **result)
-{
-    if (op->state == IN_FLIGHT) {
-        *result = Py_NewRef((PyObject *)op);
-        return PYGEN_NEXT;
-    }
-    int skipped = pass_cancel_point(op->loop);
-    if (skipped < 0)
-        return op_end(op, NULL, result);
-    if (skipped)
-        return op_finish(op, result);
-    *result = Py_NewRef(trio.checkpoint);
-    return PYGEN_NEXT;
-}
-
 static PySendResult start_send(Op *op, PyObject **result)
 {
     Loop *loop = plain_loop();
     int pushed = loop != NULL ? push_send(op, loop, op->owner) : 0;
     if (pushed < 0)
         return op_end(op, NULL, result);
-    return pushed ? wait_for_send(op, result) : op_twin(op, result);
+    return pushed ? wait_or_finish(op, result) : op_twin(op, result);
 }
 
 /* Push a send of all the data, with the stream's guard held. */
@@ -272,7 +272,7 @@ static PySendResult start_send_on(Op *op, Loop *loop, PyObject *socket, PyObject
 {
     int pushed = hold_guard(op) ? push_send(op, loop, socket) : 0;
     if (pushed == 1)
-        return wait_for_send(op, result);
+        return wait_or_finish(op, result);
     if (pushed == 0)
         return let_go_and_twin(op, result);
     op_let_go(op);
@@ -382,14 +382,9 @@ static PySendResult start_attempt(Op *op, PyObject **result)
     }
     op->res = value == NULL ? -1 : 0;
     op->received = value != NULL ? value : PyErr_GetRaisedException();
-    int skipped = pass_cancel_point(loop);
-    if (skipped < 0)
-        return op_end(op, NULL, result);
-    if (skipped)
-        return finish_attempt(op, result);
+    op->loop = (Loop *)Py_NewRef((PyObject *)loop);
     op->state = COMPLETE;
-    *result = Py_NewRef(trio.checkpoint);
-    return PYGEN_NEXT;
+    return wait_or_finish(op, result);
 }
 
 /* ---- The kinds ------------------------------------------------------------------------- */
