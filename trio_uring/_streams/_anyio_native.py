@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 from trio_uring._kernel import native
 
+from ._native import send_rest
 from ._socket import UringSocket
 
 if TYPE_CHECKING:
@@ -74,11 +75,7 @@ async def _receive_again(
 async def _send_the_rest(stream: SocketStream, item: bytes, sent: int) -> None:
     """Go on with a send of which *sent* bytes are sent, with the guard held."""
     try:
-        with memoryview(item) as whole:
-            while sent < len(whole):
-                await stream._trio_socket.wait_writable()
-                with whole[sent:] as rest:
-                    sent += await stream._trio_socket.send(rest)
+        await send_rest(stream._trio_socket, item, sent)
     except BaseException as exc:  # noqa: BLE001 (as AnyIO's methods do)
         stream._convert_socket_error(exc)
     finally:

@@ -226,11 +226,19 @@ async def _send_the_rest(
 ) -> None:
     """Finish a send_all that has sent *sent* bytes and holds the stream's conflict detector."""
     try:
-        with socket_errors_as_stream_errors(), memoryview(data) as whole:
-            while sent < len(whole):
-                if stream.socket.fileno() >= 0:  # if it was closed meanwhile, send raises
-                    await stream.socket.wait_writable()
-                with whole[sent:] as rest:
-                    sent += await stream.socket.send(rest)
+        with socket_errors_as_stream_errors():
+            await send_rest(stream.socket, data, sent)
     finally:
         release_send_conflict_detector(stream)
+
+
+async def send_rest(
+    sock: trio.socket.SocketType, data: bytes | bytearray | memoryview, sent: int
+) -> None:
+    """Send *data* from the byte *sent* on. The socket was full just now."""
+    with memoryview(data) as whole:
+        while sent < len(whole):
+            if sock.fileno() >= 0:  # if it was closed meanwhile, send raises
+                await sock.wait_writable()
+            with whole[sent:] as rest:
+                sent += await sock.send(rest)
