@@ -1,10 +1,16 @@
-"""Counters of rounds, bytes and fds, to check that what went in has come out."""
+"""Counters of rounds, bytes, fds and steps, to check that what went in has come out."""
 
 from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 
 class Rounds:
@@ -81,3 +87,28 @@ def _numbered(start: int, size: int) -> bytes:
     first = start % len(_PATTERN)
     repeats = (first + size) // len(_PATTERN) + 1
     return (_PATTERN * repeats)[first : first + size]
+
+
+async def steps_beside(call: Callable[[], Awaitable[object]], times: int) -> int:
+    """Return how often another task ran while *call* was awaited a number of *times*.
+
+    If each call lets others run, this is at least once for all but the first.
+    """
+    steps = 0
+
+    async def count() -> None:
+        nonlocal steps
+        while True:
+            steps += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        for _ in range(2):
+            await trio.lowlevel.checkpoint()
+        before = steps
+        for _ in range(times):
+            await call()
+        after = steps
+        nursery.cancel_scope.cancel()
+    return after - before

@@ -123,6 +123,12 @@ def fd_ledger() -> Iterator[None]:
 
 
 @pytest.fixture
+def no_deterministic_scheduling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow skipping schedule points, which pytest-trio forbids for all tests."""
+    monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", False)
+
+
+@pytest.fixture
 def rounds(request: pytest.FixtureRequest) -> Iterator[Rounds]:
     """Count how the rounds of a race end; fail unless each of the three endings occurred."""
     counted = Rounds()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
+from accounting import steps_beside
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 if TYPE_CHECKING:
@@ -33,10 +34,7 @@ RECEIVES: Final[dict[str, Callable[[Any], Any]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_deterministic_scheduling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow what pytest-trio forbids for all tests: to skip schedule points."""
-    monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", False)
+pytestmark = pytest.mark.usefixtures("no_deterministic_scheduling")
 
 
 @contextmanager
@@ -49,39 +47,17 @@ def sockets(family: socket.AddressFamily = socket.AF_INET) -> Iterator[tuple[Any
         yield ours, theirs
 
 
-async def steps_beside(call: Callable[[], Any]) -> int:
-    """Return how often another task ran while *call* was made COUNT times."""
-    steps = 0
-
-    async def count() -> None:
-        nonlocal steps
-        while True:
-            steps += 1
-            await trio.lowlevel.checkpoint()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(count)
-        for _ in range(2):
-            await trio.lowlevel.checkpoint()
-        before = steps
-        for _ in range(COUNT):
-            await call()
-        after = steps
-        nursery.cancel_scope.cancel()
-    return after - before
-
-
 async def steps_beside_receives(receive: Callable[[Any], Any]) -> int:
     with sockets() as (ours, theirs):
         for _ in range(COUNT):
             theirs.sendto(b"x", ours.getsockname())
-        return await steps_beside(lambda: receive(ours))
+        return await steps_beside(lambda: receive(ours), COUNT)
 
 
 async def steps_beside_sends(send: Callable[[Any, Any], Any]) -> int:
     with sockets() as (ours, theirs):
         address = theirs.getsockname()
-        return await steps_beside(lambda: send(ours, address))
+        return await steps_beside(lambda: send(ours, address), COUNT)
 
 
 @pytest.mark.ring(turn_budget=AMPLE)

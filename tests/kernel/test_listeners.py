@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from accounting import steps_beside
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import trio_uring
@@ -24,10 +25,7 @@ if TYPE_CHECKING:
 AMPLE = 1.0
 
 
-@pytest.fixture(autouse=True)
-def no_deterministic_scheduling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow skipping schedule points, which pytest-trio forbids for all tests."""
-    monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", False)
+pytestmark = pytest.mark.usefixtures("no_deterministic_scheduling")
 
 
 @asynccontextmanager
@@ -43,40 +41,24 @@ async def connected(
         yield listener, clients
 
 
-async def steps_beside(accepted: int) -> int:
-    """Return how often another task ran while waiting connections were *accepted*.
+async def steps_beside_accepts(count: int) -> int:
+    """Return how often another task ran while *count* waiting connections were accepted."""
+    async with connected(count) as (listener, _), AsyncExitStack() as streams:
 
-    If each accept lets others run, this is at least once for all but the first.
-    """
-    steps = 0
+        async def accept() -> None:
+            streams.callback((await listener.accept()).socket.close)
 
-    async def count() -> None:
-        nonlocal steps
-        while True:
-            steps += 1
-            await trio.lowlevel.checkpoint()
-
-    async with connected(accepted) as (listener, _), trio.open_nursery() as nursery:
-        nursery.start_soon(count)
-        for _ in range(2):
-            await trio.lowlevel.checkpoint()
-        before = steps
-        streams = [await listener.accept() for _ in range(accepted)]
-        after = steps
-        nursery.cancel_scope.cancel()
-    for stream in streams:
-        stream.socket.close()
-    return after - before
+        return await steps_beside(accept, count)
 
 
 @pytest.mark.ring(turn_budget=AMPLE)
 async def test_a_burst_of_connections_shares_a_turn() -> None:
-    assert await steps_beside(8) == 0
+    assert await steps_beside_accepts(8) == 0
 
 
 @pytest.mark.ring(turn_budget=0)
 async def test_without_a_budget_each_accept_is_a_schedule_point() -> None:
-    assert await steps_beside(8) >= 7
+    assert await steps_beside_accepts(8) >= 7
 
 
 class CountingInstrument(trio.abc.Instrument):
@@ -87,16 +69,16 @@ class CountingInstrument(trio.abc.Instrument):
 async def test_under_an_instrument_each_accept_is_a_schedule_point() -> None:
     instrument = CountingInstrument()
     trio.lowlevel.add_instrument(instrument)
-    assert await steps_beside(8) >= 7
+    assert await steps_beside_accepts(8) >= 7
     trio.lowlevel.remove_instrument(instrument)
-    assert await steps_beside(8) == 0
+    assert await steps_beside_accepts(8) == 0
 
 
 @pytest.mark.ring(turn_budget=AMPLE)
 async def test_under_a_mock_clock_each_accept_is_a_schedule_point(
     mock_clock: trio.testing.MockClock,
 ) -> None:
-    assert await steps_beside(8) >= 7
+    assert await steps_beside_accepts(8) >= 7
 
 
 @pytest.mark.ring(turn_budget=AMPLE)
@@ -104,7 +86,7 @@ async def test_under_deterministic_scheduling_each_accept_is_a_schedule_point(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
-    assert await steps_beside(8) >= 7
+    assert await steps_beside_accepts(8) >= 7
 
 
 @pytest.mark.parametrize("budget", [-1, 1.5, float("nan")])

@@ -729,12 +729,6 @@ async def test_a_send_by_a_system_call_is_a_checkpoint() -> None:
         assert await receive_exactly(b, 2) == b"xy"
 
 
-@pytest.fixture
-def no_deterministic_scheduling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow skipping schedule points, which pytest-trio forbids for all tests."""
-    monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", False)
-
-
 @pytest.mark.usefixtures("no_deterministic_scheduling")
 @pytest.mark.ring(turn_budget=1.0)
 async def test_a_send_by_a_system_call_counts_as_a_checkpoint() -> None:
