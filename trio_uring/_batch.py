@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter, deque
+from copy import copy
 from itertools import repeat
 from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeVar, cast
@@ -66,9 +67,10 @@ async def perform_many(
     block indefinitely needs no tokens.
 
     Args:
-      operations: Operations of `trio_uring.lowlevel.operations`, each of which can be performed
-        once, and linked chains of them. Or the result of ``read_many`` in that module, which makes
-        many reads at once. Any number: more than ``RingConfig.entries`` are submitted in parts.
+      operations: Operations of `trio_uring.lowlevel.operations`, and linked chains of them. One
+        that has a buffer can be performed once. Or the result of ``read_many`` in that module,
+        which makes many reads at once. Any number: more than ``RingConfig.entries`` are submitted
+        in parts.
 
     Returns:
       The outcome of each operation, in the same order. The outcomes of a chain follow each other.
@@ -82,7 +84,8 @@ async def perform_many(
       ValueError: an operation occurs twice, a chain is longer than ``RingConfig.entries``, or a
         chain has more operations on files than ``RingConfig.max_file_operations``.
       TypeError: *operations* has something that is not an operation.
-      RuntimeError: outside a run, or the run is not on io_uring.
+      RuntimeError: outside a run, or the run is not on io_uring. Or an operation has a buffer, and
+        was performed already.
 
     Always a checkpoint. If cancelled, it cancels every operation that can be cancelled, and waits
     until all have completed. If any operation succeeded, the outcomes are returned, so that no fd
@@ -98,12 +101,14 @@ async def perform_many(
             "trio.lowlevel.current_statistics().io_statistics for why it fell back"
         )
     if isinstance(operations, OperationArray):
+        operations.use()
         return await _perform_batches(manager, operations, None)
     units = _units(operations, manager)
     if not units:
         await checkpoint()
         return []
     flat = [operation for unit in units for operation in unit]
+    _use(flat)
     if any(operation.cancellable or operation.on_cqe_more is not None for operation in flat):
         return await Batch(manager, units).perform()
     return await _perform_batches(manager, _array(units), units)
@@ -126,6 +131,15 @@ def _units(
     if len(set(seen)) != len(seen):
         raise ValueError("the same operation occurs twice: make a new one for each time")
     return units
+
+
+def _use(operations: Sequence[Operation[T]]) -> None:
+    """Note that all are about to be performed, or raise and change none."""
+    for operation in operations:
+        if operation.spent:
+            operation.use()  # raises
+    for operation in operations:
+        operation.use()
 
 
 def _check_chain(chain: Linked[T], manager: UringIOManager) -> None:
@@ -384,9 +398,6 @@ class Batch(Generic[T]):
             if len(chain) > 1:
                 self._chains.append(chain)
                 self._before.update(zip(unit[1:], chain, strict=False))
-                if not _tokens(unit):
-                    for operation in unit:
-                        operation.limited = False  # it holds no token to return
             started.append(unit)
             entries += chain
         if entries:
@@ -397,8 +408,13 @@ class Batch(Generic[T]):
         """Return the registered entries of *unit*; none if an fd is busy with another task."""
         fd_waiters = self._manager.fd_waiters
         chain: list[InFlight] = []
+        holds_tokens = _tokens(unit) > 0
         for operation in unit:
-            entry = InFlight(self._manager, operation, on_done=self._entry_done)
+            performed = operation
+            if operation.limited and not holds_tokens:
+                performed = copy(operation)  # others may be performing the same
+                performed.limited = False  # it holds no token to return
+            entry = InFlight(self._manager, performed, on_done=self._entry_done)
             try:
                 if operation.cancellable:
                     fd_waiters.register(entry)
@@ -409,7 +425,7 @@ class Batch(Generic[T]):
                 self._refused[operation] = exc
                 return []
             chain.append(entry)
-        self._entries.update((entry.operation, entry) for entry in chain)
+        self._entries.update(zip(unit, chain, strict=True))
         return chain
 
     # ---- Waiting ---------------------------------------------------------------------------

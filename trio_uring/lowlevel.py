@@ -38,7 +38,8 @@ async def perform(operation: Operation[T]) -> T:
     Always a checkpoint. The operation pins its buffers until the kernel no longer uses them.
 
     Args:
-      operation: The operation. It can be performed only once, so make a new one for each call.
+      operation: The operation. If it has a buffer, it can be performed only once, so make a new one
+        for each call.
 
     Returns:
       The result that the operation's docstring describes.
@@ -48,7 +49,8 @@ async def perform(operation: Operation[T]) -> T:
       UnsupportedOpcodeError: the running kernel does not support the operation.
       trio.BusyResourceError: another task waits for the same thing on the same fd.
       trio.ClosedResourceError: `trio.lowlevel.notify_closing` was called for its fd.
-      RuntimeError: outside a run, or the run is not on io_uring.
+      RuntimeError: outside a run, or the run is not on io_uring. Or the operation has a buffer, and
+        was performed already.
 
     If cancelled, it asks the kernel to stop the operation, and waits for the completion. If the
     operation completed first, its result is returned. `trio.Cancelled` means that the operation did

@@ -194,7 +194,10 @@ class InFlightTable:
           trio.BusyResourceError: another task has an exclusive operation on the same fd.
           trio.ClosedResourceError: the fd was closed while the operation was in flight.
           trio.Cancelled: the kernel confirmed the cancellation.
+          RuntimeError: the operation has buffers, and was performed already.
         """
+        if operation.spent or operation.pins:
+            operation.use()
         entry: InFlight | None = None
         task = current_task()
         try:
@@ -224,6 +227,8 @@ class InFlightTable:
         Like `perform`, but cancellation is ignored, and an operation that a signal interrupted is
         repeated, as in the standard library (:pep:`475`).
         """
+        if operation.spent or operation.pins:
+            operation.use()
         entry: InFlight | None = None
         task = current_task()
         try:

@@ -81,6 +81,7 @@ class OperationArray(Generic[T_co]):
       model: One of *operations*, or if the array was made by `read_many`, one that is like them.
       operations: The operations of which the array was made; empty if `read_many` made it.
       pins: What keeps their memory in place, apart from the pins of *operations*.
+      spent: As in `Operation`.
     """
 
     fields: CData
@@ -90,6 +91,20 @@ class OperationArray(Generic[T_co]):
     model: Operation[T_co]
     operations: Sequence[Operation[T_co]] = ()
     pins: tuple[CData, ...] = ()
+    spent: bool = False
+
+    def use(self) -> None:
+        """Note that it is about to be performed.
+
+        Raises:
+          RuntimeError: it was performed already.
+        """
+        if self.spent:
+            raise RuntimeError(
+                "these reads were performed already, and their buffer may be in use elsewhere: "
+                "call read_many for each time"
+            )
+        self.spent = True
 
     def release(self) -> None:
         """Release all pinned buffers."""

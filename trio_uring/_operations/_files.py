@@ -215,7 +215,7 @@ def write(
         size_of(pin),
         flags,
         offset,
-        (pin,),
+        () if pin is data else (pin,),
         cancellable=cancellable,
         exclusive=exclusive,
         in_worker=in_worker,
@@ -263,8 +263,9 @@ def write_fixed(
     Since: Linux 5.1. Source: io_uring_prep_write_fixed(3).
     """
     pin = pin_readable(data)
+    pins = () if pin is data else (pin,)
     return _transfer(
-        Opcode.WRITE_FIXED, fd, pin, size_of(pin), flags, offset, (pin,), buf_index=buf_index
+        Opcode.WRITE_FIXED, fd, pin, size_of(pin), flags, offset, pins, buf_index=buf_index
     )
 
 

@@ -221,7 +221,7 @@ def send_zc(
         size_of(pin),
         flags | MSG_NOSIGNAL,
         ioprio=0 if on_copied is None else _ZC_REPORT_USAGE,
-        pins=(pin,),
+        pins=() if pin is data else (pin,),
         cancellable=waits,
         exclusive="write" if waits else None,
     )
@@ -395,9 +395,7 @@ def connect(fd: int, address: bytes) -> Operation[None]:
     If cancelled: the attempt may go on (``SYN_SENT``). The socket can only be closed.
     Since: Linux 5.5. Source: io_uring_prep_connect(3), connect(2).
     """
-    return Operation(
-        Opcode.CONNECT, nothing, fd, address, off=len(address), pins=(address,), exclusive="write"
-    )
+    return Operation(Opcode.CONNECT, nothing, fd, address, off=len(address), exclusive="write")
 
 
 def socket(family: int, type: int, protocol: int = 0) -> Operation[int]:
@@ -421,9 +419,7 @@ def bind(fd: int, address: bytes) -> Operation[None]:
     If cancelled: it still completes.
     Since: Linux 6.11. Source: io_uring_prep_bind(3), bind(2).
     """
-    return Operation(
-        Opcode.BIND, nothing, fd, address, off=len(address), pins=(address,), cancellable=False
-    )
+    return Operation(Opcode.BIND, nothing, fd, address, off=len(address), cancellable=False)
 
 
 def listen(fd: int, backlog: int) -> Operation[None]:

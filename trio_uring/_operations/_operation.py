@@ -96,6 +96,9 @@ class Operation(Generic[T_co]):
         field has another number.
       second_fd: Another file descriptor whose closing ends the operation.
       buffers: The buffer group from which the kernel chooses a buffer.
+
+    An operation with pins can be performed only once: afterwards its memory may be anybody's. One
+    without pins can be performed again, also by several tasks at once.
     """
 
     # Written without attrs, because operations are made often: attrs cannot make the one tuple that
@@ -116,6 +119,7 @@ class Operation(Generic[T_co]):
         "opcode",
         "pins",
         "second_fd",
+        "spent",
         "sqe",
     )
 
@@ -154,6 +158,7 @@ class Operation(Generic[T_co]):
         self.decode: Callable[[int, int], T_co] = decode
         self.fd: int = fd
         self.pins: tuple[object, ...] = pins
+        self.spent: bool = False  # whether it has or had pins, and is or was in use
         self.cancellable: bool = cancellable
         self.exclusive: Exclusive | None = exclusive
         self.limited: bool = limited
@@ -175,12 +180,27 @@ class Operation(Generic[T_co]):
         sqe = self.sqe
         self.sqe = (*sqe[:4], signed_64_bits(off), *sqe[5:])
 
+    def use(self) -> None:
+        """Note that it is about to be performed.
+
+        Raises:
+          RuntimeError: it has pins, or had some, and was performed or released already.
+        """
+        if self.spent:
+            raise RuntimeError(
+                "this operation was performed already, and its buffers may be in use elsewhere: "
+                "make a new one for each time"
+            )
+        self.spent = bool(self.pins)
+
     def release(self) -> None:
         """Release the pinned buffers, so that their owner may resize or release them."""
-        for pin in self.pins:
-            if isinstance(pin, CData):
-                ffi.release(pin)
-        self.pins = ()
+        if self.pins:
+            self.spent = True
+            for pin in self.pins:
+                if isinstance(pin, CData):
+                    ffi.release(pin)
+            self.pins = ()
 
 
 def pin_readable(buffer: Buffer) -> CData | bytes:
