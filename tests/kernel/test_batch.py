@@ -27,6 +27,7 @@ from trio_uring import (
 from trio_uring._engine._completion_batches import CompletionBatch
 from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._engine._ring import Ring
+from trio_uring._kernel.uapi import Opcode
 from trio_uring._operations._arrays import array_of
 from trio_uring.lowlevel import Operation, RingStatistics, operations, perform
 
@@ -81,6 +82,15 @@ def pairs(count: int) -> Iterator[list[tuple[stdlib_socket.socket, stdlib_socket
         yield made
 
 
+@contextmanager
+def tcp_pair() -> Iterator[tuple[stdlib_socket.socket, stdlib_socket.socket]]:
+    with stdlib_socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = stdlib_socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    with ours, theirs:
+        yield ours, theirs
+
+
 def every_page(fd: int, buffers: list[bytearray]) -> list[Operation[int]]:
     return [operations.read(fd, buffer, i * PAGE) for i, buffer in enumerate(buffers)]
 
@@ -116,6 +126,17 @@ async def test_outcomes_can_be_unwrapped_once(file: int) -> None:
     with pytest.raises(outcome.AlreadyUsedError):
         results[0].unwrap()
     assert results[1].unwrap() is None
+
+
+async def test_a_completion_that_belongs_to_no_batch_is_ignored(file: int) -> None:
+    ring = current_manager().ring
+    batch_bit = 1 << 63
+    for slot, index in [(0, 2), (0, 2**32 - 1), (1, 0), (7, 0), (8, 0), (2**31 - 1, 0)]:
+        ring.push(operations.nop(), batch_bit | slot << 32 | index)
+        buffers = [bytearray(PAGE) for _ in range(2)]
+        results = await perform_many(every_page(file, buffers))
+        assert unwrapped(results) == [PAGE] * 2
+        assert b"".join(buffers) == DATA[: 2 * PAGE]
 
 
 async def test_a_batch_is_one_step_of_the_loop(file: int) -> None:
@@ -195,6 +216,25 @@ async def test_an_empty_batch_is_a_checkpoint() -> None:
     assert scope.cancelled_caught
     assert await perform_many([]) == []
     assert await perform_many(iter([operations.nop()])) == [outcome.Value(None)]
+
+
+@pytest.mark.parametrize("flags", [0, stdlib_socket.MSG_DONTWAIT], ids=["waits", "ends"])
+async def test_zero_copy_sends_have_two_completions(flags: int) -> None:
+    """The second one, the notification, replaces no result, and says whether data was copied."""
+    copied: list[int] = []
+    with tcp_pair() as (ours, theirs):
+        data = b"x" * 10_000
+        fd = ours.fileno()
+        plain, counted, message = (
+            operations.send_zc(fd, data, flags),
+            operations.send_zc(fd, data, flags, on_copied=copied.append),
+            operations.sendmsg_zc(fd, [data], (), flags, on_copied=copied.append),
+        )
+        for operation in (plain, counted, message):
+            with completing(**{Opcode(operation.opcode).name: 1}):
+                assert unwrapped(await perform_many([operation])) == [len(data)]
+            assert theirs.recv(len(data), stdlib_socket.MSG_WAITALL) == data
+    assert copied == [len(data)] * 2  # loopback always copies
 
 
 @pytest.mark.parametrize("chained", [False, True])

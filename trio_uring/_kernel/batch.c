@@ -66,6 +66,7 @@ static int ring_push(struct ring *ring, uint64_t user_data, unsigned opcode, uns
 struct batch_result { int32_t res; uint32_t flags; };
 
 struct batch {
+    unsigned count;
     unsigned left; /* the number of operations without their last CQE */
     struct batch_result results[];
 };
@@ -90,7 +91,7 @@ static int batch_open(struct ring *ring, unsigned count)
     struct batch *batch = calloc(1, sizeof *batch + count * sizeof batch->results[0]);
     if (batch == NULL)
         return -ENOMEM;
-    batch->left = count;
+    batch->count = batch->left = count;
     ring->batches[slot] = batch;
     ring->batches_open++;
     return (int)slot;
@@ -116,6 +117,14 @@ static void batch_free_all(struct ring *ring)
     free(ring->batches);
 }
 
+/* The result to which a CQE belongs; NULL if there is none. Any process that has the fd of the ring
+ * can send it CQEs with any user_data (IORING_OP_MSG_RING). */
+static struct batch_result *batch_result_of(struct ring *ring, unsigned slot, uint32_t index)
+{
+    struct batch *batch = slot < ring->batch_slots ? ring->batches[slot] : NULL;
+    return batch != NULL && index < batch->count ? &batch->results[index] : NULL;
+}
+
 /* Remove the CQEs of batches from cqes, and add one for each batch that is done. Returns the number
  * of CQEs; -EINTR if none is left, because the time did not run out. */
 static int batch_collect(struct ring *ring, struct io_uring_cqe *cqes, unsigned count)
@@ -128,14 +137,18 @@ static int batch_collect(struct ring *ring, struct io_uring_cqe *cqes, unsigned 
             continue;
         }
         unsigned slot = (unsigned)(user_data >> 32) & 0x7fffffff;
-        struct batch *batch = ring->batches[slot];
+        struct batch_result *result = batch_result_of(ring, slot, (uint32_t)user_data);
+        if (result == NULL)
+            continue;
         /* A zero-copy send has two CQEs: the result, and the notification that the kernel no longer
-         * uses the buffer. */
-        if (!(cqes[i].flags & IORING_CQE_F_NOTIF)) {
-            batch->results[(uint32_t)user_data].res = cqes[i].res;
-            batch->results[(uint32_t)user_data].flags = cqes[i].flags;
+         * uses the buffer. The res of the notification replaces the flags, as in _in_flight.py. */
+        if (cqes[i].flags & IORING_CQE_F_NOTIF) {
+            result->flags = (uint32_t)cqes[i].res;
+        } else {
+            result->res = cqes[i].res;
+            result->flags = cqes[i].flags;
         }
-        if (!(cqes[i].flags & IORING_CQE_F_MORE) && --batch->left == 0) {
+        if (!(cqes[i].flags & IORING_CQE_F_MORE) && --ring->batches[slot]->left == 0) {
             cqes[kept].user_data = BATCH_DONE;
             cqes[kept].res = (int32_t)slot;
             cqes[kept++].flags = 0;
