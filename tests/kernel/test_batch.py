@@ -604,6 +604,32 @@ async def test_a_chain_runs_in_order(file: int) -> None:
     assert buffer == b"third"
 
 
+@pytest.mark.parametrize("singles", range(9))
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_chain_is_kept_whole_when_the_submission_queue_is_nearly_full(
+    file: int, singles: int, *, waits: bool
+) -> None:
+    """The kernel ends a chain at the end of what one enter submits."""
+
+    async def main() -> None:
+        before = [operations.write(file, b"?", 100) for _ in range(singles)]
+        # The first one is short, so the rest of the chain must do nothing.
+        short = operations.read(file, bytearray(2), len(DATA) - 1)
+        failing = linked([short, *(operations.write(file, b"?", i) for i in range(5))])
+        chain = linked([operations.write(file, b"%d" % (i // 2), i % 2) for i in range(6)])
+        wait = [operations.timeout(0)] if waits else []  # can be cancelled
+        results = await perform_many([*wait, *before, failing, chain])
+        assert unwrapped(results[len(wait) : -12]) == [1] * singles
+        assert [isinstance(result, outcome.Error) for result in results[-12:-6]] == [
+            False,
+            *[True] * 5,
+        ]
+        assert unwrapped(results[-6:]) == [1] * 6
+        assert os.pread(file, 2, 0) == b"22"
+
+    trio_uring.run(main, ring=RingConfig(entries=8, completion_entries=8, require=True))
+
+
 @pytest.mark.parametrize("waits", [False, True])
 async def test_a_failure_cancels_the_rest_of_its_chain(file: int, *, waits: bool) -> None:
     with pairs(1) as [(ours, theirs)]:

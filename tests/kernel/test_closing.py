@@ -227,6 +227,25 @@ async def test_closing_both_ends_of_a_splice() -> None:
             os.close(fd)
 
 
+@pytest.mark.parametrize("ends_by", ["itself", "cancellation"])
+async def test_a_splice_that_has_ended_waits_on_neither_fd(ends_by: str) -> None:
+    pipes = [os.pipe() for _ in range(2)]
+    (source, feed), (drain, target) = pipes
+    splice = operations.splice(source, target, 10)
+    if ends_by == "itself":
+        os.write(feed, b"data")
+        assert await perform(splice) == 4
+    else:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(perform, splice)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    waiters = current_manager().fd_waiters
+    assert not {source, target} & waiters.keys()
+    for fd in (source, feed, drain, target):
+        os.close(fd)
+
+
 async def test_closing_what_is_spliced_midway_in_a_call() -> None:
     """A worker's wait ends with EINTR, after which the call tries again, but not on a closed fd."""
     pipes = [os.pipe(), os.pipe()]
