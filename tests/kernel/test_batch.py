@@ -24,6 +24,7 @@ from trio_uring import (
     linked,
     perform_many,
 )
+from trio_uring._engine._buffer_pool import BufferPool
 from trio_uring._engine._completion_batches import CompletionBatch
 from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._engine._ring import Ring
@@ -126,6 +127,22 @@ async def test_outcomes_can_be_unwrapped_once(file: int) -> None:
     with pytest.raises(outcome.AlreadyUsedError):
         results[0].unwrap()
     assert results[1].unwrap() is None
+
+
+async def test_each_read_of_a_batch_takes_its_own_provided_buffer(file: int) -> None:
+    """The flags of a completion say which one."""
+    buffers = BufferPool(current_manager().ring, group=99, count=PAGES, size=PAGE)
+    for fails in (False, True):
+        reads = [operations.read_select(file, buffers, 9, i * PAGE) for i in range(PAGES)]
+        if fails:
+            reads[3] = operations.read_select(-7, buffers, 9, 0)
+        results = await perform_many(reads)
+        for i, result in enumerate(results):
+            if fails and i == 3:
+                assert isinstance(error(result), OSError)
+            else:
+                assert result.unwrap() == DATA[i * PAGE :][:9]
+    buffers.close()
 
 
 async def test_a_completion_that_belongs_to_no_batch_is_ignored(file: int) -> None:
