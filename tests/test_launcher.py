@@ -255,6 +255,13 @@ def test_the_backend_can_be_chosen(
     assert (result.stdout, result.stderr) == (f"{backend}\n", "")
 
 
+def test_an_unknown_word_in_the_environment_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path / "program.py", BACKEND)
+    result = launch("program.py", cwd=tmp_path, status=1, TRIO_URING="false")
+    assert "TRIO_URING is 'false': it takes 1, on, require, 0 or off" in result.stderr
+    assert result.stdout == ""
+
+
 # Without io_uring, as in a container whose seccomp profile blocks it: calls number 425 to 427
 # (io_uring_setup, _enter, _register: the same everywhere) fail with EPERM.
 WITHOUT_IO_URING = """

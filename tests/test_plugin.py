@@ -243,3 +243,16 @@ def test_a_missing_ring_is_an_error_before_the_first_test(
     assert "ERROR: --trio-uring: Trio 9.9 is installed" in result.stderr
     assert "passed" not in result.stdout
     run_suite(suite("epoll"), "-p", "unknown_trio", PYTHONPATH=str(tmp_path))
+
+
+def test_an_unknown_word_is_an_error_before_the_first_test(
+    run_suite: RunSuite, tmp_path: Path
+) -> None:
+    (tmp_path / "word.py").write_text("import os; os.environ['TRIO_URING'] = 'false'")
+    result = run_suite(
+        suite("epoll"),
+        *("-p", "word", "--trio-uring"),
+        status=pytest.ExitCode.USAGE_ERROR,
+        PYTHONPATH=str(tmp_path),
+    )
+    assert "ERROR: --trio-uring: TRIO_URING is 'false': it takes 1, on" in result.stderr

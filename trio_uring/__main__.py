@@ -63,8 +63,8 @@ def _launch() -> None:
         os.environ["TRIO_URING"] = "1"
     try:
         install()
-    except RingUnavailableError as exc:
-        sys.exit(f"trio_uring: {exc.reason}")
+    except (RingUnavailableError, ValueError) as exc:
+        sys.exit(f"trio_uring: {exc}")
 
 
 # Why not runpy.run_path and runpy.run_module

@@ -73,7 +73,7 @@ class Finder:
         try:
             importlib.import_module("trio_uring").install()
         except Exception as exc:
-            if setting == "require":
+            if setting not in {"1", "on"}:  # "require", or a word that install() does not know
                 sys.meta_path.insert(0, self)  # a second attempt to import Trio must fail too
                 raise
             message = f"TRIO_URING={setting} has no effect: {type(exc).__name__}: {exc}"

@@ -4,7 +4,7 @@ One class replaces Trio's I/O manager for all runs of the process. When Trio mak
 the start of a run, the class decides whether the run gets a ring or Trio's epoll. It checks, in
 this order:
 
-1. ``TRIO_URING=off`` in the environment: no run gets a ring.
+1. ``TRIO_URING=off`` or ``0`` in the environment: no run gets a ring.
 2. `run` or `start_guest_run` of this package: this run gets one.
 3. `install`: every later run gets one, in every thread.
 
@@ -181,10 +181,12 @@ def install(ring: RingConfig | None = None) -> None:
 
     Raises:
       TypeError: *ring* is not a `RingConfig`.
+      ValueError: ``TRIO_URING`` in the environment has an unknown word.
       RingUnavailableError: this version of Trio is not supported, and ``require`` is set.
     """
     global _installed
     config = _checked(ring)
+    _environment()  # an unknown word in it is an error now, not only in the first run
     if _is_patched(config):
         _installed = config
 
@@ -197,13 +199,14 @@ def uninstall() -> None:
 
 def is_installed() -> bool:
     """Return whether `install` is in effect, so that later runs get a ring."""
-    return _installed is not None and _environment() not in _OFF
+    return _installed is not None and _environment() != "off"
 
 
 @contextmanager
 def asking(ring: RingConfig | None) -> Generator[None, None, None]:
     """Give the next Trio run that this thread starts inside the ``with`` block a ring."""
     config = _checked(ring)
+    _environment()
     _is_patched(config)
     _asked.config = config
     try:
@@ -218,7 +221,7 @@ def _is_patched(config: RingConfig) -> bool:
     except RingUnavailableError as exc:
         if _required(config):
             raise
-        if _environment() not in _OFF:
+        if _environment() != "off":
             _warn(exc.reason)
         return False
     return True
@@ -232,15 +235,26 @@ def _checked(ring: RingConfig | None) -> RingConfig:
     return ring
 
 
+# The words that TRIO_URING can have. (`_autostart.py` and `trio_uring.pth` know those that mean
+# "off", too. They run before this package is imported.)
+_WORDS: Final = {"": "", "1": "on", "on": "on", "require": "require", "0": "off", "off": "off"}
+
+
 def _environment() -> str:
-    return os.environ.get("TRIO_URING", "").strip().lower()
+    """Return what ``TRIO_URING`` says: ``on``, ``require``, ``off``, or nothing.
+
+    Raises:
+      ValueError: it has any other word. A guess could turn on what somebody wanted off.
+    """
+    word = os.environ.get("TRIO_URING", "").strip().lower()
+    if word not in _WORDS:
+        raise ValueError(f"TRIO_URING is {word!r}: it takes 1, on, require, 0 or off")
+    return _WORDS[word]
 
 
 def _required(config: RingConfig) -> bool:
-    return (config.require or _environment() == "require") and _environment() not in _OFF
-
-
-_OFF: Final = ("off", "0")
+    setting = _environment()
+    return setting == "require" or (config.require and setting != "off")
 
 
 def _disabled_layers() -> frozenset[Layer]:
@@ -296,7 +310,7 @@ class RunIOManager(UringIOManager):
     def __new__(cls) -> Self:
         """Return one of our I/O managers, or one of Trio's, for which `__init__` isn't called."""
         config, _asked.config = _asked.config or _installed, None
-        if config is None or _environment() in _OFF:
+        if config is None or _environment() == "off":
             return TrioIOManager()  # type: ignore[return-value]
         try:
             ring = open_ring(config)

@@ -122,7 +122,7 @@ def check_trio() -> None:
     version = trio.__version__
     release = tuple(map(int, re.findall(r"\d+", version)[:2]))
     known = f"{_dotted(OLDEST_TRIO)} to {_dotted(NEWEST_TRIO)}"
-    if not OLDEST_TRIO <= release <= NEWEST_TRIO and not os.environ.get(OVERRIDE):
+    if not OLDEST_TRIO <= release <= NEWEST_TRIO and os.environ.get(OVERRIDE) != "1":
         raise IncompatibleTrioError(
             f"Trio {version} is installed, and trio_uring was tested with Trio {known}: install "
             f"one of these, or set {OVERRIDE}=1 to try it all the same"

@@ -47,8 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
         on_ring = is_installed()
         if on_ring:
             probe(ring)
-    except RingUnavailableError as exc:
-        raise pytest.UsageError(f"--trio-uring: {exc.reason}") from None
+    except (RingUnavailableError, ValueError) as exc:
+        raise pytest.UsageError(f"--trio-uring: {exc}") from None
     config.stash[_on_ring] = on_ring
     _thread_hops.append(count_thread_hops())
 

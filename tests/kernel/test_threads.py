@@ -275,6 +275,7 @@ async def test_a_thread_that_is_abandoned() -> None:
     [
         ("", "io_uring", "io_uring"),
         ("1", "io_uring", "io_uring"),
+        ("On", "io_uring", "io_uring"),
         ("require", "io_uring", "io_uring"),
         ("off", "epoll", "epoll"),
         ("0", "epoll", "epoll"),
@@ -290,6 +291,25 @@ def test_the_environment_chooses_the_backend(
     assert trio_uring.run(backend, ring=REQUIRED) == on_request
     trio_uring.install(REQUIRED)
     assert trio.run(backend) == installed
+
+
+@pytest.mark.parametrize("word", ["false", "no", "none", "disabled", "requird", "2", "true", "yes"])
+def test_an_unknown_word_in_the_environment_is_an_error(
+    word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a wish to switch io_uring off nor a wish to require it is misread."""
+    trio_uring.install()
+    monkeypatch.setenv("TRIO_URING", word)
+    for start in (
+        lambda: trio.run(backend),
+        lambda: trio_uring.run(backend),
+        lambda: trio_uring.run(backend, ring=REQUIRED),
+        trio_uring.install,
+    ):
+        with pytest.raises(ValueError, match=f"TRIO_URING is '{word}': it takes 1, on, require"):
+            start()
+    trio_uring.uninstall()
+    assert trio.run(backend) == "epoll"  # asked for nothing
 
 
 def test_off_is_looked_at_when_a_run_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,6 +241,17 @@ def test_a_failure_where_the_ring_is_required_is_an_error(program: Program) -> N
     """
     expected = ["trio begins", "trio ends", "wrong"]
     assert program(code, "require") == expected * 2
+    assert program(code, "false") == expected * 2  # a word that install() refuses
+
+
+@pytest.mark.parametrize("setting", ["false", "requird"])
+def test_an_unknown_word_is_an_error_when_trio_is_imported(tmp_path: Path, setting: str) -> None:
+    program = Program(tmp_path)  # with the real packages
+    result = program.start("import trio", setting)
+    assert result.returncode == 1
+    expected = f"ValueError: TRIO_URING is '{setting}': it takes 1, on, require, 0 or off"
+    assert result.stderr.splitlines()[-1] == expected
+    assert program("print('no trio here')", setting) == ["no trio here"]
 
 
 def test_an_odd_loader_is_a_warning(program: Program) -> None:

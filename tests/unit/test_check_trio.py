@@ -24,3 +24,22 @@ except IncompatibleTrioError as exc:
 """
     [line] = output_of(run_python(program))
     assert f"does not find _SocketType.{name} in it" in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "refused"), [("", True), ("0", True), ("no", True), ("1", False)]
+)
+def test_an_untested_trio_is_used_only_if_the_setting_is_1(setting: str, *, refused: bool) -> None:
+    program = """
+import trio
+trio.__version__ = "9.9"
+from trio_uring import IncompatibleTrioError
+from trio_uring._trio_private import check_trio
+
+try:
+    check_trio()
+except IncompatibleTrioError:
+    print("refused")
+"""
+    result = run_python(program, environment={"TRIO_URING_ANY_TRIO": setting})
+    assert output_of(result) == ["refused"] * refused
