@@ -1,4 +1,4 @@
-"""Plots of what `bench_sockets.py` found, as SVG. Only this file needs matplotlib."""
+"""Plots of what a benchmark beside other systems found, as SVG. Only this needs matplotlib."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from _report import Results
+    from _report import Results, Row
     from matplotlib.figure import Figure
 
 GROWTH = "growth-"
@@ -23,24 +23,31 @@ mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "trio_uring", "font
 
 
 def write(results: Results, directory: Path) -> None:
-    """Write a plot of all ratios, and one of how cost grows with the connections."""
+    """Write a plot of the ratios to each baseline, and one of how cost grows with connections."""
     directory.mkdir(parents=True, exist_ok=True)
-    growing = [name for name in results.samples if name.startswith(GROWTH)]
-    if others := [name for name in results.samples if name not in growing]:
-        save(ratios(results, others), directory / "sockets.svg")
+    growing = {name: row for name, row in results.rows.items() if name.startswith(GROWTH)}
+    for (compared, baseline), rows in results.groups().items():
+        if others := [row for name, row in rows.items() if name not in growing]:
+            suffix = "" if baseline == "trio" else f"-{baseline}"
+            figure = ratios(results, others, baseline, rates=compared == "rate")
+            save(figure, directory / f"{results.name}{suffix}.svg")
     if growing:
         save(growth(results, growing), directory / "growth.svg")
 
 
-def ratios(results: Results, workloads: list[str]) -> Figure:
+def ratios(results: Results, rows: list[Row], baseline: str, *, rates: bool) -> Figure:
     """Draw a bar for each system and workload, with the least and the greatest round."""
-    systems = [system for system in results.systems if system != results.baseline]
-    figure, axes = plt.subplots(figsize=(9, 0.55 * len(workloads) + 1.2), layout="constrained")
+    systems = [
+        system
+        for system in results.systems
+        if system != baseline and any(system in row.samples for row in rows)
+    ]
+    figure, axes = plt.subplots(figsize=(9, 0.55 * len(rows) + 1.2), layout="constrained")
     height = 0.8 / len(systems)
     for number, system in enumerate(systems):
-        rows = [row for row, name in enumerate(workloads) if system in results.samples[name]]
-        found = [results.cpu_ratios(workloads[row])[system] for row in rows]
-        places = [row + (number - (len(systems) - 1) / 2) * height for row in rows]
+        there = [place for place, row in enumerate(rows) if system in row.samples]
+        found = [rows[place].ratios()[system] for place in there]
+        places = [place + (number - (len(systems) - 1) / 2) * height for place in there]
         axes.barh(
             places,
             [ratio.median for ratio in found],
@@ -54,27 +61,31 @@ def ratios(results: Results, workloads: list[str]) -> Figure:
             error_kw={"elinewidth": 0.6},
         )
         for place, ratio in zip(places, found, strict=True):
-            if ratio.median > RATIO_MAX:
+            if not rates and ratio.median > RATIO_MAX:
                 axes.text(RATIO_MAX, place, f" {ratio.median:.1f}", va="center", fontsize=7)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(workloads)), [results.titles[name] for name in workloads])
-    axes.set_xlim(0, RATIO_MAX)
-    axes.set_ylim(len(workloads) - 0.5, -0.5)
-    axes.set_xlabel(f"CPU time per operation, ratio to {results.baseline}. {results.machine}")
-    figure.legend(loc="outside upper center", ncols=len(systems))
+    axes.set_yticks(range(len(rows)), [row.title for row in rows])
+    if rates:
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(0, RATIO_MAX)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    measured = "Rate" if rates else "CPU time per operation"
+    axes.set_xlabel(f"{measured}, ratio to {baseline}. {results.machine}")
+    figure.legend(loc="outside upper center", ncols=min(len(systems), 6))
     return figure
 
 
-def growth(results: Results, workloads: list[str]) -> Figure:
+def growth(results: Results, rows: dict[str, Row]) -> Figure:
     """Draw CPU time per message over the number of connections."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for system in results.systems:
         costs = {
             int(name.removeprefix(GROWTH)): statistics.median(
-                sample.cpu_us for sample in results.samples[name][system]
+                sample.cpu_us for sample in row.samples[system]
             )
-            for name in workloads
-            if system in results.samples[name]
+            for name, row in rows.items()
+            if system in row.samples
         }
         axes.plot(
             [*costs],
