@@ -74,8 +74,9 @@ ANYIO_SUITE = [
     *("pytest-timeout", "sniffio", "trustme", "truststore", "uvloop"),
 ]
 
-# Other event loops on io_uring, which bench_sockets.py leaves out where they do not install.
-BENCH_PEERS = ["blazio", "zloop"]
+# Other event loops on io_uring, and other packages for files. What does not install is left out. Of
+# pyaio, the releases with io_uring are candidates.
+BENCH_PEERS = ["aiofiles", "blazio", "caio", "pyaio>=0.5.0rc1", "uringio", "zloop"]
 
 # A shell's background job starts with SIGINT ignored, and every child inherits that: tests of
 # Ctrl-C would wait for ever.

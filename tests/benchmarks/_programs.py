@@ -49,11 +49,12 @@ def not_installed(names: tuple[str, ...]) -> str | None:
 
 @attrs.frozen
 class System:
-    """Where a program runs: the module's name, and what chooses a way to use it."""
+    """Where a program runs: the module's name, what chooses a way to use it, what else it needs."""
 
     name: str
     module: str
     environment: dict[str, str] = attrs.Factory(dict)
+    needs: tuple[str, ...] = ()
 
     @property
     def is_trio(self) -> bool:
@@ -61,8 +62,8 @@ class System:
 
     def missing(self) -> str | None:
         """Return why it cannot be measured here."""
-        if importlib.util.find_spec(self.module) is None:
-            return f"{self.module} is not installed"
+        if reason := not_installed((self.module, *self.needs)):
+            return reason
         if self.module != "trio_uring":
             return None
         program = [sys.executable, HERE / "_trio_programs.py", self.module, "empty_runs"]
@@ -159,17 +160,24 @@ def started(
 
 
 def sample(program: Program, operations: int, perform: Callable[[int], float]) -> _measure.Sample:
-    """Perform some operations to warm up, then *operations*, and measure those.
+    """Perform some operations to warm up, then *operations*, and measure those."""
+    return sample_counted(program, operations, lambda count: (count, perform(count)))
+
+
+def sample_counted(
+    program: Program, amount: int, perform: Callable[[int], tuple[int, float]]
+) -> _measure.Sample:
+    """The same where *perform* says how many operations it was, and how many seconds.
 
     The program is killed before the connections of the load end, so no error handling is measured.
     """
-    perform(max(1, operations // WARM_UP_SHARE))
+    perform(max(1, amount // WARM_UP_SHARE))
     cpu, own = program.cpu_seconds(), time.process_time()
-    seconds = perform(operations)
+    count, seconds = perform(amount)
     cpu, own = program.cpu_seconds() - cpu, time.process_time() - own
     program.kill()
     return _measure.Sample(
-        operations / seconds, cpu / operations * 1e6, {"load": own / seconds, "cpu": cpu / seconds}
+        count / seconds, cpu / count * 1e6, {"load": own / seconds, "cpu": cpu / seconds}
     )
 
 

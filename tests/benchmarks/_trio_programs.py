@@ -169,11 +169,15 @@ async def checked(program: Callable[..., Awaitable[None]], *arguments: str) -> N
     await program(*arguments)
 
 
+def runner(system: str) -> Callable[..., object]:
+    if system == "trio":
+        return trio.run
+    trio_uring = importlib.import_module("trio_uring")
+    return functools.partial(trio_uring.run, ring=trio_uring.RingConfig(require=True))
+
+
 def main(system: str, name: str, *arguments: str) -> None:
-    run: Callable[..., object] = trio.run
-    if system != "trio":
-        trio_uring = importlib.import_module("trio_uring")
-        run = functools.partial(trio_uring.run, ring=trio_uring.RingConfig(require=True))
+    run = runner(system)
     if name == "empty_runs":
         run(checked, nothing)
         empty_runs(run)

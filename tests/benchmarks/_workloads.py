@@ -79,10 +79,7 @@ def option_parser(
         ("--json", "FILE", "write every sample"),
         ("--plot", "DIRECTORY", "write plots as SVG"),
     ):
-        # Absolute, because a benchmark may change the directory.
-        parser.add_argument(
-            name, type=lambda path: Path(path).absolute(), metavar=metavar, help=text
-        )
+        parser.add_argument(name, type=absolute_path, metavar=metavar, help=text)
     return parser
 
 

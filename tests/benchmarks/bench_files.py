@@ -1,377 +1,309 @@
-"""Files: the same programs under ``trio.run``, on threads, and ``trio_uring.run``, on the ring.
+"""Files on Trio, on trio_uring, and with other packages on the event loops of asyncio.
 
-python bench_files.py [--rounds 5] [--seconds 0.5] [--only WORD ...] [--directory DIR]
+What is measured runs in a process of its own; its CPU time is that of the whole process, threads
+and kernel workers included. Each round measures every system once, in a fresh process, and a ratio
+is to plain Trio in the same round, to a limit (a synchronous loop, or a C program on raw
+io_uring), or to asyncio's own `sendfile`. Printed are medians, and the least and the greatest.
+
+    python bench_files.py [WORKLOAD ...] [--short] [--systems trio,trio_uring] [--rounds 5]
+        [--directory WHERE] [--markdown FILE] [--json FILE] [--plot DIRECTORY]
+
+A system or a program that is not installed is named and left out. The files are made in the
+temporary directory unless *--directory* says where; direct I/O needs a disk. The last workloads are
+not compared: they show how long the event loop itself works between two ticks of a ticker that is
+due each millisecond, which no work with files should change. Plots need matplotlib.
 """
 
 from __future__ import annotations
 
-import argparse
-import io
-import mmap
 import os
 import random
-import statistics
+import subprocess
 import tempfile
-import time
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import _measure
-import trio
-
-import trio_uring
+import _peers
+import _workloads
+import attrs
+from _file_steps import LARGE, MIB, SMALL_FILES, make_files
+from _programs import (
+    HERE,
+    Program,
+    ProgramFailedError,
+    System,
+    sample_counted,
+    started,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Iterator
 
-    Step = Callable[[], Awaitable[object]]
-    # Set up in one task; what it yields is done over and over.
-    Program = Callable[[Path], AsyncIterator[Step]]
+    import _report
 
-PAGE = 4096
-LARGE_SIZE = 256 << 20
-SMALL_FILES = 2000
-LINES = 200_000
+LARGE_SIZE = 256 * MIB
+SMOKE_LARGE_SIZE = 4 * MIB
+SMOKE_MILLISECONDS = 20
+SMOKE_TASKS = 4
+
+DIRECT_READS_PER_MS = 40  # of the C program
+C_PROGRAM = Path("direct_read")
 
 
-def make_files(directory: Path) -> None:
-    """Make the files to be read, and have them in the page cache."""
-    chunk = os.urandom(1 << 20)
-    with (directory / "large").open("wb") as file:
-        for _ in range(LARGE_SIZE >> 20):
-            file.write(chunk)
-    (directory / "lines").write_text(
-        "a line of some sixty characters, as they are in a log.\n" * LINES
+# ---- Systems -------------------------------------------------------------------------------
+
+
+SYSTEMS = {
+    system.name: system
+    for system in (
+        System("trio", "trio"),
+        System("trio_uring", "trio_uring", {"TRIO_URING_ENGINE": "native"}),
+        System("python engine", "trio_uring", {"TRIO_URING_ENGINE": "python"}),
+        System("aiofiles", "asyncio", needs=("aiofiles",)),
+        System("blazio", "blazio"),
+        System("uringio", "uringio"),
+        System("uvloop + pyaio", "uvloop", needs=("pyaio",)),
+        System("caio", "asyncio", needs=("caio",)),
+        System("asyncio", "asyncio"),
+        System("uvloop", "uvloop"),
+        System("synchronous", "io"),
+        System("C", "io", needs=("cc",)),
     )
-    (directory / "text").write_text("a line of text\n" * ((64 << 20) // 15))
-    (directory / "small").mkdir()
-    for number in range(SMALL_FILES):
-        (directory / "small" / str(number)).write_bytes(chunk[:PAGE])
-    os.sync()
-    with (directory / "large").open("rb") as file:
-        while file.read(1 << 20):
-            pass
-
-
-# --- Programs -------------------------------------------------------------------------------
-
-
-def random_page() -> int:
-    return random.randrange(LARGE_SIZE // PAGE) * PAGE
-
-
-async def read_with_open_file(directory: Path) -> AsyncIterator[Step]:
-    async with await trio.open_file(directory / "large", "rb") as file:
-
-        async def step() -> None:
-            await file.seek(random_page())
-            assert len(await file.read(PAGE)) == PAGE
-
-        yield step
-
-
-async def read_positional(directory: Path) -> AsyncIterator[Step]:
-    async with await trio_uring.open_positional(directory / "large") as file:
-
-        async def step() -> None:
-            assert len(await file.read_at(PAGE, random_page())) == PAGE
-
-        yield step
-
-
-async def checkpoint(directory: Path) -> AsyncIterator[Step]:
-    yield trio.lowlevel.checkpoint
-
-
-async def iterate_lines(directory: Path) -> AsyncIterator[Step]:
-    async with await trio.open_file(directory / "lines") as file:
-
-        async def step() -> None:
-            async for _ in file:
-                counted()
-                if stopped():
-                    return
-            await file.seek(0)
-
-        yield step
-
-
-def random_small(directory: Path) -> Path:
-    return directory / "small" / str(random.randrange(SMALL_FILES))
-
-
-async def open_read_close(directory: Path) -> AsyncIterator[Step]:
-    async def step() -> None:
-        async with await trio.open_file(random_small(directory), "rb") as file:
-            assert len(await file.read()) == PAGE
-
-    yield step
-
-
-async def read_bytes(directory: Path) -> AsyncIterator[Step]:
-    async def step() -> None:
-        assert len(await trio.Path(random_small(directory)).read_bytes()) == PAGE
-
-    yield step
-
-
-async def stat(directory: Path) -> AsyncIterator[Step]:
-    async def step() -> None:
-        await trio.Path(random_small(directory)).stat()
-
-    yield step
-
-
-async def mkdir_rmdir(directory: Path) -> AsyncIterator[Step]:
-    path = trio.Path(tempfile.mkdtemp(dir=directory), "below")
-
-    async def step() -> None:
-        await path.mkdir()
-        await path.rmdir()
-
-    yield step
-
-
-async def write_close_unlink(directory: Path) -> AsyncIterator[Step]:
-    path = trio.Path(tempfile.mkdtemp(dir=directory), "file")
-
-    async def step() -> None:
-        await path.write_bytes(bytes(PAGE))
-        await path.unlink()
-
-    yield step
-
-
-async def append_sync_threads(directory: Path) -> AsyncIterator[Step]:
-    path = Path(tempfile.mkdtemp(dir=directory), "file")
-    async with await trio.open_file(path, "ab", buffering=0) as file:
-
-        async def step() -> None:
-            await file.write(bytes(PAGE))
-            await trio.to_thread.run_sync(os.fdatasync, file.fileno())
-
-        yield step
-
-
-async def append_sync_positional(directory: Path) -> AsyncIterator[Step]:
-    path = Path(tempfile.mkdtemp(dir=directory), "file")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    async with await trio_uring.open_positional(path, flags) as file:
-
-        async def step() -> None:
-            await file.write_at(bytes(PAGE), 0)
-            await file.fdatasync()
-
-        yield step
-
-
-async def cold_read_with_open_file(directory: Path) -> AsyncIterator[Step]:
-    async with await trio.open_file(directory / "large", "rb", buffering=0) as file:
-        # Not file.fileno(): from then on others may move the position, and threads read the file.
-        fd = io.FileIO.fileno(file.wrapped)
-        # All of it: a part of a large folio would stay.
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-
-        async def step() -> None:
-            await file.seek(random_page())
-            assert len(await file.read(PAGE)) == PAGE
-
-        yield step
-
-
-async def direct_threads(directory: Path) -> AsyncIterator[Step]:
-    fd = os.open(directory / "large", os.O_RDONLY | os.O_DIRECT)
-    buffer = mmap.mmap(-1, PAGE)  # aligned, as O_DIRECT wants it
-
-    async def step() -> None:
-        assert await trio.to_thread.run_sync(os.preadv, fd, [buffer], random_page()) == PAGE
-
-    yield step
-    os.close(fd)
-
-
-async def direct_positional(directory: Path) -> AsyncIterator[Step]:
-    flags = os.O_RDONLY | os.O_DIRECT
-    buffer = mmap.mmap(-1, PAGE)
-    async with await trio_uring.open_positional(directory / "large", flags) as file:
-
-        async def step() -> None:
-            assert await file.read_into_at(buffer, random_page()) == PAGE
-
-        yield step
-
-
-# --- Measuring ------------------------------------------------------------------------------
-
-_count = 0
-_stop = False
-
-
-def counted() -> None:
-    global _count
-    _count += 1
-
-
-def stopped() -> bool:
-    return _stop
-
-
-def measure(
-    run: Callable[..., None], program: Program, directory: Path, tasks: int, seconds: float
-) -> _measure.Sample:
-    global _count, _stop
-    _count, _stop = 0, False
-    ready = 0
-    samples: list[_measure.Sample] = []
-
-    async def one(go: trio.Event) -> None:
-        nonlocal ready
-        async for step in program(directory):
-            ready += 1
-            await go.wait()
-            counts_itself = program is iterate_lines
-            while not _stop:
-                await step()
-                if not counts_itself:
-                    counted()
-
-    async def main() -> None:
-        global _stop
-        go = trio.Event()
-        async with trio.open_nursery() as nursery:
-            for _ in range(tasks):
-                nursery.start_soon(one, go)
-            while ready < tasks:  # noqa: ASYNC110 (nothing is measured yet)
-                await trio.sleep(0.001)
-            started, cpu_started = time.perf_counter(), time.process_time()
-            go.set()
-            await trio.sleep(seconds)
-            elapsed = time.perf_counter() - started
-            cpu = time.process_time() - cpu_started
-            samples.append(_measure.Sample(_count / elapsed, cpu / _count * 1e6))
-            _stop = True
-
-    run(main)
-    return samples[0]
-
-
-ROWS: list[tuple[str, tuple[int, ...], dict[str, tuple[str, Program]]]] = [
-    (
-        "4 KiB random reads of a cached file",
-        (1, 32, 128),
-        {
-            "trio": ("trio", read_with_open_file),
-            "ring, same program": ("ring", read_with_open_file),
-            "ring, positional": ("ring", read_positional),
-            "ring, bare checkpoint": ("ring", checkpoint),
-        },
-    ),
-    (
-        "async for line",
-        (1, 32),
-        {"trio": ("trio", iterate_lines), "ring, same program": ("ring", iterate_lines)},
-    ),
-    (
-        "open + read + close of 4 KiB files",
-        (1, 32),
-        {
-            "trio": ("trio", open_read_close),
-            "ring, same program": ("ring", open_read_close),
-            "trio, Path.read_bytes": ("trio", read_bytes),
-            "ring, Path.read_bytes": ("ring", read_bytes),
-        },
-    ),
-    (
-        "4 KiB append + fdatasync",
-        (16,),
-        {
-            "trio": ("trio", append_sync_threads),
-            "ring, positional": ("ring", append_sync_positional),
-        },
-    ),
-    (
-        "4 KiB cold reads",
-        (1, 32),
-        {
-            "trio": ("trio", cold_read_with_open_file),
-            "ring, same program": ("ring", cold_read_with_open_file),
-        },
-    ),
-    (
-        "4 KiB O_DIRECT reads",
-        (1, 32),
-        {"trio": ("trio", direct_threads), "ring, positional": ("ring", direct_positional)},
-    ),
-    ("Path.stat", (1, 32), {"trio": ("trio", stat), "ring": ("ring", stat)}),
-    ("Path.mkdir + rmdir", (1, 32), {"trio": ("trio", mkdir_rmdir), "ring": ("ring", mkdir_rmdir)}),
-    (
-        "Path.write_bytes + unlink",
-        (1, 32),
-        {"trio": ("trio", write_close_unlink), "ring": ("ring", write_close_unlink)},
-    ),
-]
-
-RUNS: dict[str, Callable[..., None]] = {"trio": trio.run, "ring": trio_uring.run}
-
-
-# --- The latency of the loop ----------------------------------------------------------------
-
-
-async def ticker(delays: list[float]) -> None:
-    while True:
-        due = trio.current_time() + 0.001
-        await trio.sleep_until(due)
-        delays.append(trio.current_time() - due)
-
-
-async def latency(directory: Path, mode: str, delays: list[float]) -> None:
-    path = directory / ("large" if mode == "rb" else "text")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(ticker, delays)
-        for _ in range(8):
-            async with await trio.open_file(path, mode) as file:
-                await file.read(64 << 20)
-        nursery.cancel_scope.cancel()
-
-
-def report_latency(directory: Path) -> None:
-    print("\nA 1 ms ticker's delay while 64 MiB are read, eight times (ms)")
-    print(f"{'':26} {'median':>10} {'p99':>10} {'longest':>10}")
-    for mode, kind in (("rb", "binary"), ("r", "text")):
-        for name, run in RUNS.items():
-            delays: list[float] = []
-            run(latency, directory, mode, delays)
-            p99 = statistics.quantiles(delays, n=100)[98]
-            figures = (statistics.median(delays), p99, max(delays))
-            row = " ".join(f"{figure * 1e3:10.2f}" for figure in figures)
-            print(f"{name + ', ' + kind:26} {row}")
+}
+RING = ("trio", "trio_uring", "python engine")
+OPENS = (*RING, "aiofiles", "blazio", "uringio", "synchronous")
+READS = (*OPENS, "uvloop + pyaio", "caio")
+APPENDS = (*RING, "aiofiles", "uringio", "uvloop + pyaio", "caio", "synchronous")
+LINES = (*RING, "aiofiles", "blazio", "synchronous")
+WHOLE = (*RING, "synchronous")
+HAS_OS = (*RING, "aiofiles", "synchronous")  # functions like those of `os`
+
+
+# ---- Measures ------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Files:
+    """Some tasks that each do the same with files over and over."""
+
+    program: str
+    tasks: int = 1
+
+    def __call__(self, system: System, milliseconds: int) -> _measure.Sample:
+        with self.started(system) as program:
+            return sample_counted(program, milliseconds, lambda time: perform(program, time))
+
+    @contextmanager
+    def started(self, system: System, *arguments: object) -> Iterator[Program]:
+        given: tuple[object, ...] = (self.tasks, *arguments)
+        if system.is_trio:
+            kind = "trio_file"
+        elif system.name == "synchronous":
+            kind, given = "sync_file", ()
+        else:
+            kind, given = "asyncio_file", (system.name, *given)
+        with started(system, kind, self.program, *given) as program:
+            yield program
+
+
+def perform(program: Program, milliseconds: int) -> tuple[int, float]:
+    count, seconds = program.ask(milliseconds / 1000).split()
+    return int(count), float(seconds)
+
+
+@attrs.frozen
+class SendFile(Files):
+    def __call__(self, system: System, milliseconds: int) -> _measure.Sample:
+        with _peers.receiver() as port, self.started(system, port) as program:
+            return sample_counted(program, milliseconds, lambda time: perform(program, time))
+
+
+@attrs.frozen
+class Direct(Files):
+    def __call__(self, system: System, milliseconds: int) -> _measure.Sample:
+        if system.name != "C":
+            return super().__call__(system, milliseconds)
+        if not C_PROGRAM.exists():
+            source = HERE / "direct_read.c"
+            subprocess.run(["cc", "-O2", "-o", C_PROGRAM, source], check=True)
+        numbers = (LARGE.stat().st_size, self.tasks, milliseconds * DIRECT_READS_PER_MS)
+        done = subprocess.run(
+            [C_PROGRAM.absolute(), LARGE, *map(str, numbers), str(random.getrandbits(24))],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise ProgramFailedError(done.stderr.strip())
+        rate, cpu_us = map(float, done.stdout.split())
+        return _measure.Sample(rate, cpu_us)
+
+
+@attrs.frozen
+class Ticks:
+    """A ticker beside a load: the rate is ticks, and the CPU time is the 99th percentile."""
+
+    load: str
+
+    def __call__(self, system: System, milliseconds: int) -> _measure.Sample:
+        with started(system, "tick", self.load) as program:
+            answer = program.ask(milliseconds / 1000)
+            ticks, seconds, used, late = map(float, answer.split())
+        return _measure.Sample(ticks / seconds, used * 1e6, {"late_p99_ms": late * 1e3})
+
+
+# ---- Workloads -----------------------------------------------------------------------------
+
+
+@attrs.frozen
+class FileWorkload(_workloads.Workload):
+    compared: _report.Compared = "rate"
+
+    def for_smoke(self) -> FileWorkload:
+        """Return a very small one of it."""
+        measure = self.measure
+        if isinstance(measure, Files):
+            measure = attrs.evolve(measure, tasks=min(measure.tasks, SMOKE_TASKS))
+        return attrs.evolve(self, measure=measure, amount=SMOKE_MILLISECONDS)
+
+
+@attrs.frozen
+class DirectWorkload(FileWorkload):
+    def missing(self) -> str | None:
+        """Say why there is no direct I/O."""
+        try:
+            os.close(os.open(LARGE, os.O_RDONLY | os.O_DIRECT))
+        except OSError as exc:
+            return f"the directory is on a file system without O_DIRECT, {exc}"
+        return super().missing()
+
+
+@attrs.frozen
+class ServerWorkload(FileWorkload):
+    def missing(self) -> str | None:
+        """Say why no file system can be mounted."""
+        if os.geteuid() or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            return "this user may not mount a file system of FUSE"
+        return super().missing()
+
+
+def tasks_text(tasks: int) -> str:
+    return "1 task" if tasks == 1 else f"{tasks} tasks"
+
+
+def grown(
+    name: str, title: str, program: str, systems: tuple[str, ...], *numbers: int
+) -> Iterator[FileWorkload]:
+    """Yield a workload for each number of tasks."""
+    for tasks in numbers:
+        yield FileWorkload(
+            f"{name}-{tasks}",
+            f"{title}, {tasks_text(tasks)}",
+            1000,
+            Files(program, tasks),
+            systems=systems,
+        )
+
+
+WORKLOADS: dict[str, FileWorkload] = {
+    workload.name: workload
+    for workload in (
+        *grown("read", "seek + read 4 KiB, cached", "read", READS, 1, 32, 128),
+        *grown("positional", "read 4 KiB at an offset, cached", "read_at", READS, 1, 32, 128),
+        FileWorkload(
+            "batch-64",
+            "64 reads of 4 KiB in one call, cached",
+            1000,
+            Files("read_batch"),
+            baseline="synchronous",
+            systems=("trio_uring", "python engine", "synchronous"),
+        ),
+        *grown("lines", "async for line", "lines", LINES, 1, 32),
+        *grown("small", "open + read + close, 4 KiB files", "open_read_close", OPENS, 1, 64),
+        *grown("bytes", "Path.read_bytes, 4 KiB files", "read_bytes", WHOLE, 1, 64),
+        *grown("stat", "Path.stat", "stat", HAS_OS, 1, 32),
+        *grown("exists", "Path.exists of a missing file", "exists", HAS_OS, 1, 32),
+        *grown("iterdir", f"iterdir of {SMALL_FILES:,}, by entry", "iterdir", HAS_OS, 1),
+        *grown("append", "append 4 KiB + fdatasync", "append", APPENDS, 1, 16),
+        *grown("cold", "seek + read 4 KiB, not cached", "read_cold", RING, 1, 32),
+        *grown("mkdir", "Path.mkdir + rmdir", "mkdir_rmdir", RING, 1, 32),
+        *grown("write", "Path.write_bytes + unlink, 4 KiB", "write_unlink", RING, 1, 32),
+        *grown("checkpoint", "a bare checkpoint", "checkpoints", RING, 1, 32),
+        *(
+            attrs.evolve(workload, needs=("anyio",))
+            for workload in (
+                *grown(
+                    "anyio-read", "AnyIO: seek + read 4 KiB, cached", "anyio_read",
+                    (*RING, "asyncio", "uvloop"), 1, 32,
+                ),
+                *grown(
+                    "anyio-iterdir", f"AnyIO: iterdir of {SMALL_FILES:,}, by entry",
+                    "anyio_iterdir", (*RING, "asyncio", "uvloop"), 1,
+                ),
+            )
+        ),
+        *(
+            DirectWorkload(
+                name,
+                f"O_DIRECT, 32 tasks: {title}",
+                1000,
+                Direct(program, 32),
+                baseline="C",
+                systems=(*RING, "C"),
+            )
+            for name, title, program in (
+                ("direct", "read_at", "read_direct"),
+                ("leased", "with a lease", "read_leased"),
+            )
+        ),
+        FileWorkload(
+            "send-file",
+            "64 MiB file to a socket, by MiB",
+            1000,
+            SendFile("send_file"),
+            baseline="asyncio",
+            systems=(*RING, "asyncio"),
+            compared="CPU",
+        ),
+        *(
+            (ServerWorkload if load == "slow_server" else FileWorkload)(
+                f"ticks-{load.partition('_')[0]}",
+                f"a 1 ms ticker beside {title}",
+                4000,
+                Ticks(load),
+                systems=RING,
+                compared="ticks",
+            )
+            for load, title in (
+                ("nothing", "nothing"),
+                ("large", "reads of 64 MiB"),
+                ("text", "reads of 64 MiB of text"),
+                ("cached", "32 tasks that read cached files"),
+                ("slow_server", "a FUSE server that takes 400 ms"),
+            )
+        ),
+    )
+}  # fmt: skip
+
+
+# ---- All of it -----------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Make files, measure, and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.5)
-    parser.add_argument("--only", nargs="*", default=[""], help="rows with one of these words")
-    parser.add_argument("--directory", default=None, help="where to make the files")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.directory) as name:
-        directory = Path(name)
-        make_files(directory)
-        for title, task_counts, variants in ROWS:
-            if not any(word in title for word in options.only):
-                continue
-            for tasks in task_counts:
-                measures = {
-                    variant: partial(measure, RUNS[run], program, directory, tasks, options.seconds)
-                    for variant, (run, program) in variants.items()
-                }
-                samples = _measure.interleave(measures, options.rounds)
-                _measure.report(f"{title}, {tasks} tasks", samples, "trio")
-        if any(word in "latency" for word in options.only):
-            report_latency(directory)
+    parser = _workloads.option_parser(__doc__ or "", WORKLOADS, SYSTEMS)
+    parser.add_argument("--directory", help="where to make the files")
+    options = _workloads.parsed_options(parser, WORKLOADS, SYSTEMS)
+    if options.list:
+        print(*WORKLOADS, sep="\n")
+        return
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(dir=options.directory))
+        stack.callback(os.chdir, Path.cwd())
+        os.chdir(name)
+        make_files(SMOKE_LARGE_SIZE if options.smoke else LARGE_SIZE)
+        _workloads.measure_all("files", options, WORKLOADS, SYSTEMS)
 
 
 if __name__ == "__main__":
