@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Samples = Mapping[str, Sequence[_measure.Sample]]
 
-# Ratios of CPU time, ratios of rates, or no ratios: how long the loop worked between two ticks.
+# Ratios of CPU time, ratios of rates, or no ratios: how long the loop held up ticks.
 Compared = Literal["CPU", "rate", "ticks"]
 
 
@@ -54,7 +54,7 @@ class Row:
         }
 
     def ticks(self) -> dict[str, tuple[_measure.Spread, _measure.Spread]]:
-        """Return milliseconds, each the 99th percentile of a round: the loop's CPU, and delays."""
+        """Return milliseconds, each the p99 of a round: held up by the loop itself, and in all."""
         if self.compared != "ticks":
             return {}
         return {
@@ -70,8 +70,8 @@ class Row:
             yield f"{system:26} a connection was served {least:.2f} to {greatest:.2f} of the mean"
         for system, (cpu, late) in self.ticks().items():
             yield (
-                f"{system:26} between two ticks the loop used {cpu.median:.2f} ms (at most "
-                f"{cpu.high:.2f}); a tick was {late.median:.2f} ms late (p99 of each round)"
+                f"{system:26} the loop held up a tick for {cpu.median:.2f} ms (at most "
+                f"{cpu.high:.2f}), which was {late.median:.2f} ms late (p99 of each round)"
             )
 
 
@@ -134,7 +134,7 @@ class Results:
                 name: {system: f"{cpu.median:.2f}" for system, (cpu, _late) in row.ticks().items()}
                 for name, row in ticks.items()
             }
-            tables.append(self._absolute("The loop's CPU between ticks, ms, p99", ticks, cells))
+            tables.append(self._absolute("How long the loop held up a tick, ms, p99", ticks, cells))
         return "\n".join([*("\n".join([*lines, ""]) for lines in tables), f"{self.machine}.", ""])
 
     def _ratios(self, compared: Compared, baseline: str, rows: Mapping[str, Row]) -> list[str]:

@@ -10,8 +10,8 @@ io_uring), or to asyncio's own `sendfile`. Printed are medians, and the least an
 
 A system or a program that is not installed is named and left out. The files are made in the
 temporary directory unless *--directory* says where; direct I/O needs a disk. The last workloads are
-not compared: they show how long the event loop itself works between two ticks of a ticker that is
-due each millisecond, which no work with files should change. Plots need matplotlib.
+not compared: they show for how long the event loop itself holds up a ticker that is due each
+millisecond. Plots need matplotlib.
 """
 
 from __future__ import annotations
@@ -150,8 +150,8 @@ class Ticks:
     def __call__(self, system: System, milliseconds: int) -> _measure.Sample:
         with started(system, "tick", self.load) as program:
             answer = program.ask(milliseconds / 1000)
-            ticks, seconds, used, late = map(float, answer.split())
-        return _measure.Sample(ticks / seconds, used * 1e6, {"late_p99_ms": late * 1e3})
+            ticks, seconds, held_up, late = map(float, answer.split())
+        return _measure.Sample(ticks / seconds, held_up * 1e6, {"late_p99_ms": late * 1e3})
 
 
 # ---- Workloads -----------------------------------------------------------------------------
