@@ -6,7 +6,7 @@ import os
 import resource
 import socket as stdlib_socket
 import ssl
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -17,7 +17,7 @@ from trio.testing import memory_stream_pair
 import trio_uring
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 RUNS: Final = {"ring": trio_uring.run, "no ring": trio.run}
 KINDS: Final = ["TCP", "UNIX"]
@@ -87,3 +87,30 @@ def no_fds_but(count: int) -> Iterator[None]:
         for fd in taken:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@asynccontextmanager
+async def warm_streams() -> AsyncIterator[tuple[trio.SocketStream, trio.SocketStream]]:
+    """Yield two connected streams that receive natively, if the engine is native.
+
+    A stream's first receive doesn't.
+    """
+    a, b = (trio.SocketStream(sock) for sock in trio.socket.socketpair())
+    try:
+        for one, other in ((a, b), (b, a)):
+            await one.send_all(b"first")
+            assert await other.receive_some() == b"first"
+            await one.socket.send(b"second")
+            assert await other.socket.recv(10) == b"second"
+        yield a, b
+    finally:
+        a.socket.close()
+        b.socket.close()
+
+
+async def receive_exactly(stream: trio.SocketStream, size: int) -> bytes:
+    """Receive *size* bytes."""
+    data = b""
+    while len(data) < size:
+        data += await stream.receive_some(size - len(data))
+    return data

@@ -44,7 +44,7 @@ else:
 
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Sequence, Sized
     from contextlib import AbstractContextManager
 
     from trio.abc import Clock, Instrument
@@ -74,6 +74,7 @@ __all__ = [
     "current_io_manager",
     "current_reschedule",
     "current_run_is_guest",
+    "current_run_queue",
     "current_runner",
     "is_cancelled",
     "patch_file_methods",
@@ -185,6 +186,11 @@ def current_io_manager() -> object:
 def current_runner() -> object:
     """Return the runner of this thread's current run, for the native engine."""
     return GLOBAL_RUN_CONTEXT.runner
+
+
+def current_run_queue() -> Sized:
+    """Return the tasks of this thread's current run that run in the next loop iteration."""
+    return GLOBAL_RUN_CONTEXT.runner.runq
 
 
 def current_run_is_guest() -> bool:

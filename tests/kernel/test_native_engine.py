@@ -12,14 +12,15 @@ import socket
 import sys
 import types
 import weakref
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 import outcome
 import pytest
 import trio
 from children import output_of, run_python
-from trio.testing import assert_checkpoints, wait_all_tasks_blocked
+from transfers import receive_exactly, warm_streams
+from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import RingConfig, _trio_step
@@ -32,7 +33,7 @@ from trio_uring._trio_private import current_io_manager
 from trio_uring.lowlevel import RingStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 
 pytestmark = [
     pytest.mark.skipif(bool(why_no_native), reason=why_no_native),
@@ -62,22 +63,6 @@ def in_flight() -> int:
     loop = manager().native
     assert loop is not None
     return loop.in_flight
-
-
-@asynccontextmanager
-async def warm_streams() -> AsyncIterator[tuple[trio.SocketStream, trio.SocketStream]]:
-    """Yield two connected streams that receive natively. A stream's first receive doesn't."""
-    a, b = (trio.SocketStream(sock) for sock in trio.socket.socketpair())
-    try:
-        for one, other in ((a, b), (b, a)):
-            await one.send_all(b"first")
-            assert await other.receive_some() == b"first"
-            await one.socket.send(b"second")
-            assert await other.socket.recv(10) == b"second"
-        yield a, b
-    finally:
-        a.socket.close()
-        b.socket.close()
 
 
 # --- Which engine ---------------------------------------------------------------------------
@@ -148,7 +133,7 @@ def test_a_loop_that_is_not_its_source_is_kept(monkeypatch: pytest.MonkeyPatch) 
 
 def test_setup_looks_at_what_it_is_given() -> None:
     assert use_native_engine() == ""
-    names = {**_trio_step.trio_names(), "manager_type": object, "socket_type": object}
+    names = {**_trio_step.trio_names(), **_native.own_names()}
     api = engine_api_address()
     for name in ("coro", "task_type", "did_shutdown"):
         with pytest.raises(TypeError, match=name):
@@ -648,13 +633,6 @@ async def test_a_kernel_without_incremental_buffers(monkeypatch: pytest.MonkeyPa
     assert any("incremental" in entry for entry in statistics().refused)
 
 
-async def receive_exactly(stream: trio.SocketStream, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        data += await stream.receive_some(size - len(data))
-    return data
-
-
 async def test_completions_are_counted() -> None:
     async with warm_streams() as (a, b):
         before = statistics().completed
@@ -671,113 +649,6 @@ async def test_completions_are_counted() -> None:
             nursery.cancel_scope.cancel()
         assert statistics().tasks_waiting_read == waiting - 1
         assert statistics().in_flight == 0
-
-
-# --- Sends without the ring -----------------------------------------------------------------
-
-
-async def test_a_task_that_is_alone_sends_by_a_system_call() -> None:
-    async with warm_streams() as (a, b):
-        loop = manager().native
-        assert loop is not None
-        sent, enters = loop.sent_now, statistics().enters
-        for _ in range(10):
-            await a.send_all(b"x")
-            assert await b.receive_some() == b"x"
-        assert loop.sent_now - sent == 10
-        assert statistics().enters - enters <= 11  # only to receive
-
-
-async def test_tasks_that_send_in_one_turn_share_an_enter() -> None:
-    async with warm_streams() as (a, b), warm_streams() as (c, d):
-        loop = manager().native
-        assert loop is not None
-        sent = loop.sent_now
-        for _ in range(10):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(a.send_all, b"x")
-                nursery.start_soon(c.send_all, b"x")
-            assert [await stream.receive_some() for stream in (b, d)] == [b"x", b"x"]
-        # The one that runs last in a turn has found the other's send in the queue.
-        assert loop.sent_now == sent
-
-
-async def test_sends_that_are_queued_come_before_one_by_a_system_call() -> None:
-    async with warm_streams() as (a, b):
-        for _ in range(10):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(a.send_all, b"1")
-                await trio.lowlevel.checkpoint()
-                nursery.start_soon(a.socket.send, b"2")
-            received = b""
-            while len(received) < 2:
-                received += await b.receive_some()
-            assert received == b"12"
-
-
-@pytest.mark.ring(turn_budget=0)
-async def test_a_send_by_a_system_call_is_a_checkpoint() -> None:
-    async with warm_streams() as (a, b):
-        with assert_checkpoints():
-            await a.send_all(b"x")
-        with assert_checkpoints():
-            assert await a.socket.send(b"y") == 1
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            await a.send_all(b"not sent")
-        assert scope.cancelled_caught
-        assert await receive_exactly(b, 2) == b"xy"
-
-
-@pytest.mark.usefixtures("no_deterministic_scheduling")
-@pytest.mark.ring(turn_budget=1.0)
-async def test_a_send_by_a_system_call_counts_as_a_checkpoint() -> None:
-    async with warm_streams() as (a, b):
-        with assert_checkpoints():
-            await a.send_all(b"x")
-        with assert_checkpoints():
-            assert await a.socket.send(b"y") == 1
-        assert await receive_exactly(b, 2) == b"xy"
-
-
-async def test_a_failed_send_by_a_system_call() -> None:
-    async with warm_streams() as (a, b):
-        b.socket.close()
-        with pytest.raises(trio.BrokenResourceError) as caught:
-            await a.send_all(b"x")
-        assert isinstance(caught.value.__cause__, BrokenPipeError)
-        with pytest.raises(BrokenPipeError):
-            await a.socket.send(b"x")
-
-
-async def test_a_full_socket_and_a_send_by_a_system_call() -> None:
-    data = random.Random(0).randbytes(3_000_000)
-    async with warm_streams() as (a, b), trio.open_nursery() as nursery:
-        nursery.start_soon(a.send_all, data)
-        assert await receive_exactly(b, len(data)) == data
-
-
-async def test_closed_in_the_turn_in_which_a_socket_proved_to_be_full() -> None:
-    for _ in range(20):  # Trio's order of the two tasks is random
-        async with warm_streams() as (a, _), trio.open_nursery() as nursery:
-            with suppress(BlockingIOError):
-                while True:
-                    os.write(a.socket.fileno(), bytes(65536))
-
-            @nursery.start_soon
-            async def send() -> None:
-                with pytest.raises(trio.ClosedResourceError):
-                    await a.send_all(b"x")
-
-            await trio.lowlevel.checkpoint()  # the result and the close come in the next turn
-            a.socket.close()
-
-
-@pytest.mark.ring(allowed_operations=frozenset({"RECV"}))
-async def test_where_the_kernel_forbids_sends_none_is_made() -> None:
-    left, right = trio.socket.socketpair()
-    with left, right, pytest.raises(PermissionError):
-        await left.send(b"x")
 
 
 # --- Traps of runs --------------------------------------------------------------------------

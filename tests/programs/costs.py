@@ -191,7 +191,7 @@ PROGRAMS = (
 def enters() -> int:
     manager: Any = current_io_manager()
     sent_now = 0 if manager.native is None else manager.native.sent_now
-    return manager.ring.enters + sent_now
+    return manager.ring.enters + manager.sent_now + sent_now
 
 
 async def calls_of(operations: Operations) -> float:

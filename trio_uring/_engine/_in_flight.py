@@ -229,6 +229,11 @@ class InFlightTable:
         """
         if operation.spent or operation.pins:
             operation.use()
+        return await self.perform_again(operation)
+
+    @trio.lowlevel.enable_ki_protection
+    async def perform_again(self, operation: Operation[T]) -> T:
+        """Perform *operation* as `perform_shielded` does, and even if it was performed before."""
         entry: InFlight | None = None
         task = current_task()
         try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from trio_uring._kernel.uapi import Opcode
 from trio_uring._statistics import RingStatistics, flag_names, totals
-from trio_uring._trio_private import current_io_manager, current_run_is_guest
+from trio_uring._trio_private import current_io_manager, current_run_is_guest, current_run_queue
 
 from ._buffer_pool import BufferPools
 from ._guest import GuestWakeup
@@ -24,7 +24,7 @@ from ._run_state import RunState, run_state_without_ring
 from ._turn_budget import TurnBudget
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sequence, Sized
 
     from trio_uring._config import RingConfig
 
@@ -42,6 +42,9 @@ _OPCODE_NAMES: Final = tuple((int(opcode), opcode.name) for opcode in Opcode)
 # Returned by get_events() if there are no completions but the time did not run out: after a signal,
 # or in the worker thread of a guest run.
 _SPURIOUS: Final = ((IGNORED, 0, 0),)
+
+# The most operations in flight for `is_quiet`: the watch, and another one.
+_QUIET_MAX: Final = 2
 
 # Objects of rings that could not be drained. The kernel may still write to them, so they are never
 # freed.
@@ -99,6 +102,10 @@ class UringIOManager(InFlightTable):
         self.mailbox: Mailbox | None = None
         self._is_plain = False  # no guest run, no mailbox: an iteration only submits and waits
         self.turn_budget: TurnBudget = TurnBudget(config.turn_budget)
+        self._may_send_now = config.allowed_operations is None and config.sqpoll is None
+        self._run_queue: Sized = ()
+        self._ready_tasks = 0  # tasks that run in this iteration
+        self.sent_now = 0  # sends by the system call, because `is_quiet`
         self._reserved[WAKE] = self._woken
 
     def _begin(self) -> None:
@@ -115,14 +122,16 @@ class UringIOManager(InFlightTable):
             self.why_python = self.why_python or "it is a guest run"
         else:
             self.ring.register_fd()
+        self._run_queue = current_run_queue()
         if not self.why_python:
             self.native = open_native_loop(
                 self,
                 self.ring,
                 self.fd_waiters,
+                self.file_limiter,
                 self._readiness.waits,
                 turn_budget=self.config.turn_budget,
-                may_send_now=self.config.allowed_operations is None and self.config.sqpoll is None,
+                may_send_now=self._may_send_now,
             )
         self._is_plain = self._guest is None and self.mailbox is None
         self._watch()
@@ -210,6 +219,23 @@ class UringIOManager(InFlightTable):
         self.turn_budget.end = 0.0
         if events:
             self.dispatch(events)
+        self._ready_tasks = len(self._run_queue)
+
+    def is_quiet(self) -> bool:
+        """Whether a send by the system call is cheaper than one on the ring.
+
+        It is if the current task is the only one that runs, and at most one operation is in flight
+        besides the watch: the ring would need an enter for this send alone, and the task another
+        iteration. See `loop_is_quiet` in engine/step.c, which the native engine uses.
+        """
+        return (
+            self._ready_tasks <= 1
+            and len(self._entries) <= _QUIET_MAX
+            and self.native is None
+            and self._may_send_now
+            and not self._run_queue
+            and not self.ring.unsubmitted
+        )
 
     def _watch(self) -> None:
         """Make the ring watch the epoll fd until an fd is ready there."""
@@ -263,8 +289,10 @@ class UringIOManager(InFlightTable):
         )
 
     def _completed_by_name(self) -> dict[str, int]:
-        native, completed = self.native, self._completed
-        counts = completed if native is None else count_native(native, completed)
+        native, counts = self.native, self._completed.copy()
+        counts[Opcode.SEND] += self.sent_now
+        if native is not None:
+            counts = count_native(native, counts)
         return {name: n for opcode, name in _OPCODE_NAMES if (n := counts[opcode])}
 
     # ---- Closing ---------------------------------------------------------------------------

@@ -21,16 +21,19 @@ class Limiter:
 
     async def acquire(self) -> None:
         """Take a token. If cancelled, no token was taken."""
-        if self.available_tokens:
-            self.available_tokens -= 1
-        else:
+        if not self.try_acquire():
             await self.waiters.park()  # release() passes its token to this task
+
+    def try_acquire(self) -> bool:
+        """Take a token if there is one; return whether there was."""
+        if not self.available_tokens:
+            return False
+        self.available_tokens -= 1
+        return True
 
     async def acquire_shielded(self) -> None:
         """Take a token. Cancellation is ignored."""
-        if self.available_tokens:
-            self.available_tokens -= 1
-        else:
+        if not self.try_acquire():
             with trio.CancelScope(shield=True):
                 await self.waiters.park()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 from trio_uring._kernel import native
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from ._buffer_pool import BufferPool
     from ._fd_waiters import FdWaiters
+    from ._limiter import Limiter
     from ._ring import Ring
 
 
@@ -23,6 +25,7 @@ def open_native_loop(
     table: object,
     ring: Ring,
     waiters: FdWaiters,
+    limiter: Limiter,
     registered: Mapping[int, object],
     *,
     turn_budget: float,
@@ -34,15 +37,18 @@ def open_native_loop(
       table: The run's `InFlightTable`, for what the engine leaves to Python.
       ring: The run's ring.
       waiters: The table where its operations are registered; used as a plain dict.
+      limiter: Limits its operations on files.
       registered: The fds with tasks waiting in epoll; a plain dict too.
       turn_budget: As in `RingConfig`.
       may_send_now: Whether the engine may use send(2) if that is cheaper than the ring.
     """
     loop = native.Loop(
         ring=ring.address,
+        push=ring.pusher(),
         manager=table,
         waiters=waiters,
         registered=registered,
+        limiter=limiter,
         send_operation=send(-1, b"", MSG_DONTWAIT),
     )
     loop.begin(current_runner(), 0.0 if counts_steps() else turn_budget, may_send_now)
@@ -63,8 +69,6 @@ def receive_natively(loop: Loop, pool: BufferPool) -> None:
 
 def count_native(loop: Loop, completed: list[int]) -> list[int]:
     """Return *completed*, the counts of completions by opcode, with those of *loop* added."""
-    counts = completed.copy()
-    counts[loop.send_operation.opcode] += loop.sends + loop.sent_now
-    if loop.receive_operation is not None:
-        counts[loop.receive_operation.opcode] += loop.receives
+    counts = [*map(operator.add, completed, loop.completed())]
+    counts[loop.send_operation.opcode] += loop.sent_now
     return counts

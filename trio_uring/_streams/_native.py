@@ -13,11 +13,13 @@ import socket as stdlib_socket
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
-from trio.lowlevel import wait_readable, wait_writable
+from trio.lowlevel import enable_ki_protection, wait_readable, wait_writable
 
-from trio_uring._engine._io_manager import UringIOManager
+from trio_uring._engine._in_flight import InFlightTable
+from trio_uring._engine._io_manager import UringIOManager, current_ring
 from trio_uring._engine._ring import engine_api_address
 from trio_uring._kernel import native, why_no_native
+from trio_uring._operations import Operation
 from trio_uring._trio_private import (
     STREAM_NAMES,
     TrioSocket,
@@ -47,6 +49,22 @@ T = TypeVar("T")
 stdlib_recvfrom: Final = stdlib_socket.socket.recvfrom
 stdlib_sendto: Final = stdlib_socket.socket.sendto
 
+# The slots of an operation that the C code reads: its names for them, and Python's.
+_OPERATION_SLOTS: Final = {
+    "sqe": "sqe",
+    "operation_fd": "fd",
+    "pins": "pins",
+    "spent": "spent",
+    "cancellable": "cancellable",
+    "limited": "limited",
+    "decode": "decode",
+    "discard": "discard",
+    "on_cqe_more": "on_cqe_more",
+    "second_fd": "second_fd",
+    "acts_on_fd": "acts_on_fd",
+    "buffers": "buffers",
+}
+
 _why_not: str | None = None
 _to_prepare: Final[list[Callable[[], None]]] = []
 
@@ -70,16 +88,26 @@ def when_native(prepare: Callable[[], None]) -> None:
         prepare()
 
 
+def own_names() -> dict[str, object]:
+    """Return what the engine uses of our classes."""
+    return {
+        "manager_type": UringIOManager,
+        "socket_type": UringSocket,
+        "operation_type": Operation,
+        **{name: vars(Operation)[slot] for name, slot in _OPERATION_SLOTS.items()},
+    }
+
+
 def _set_up() -> str:
     try:
-        native.setup(
-            engine_api_address(),
-            {**trio_names(), "manager_type": UringIOManager, "socket_type": UringSocket},
-        )
+        native.setup(engine_api_address(), {**trio_names(), **own_names()})
     except (AttributeError, KeyError, TypeError, ImportError) as exc:
         return f"Trio {trio.__version__} is not one that was read: {exc}"
     if why := set_step(native.step):
         return why
+    native.set_twin("perform", _perform, _perform_again, _failed)
+    native.set_twin("perform_shielded", _perform_shielded, _perform_again, _failed)
+    native.set_twin("recv_into", _recv_into_twin, _recv_into_again, _failed)
     native.set_twin("recv", _recv_twin, _recv_again, _failed)
     native.set_twin("send", _send_twin, _send_when_writable, _failed)
     native.set_twin("attempt", _attempt_twin, _attempt_when_ready, _failed)
@@ -90,6 +118,9 @@ def _set_up() -> str:
     native.set_guard("receive_some", *STREAM_NAMES)
     native.set_guard("send_all", *STREAM_NAMES)
     for cls, shell in (
+        (InFlightTable, perform),
+        (InFlightTable, perform_shielded),
+        (UringSocket, recv_into),
         (UringSocket, recv),
         (UringSocket, send),
         (UringSocket, recvfrom),
@@ -100,6 +131,25 @@ def _set_up() -> str:
     ):
         setattr(cls, shell.__name__, shell)
     return ""
+
+
+# ---- Any operation ---------------------------------------------------------------------------
+
+_perform: Final = InFlightTable.perform
+_perform_shielded: Final = InFlightTable.perform_shielded
+_perform_again: Final = InFlightTable.perform_again
+
+
+@functools.wraps(_perform)
+@enable_ki_protection
+async def perform(self: InFlightTable, operation: Operation[T]) -> T:
+    return await native.perform(self, operation)
+
+
+@functools.wraps(_perform_shielded)
+@enable_ki_protection
+async def perform_shielded(self: InFlightTable, operation: Operation[T]) -> T:
+    return await native.perform_shielded(self, operation)
 
 
 # ---- Receiving from a socket -----------------------------------------------------------------
@@ -125,6 +175,30 @@ async def _recv_twin(sock: UringSocket, buflen: int) -> bytes:
 async def _recv_again(manager: UringIOManager, op: Op, sock: UringSocket, buflen: int) -> bytes:
     manager.pools.failed(op.res, op.flags)
     return await sock.recv_directly(buflen)
+
+
+_recv_into: Final = UringSocket.recv_into
+
+
+@functools.wraps(_recv_into)
+async def recv_into(self: UringSocket, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
+    if type(flags) is not int or flags:
+        return await _recv_into(self, buffer, nbytes, flags)
+    return await native.recv_into(self, (buffer, nbytes))
+
+
+async def _recv_into_twin(sock: UringSocket, arguments: tuple[Buffer, int]) -> int:
+    manager = current_ring("sockets")
+    if manager is not None and not sock.is_stream and sock.type == stdlib_socket.SOCK_STREAM:
+        sock.is_stream = manager.stream_buffers is not None
+    return await _recv_into(sock, *arguments)
+
+
+async def _recv_into_again(
+    manager: UringIOManager, op: Op, sock: UringSocket, arguments: tuple[Buffer, int]
+) -> int:
+    manager.pools.failed(op.res, op.flags)
+    return await sock.call_when_ready(wait_readable, stdlib_socket.socket.recv_into, *arguments)
 
 
 def _failed(manager: UringIOManager, op: Op) -> object:

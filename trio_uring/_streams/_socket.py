@@ -178,6 +178,9 @@ class UringSocket(TrioSocket):
         manager = current_ring("sockets")
         fd = self._sock.fileno()
         if manager is not None and fd >= 0 and _only(flags, _SEND_FLAGS):
+            if manager.is_quiet():
+                manager.sent_now += 1
+                return await super().send(bytes, flags)
             try:
                 operation = operations.send(fd, bytes, flags | abi.MSG_DONTWAIT)
             except _NOT_PLAIN:

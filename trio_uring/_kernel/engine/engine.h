@@ -10,6 +10,7 @@
  *   loop.c      the engine's state of one run: slots, fetching and dispatching completions
  *   op.c        one awaitable operation
  *   sockets.c   receiving and sending: the SQEs, and the results
+ *   perform.c   any other operation, as Python describes it
  *
  * Everything here runs with the GIL held. Errors are Python exceptions.
  */
@@ -36,9 +37,12 @@ struct trio {
         task_context, schedule_points, cancel_points;    /* of a task */
     Py_ssize_t effectively_cancelled;                    /* of a cancel status */
     Py_ssize_t ki_pending, main_task, runq, instruments, io_manager; /* of a runner */
+    PyTypeObject *operation_type;
+    Py_ssize_t sqe, operation_fd, pins, spent, cancellable, limited, decode, discard, on_cqe_more,
+        second_fd, acts_on_fd, buffers; /* of an operation as Python describes it */
     /* the names of attributes */
     PyObject *deliver_cancel, *deliver_ki, *socket, *stdlib_socket, *fileno, *is_stream,
-        *did_shutdown;
+        *did_shutdown, *release, *try_acquire;
 };
 extern struct trio trio;
 extern const struct engine_api *api;
@@ -52,7 +56,9 @@ extern const struct engine_api *api;
 struct kind {
     const char *name;
     uint8_t opcode;
-    int reads;   /* it waits for data, so it is cancellable, and exclusive on its fd */
+    int described;  /* Python describes the operation: perform.c */
+    int reads;      /* it waits for data, so it is cancellable, and exclusive on its fd */
+    int shielded;   /* it ignores that its task is cancelled */
     PySendResult (*start)(Op *, PyObject **result);
     PySendResult (*finish)(Op *, PyObject **result);
     PyObject *twin;   /* the Python function that it is delegated to */
@@ -72,19 +78,22 @@ struct Op {
     enum state state;
     char cancel_asked, closing; /* as in InFlight, for Python */
     char guard_held;            /* whether this operation holds guard */
+    char cancellable;           /* whether the kernel can be asked to stop it */
+    char limited, pinned;       /* whether it holds a token of the limiter, and Python's pins */
+    uint8_t opcode;
     int32_t res;
     uint32_t flags;
     unsigned long long user_data;
     Loop *loop;             /* NULL until it is pushed */
     PyObject *owner;        /* the socket or stream */
-    PyObject *argument;     /* the size, or the data */
+    PyObject *argument;     /* the size, the data, or Python's Operation */
     PyObject *fd;           /* its key in the fd waiters; NULL if it is not registered */
     PyObject *task;         /* the waiting task; NULL if there is none */
     PyObject *raise_cancel; /* set if the task was cancelled */
     PyObject *guard;        /* the stream's guard, of a kind that has one */
     PyObject *received;     /* the received bytes, copied when the completion was dispatched */
     PyObject *delegate;     /* the coroutine of a Python function, if delegated */
-    Py_buffer view;         /* the data; view.obj is NULL if there is none */
+    Py_buffer view;         /* what is sent, or the memory to receive into; view.obj may be NULL */
 };
 extern PyTypeObject OpType;
 
@@ -116,6 +125,8 @@ struct Loop {
     PyObject *manager;    /* the I/O manager, which cancels operations and owns the ring */
     PyObject *waiters;    /* the FdWaiters, shared with Python */
     PyObject *registered; /* the fds with tasks waiting in epoll */
+    PyObject *push;       /* pushes the fields of an Operation: Ring.pusher */
+    PyObject *limiter;    /* limits the operations on files */
     PyObject *receive_operation, *send_operation; /* the `operation` of each Op, for Python */
 
     /* The pool of provided buffers; NULL until receive_into(). */
@@ -141,11 +152,14 @@ struct Loop {
     struct io_uring_cqe *cqes; /* those from cqe_next to cqe_count are not dispatched yet */
     uint32_t cqe_room, cqe_next, cqe_count;
     unsigned long long sent_now; /* the number of sends without the ring */
-    unsigned long long completed[2]; /* the numbers of sends and of receives */
+    unsigned long long completed[256]; /* the numbers of completions by opcode */
 };
 extern PyTypeObject LoopType;
 
+int loop_enter_waiter(Loop *, Op *, PyObject *fd);
 int loop_leave_waiters(Loop *, Op *);
+struct slot *loop_free_slot(Loop *, Op *);
+void loop_fill_slot(Loop *, Op *, struct slot *);
 int loop_push(Loop *, Op *, struct sqe_fields *, PyObject *fd);
 
 /* ---- step.c ---------------------------------------------------------------------------- */
@@ -160,8 +174,14 @@ int init_step(void);
 
 /* ---- sockets.c ------------------------------------------------------------------------- */
 
-extern struct kind socket_recv, socket_send, socket_attempt, stream_receive_some, stream_send_all,
-    anyio_receive, anyio_send;
+extern struct kind socket_recv, socket_recv_into, socket_send, socket_attempt, stream_receive_some,
+    stream_send_all, anyio_receive, anyio_send;
+
+/* ---- perform.c ------------------------------------------------------------------------- */
+
+extern struct kind perform, perform_shielded;
+void op_discard(Op *);
+int op_release_token(Op *);
 
 /* ---- For Python before 3.12 --------------------------------------------------------------- */
 

@@ -37,7 +37,7 @@ static struct slot *slot_of(Loop *loop, uint64_t user_data)
 
 /* Register op for fd, as FdWaiters.register does: in a list. Returns 1; 0 if anything else waits on
  * the fd; -1 with an exception. */
-static int enter_waiter(Loop *loop, Op *op, PyObject *fd)
+int loop_enter_waiter(Loop *loop, Op *op, PyObject *fd)
 {
     if (PyDict_GetItemWithError(loop->waiters, fd) != NULL ||
         PyDict_GetItemWithError(loop->registered, fd) != NULL)
@@ -78,27 +78,41 @@ int loop_leave_waiters(Loop *loop, Op *op)
 
 /* ---- Pushing --------------------------------------------------------------------------- */
 
-/* Push op as sqe for the current task. Returns 1; 0 if op must be delegated; -1 with an
- * exception. */
-int loop_push(Loop *loop, Op *op, struct sqe_fields *sqe, PyObject *fd)
+/* Give op the user_data of a free slot, which is returned; NULL if there is no memory. */
+struct slot *loop_free_slot(Loop *loop, Op *op)
 {
     if (loop->first_free == loop->slot_count && grow_slots(loop) < 0)
-        return 0;
-    int entered = op->kind->reads ? enter_waiter(loop, op, fd) : 1;
-    if (entered <= 0)
-        return entered;
-    uint32_t index = loop->first_free;
-    struct slot *slot = &loop->slots[index];
-    sqe->opcode = op->kind->opcode;
-    op->user_data = NATIVE | (uint64_t)slot->generation << 32 | index;
-    if (api->push_many(loop->ring, sqe, 0, 1, op->user_data) != 1)
-        return loop_leave_waiters(loop, op); /* full, forked or closed: Python handles that */
+        return NULL;
+    struct slot *slot = &loop->slots[loop->first_free];
+    op->user_data = NATIVE | (uint64_t)slot->generation << 32 | loop->first_free;
+    return slot;
+}
+
+/* op was pushed for the current task, with the user_data of slot. */
+void loop_fill_slot(Loop *loop, Op *op, struct slot *slot)
+{
     loop->first_free = slot->next_free;
     slot->op = (Op *)Py_NewRef((PyObject *)op);
     loop->in_flight++;
     op->loop = (Loop *)Py_NewRef((PyObject *)loop);
     op->task = Py_NewRef(loop->task);
     op->state = IN_FLIGHT;
+}
+
+/* Push op as sqe for the current task. Returns 1; 0 if op must be delegated; -1 with an
+ * exception. */
+int loop_push(Loop *loop, Op *op, struct sqe_fields *sqe, PyObject *fd)
+{
+    struct slot *slot = loop_free_slot(loop, op);
+    if (slot == NULL)
+        return 0;
+    int entered = op->cancellable ? loop_enter_waiter(loop, op, fd) : 1;
+    if (entered <= 0)
+        return entered;
+    sqe->opcode = op->opcode;
+    if (api->push_many(loop->ring, sqe, 0, 1, op->user_data) != 1)
+        return loop_leave_waiters(loop, op); /* full, forked or closed: Python handles that */
+    loop_fill_slot(loop, op, slot);
     return 1;
 }
 
@@ -108,7 +122,7 @@ int loop_push(Loop *loop, Op *op, struct sqe_fields *sqe, PyObject *fd)
 static void take_buffer(Loop *loop, Op *op)
 {
     if (!(op->flags & IORING_CQE_F_BUFFER)) {
-        if (op->res == 0)
+        if (op->res == 0 && op->view.obj == NULL)
             op->received = PyBytes_FromStringAndSize(NULL, 0); /* the end of a stream */
         return;
     }
@@ -116,7 +130,10 @@ static void take_buffer(Loop *loop, Op *op)
     uint32_t consumed = loop->consumed != NULL ? loop->consumed[id] : 0;
     if (op->res >= 0 && op->task != NULL) {
         char *data = loop->memory + (size_t)id * (size_t)loop->buffer_size + consumed;
-        op->received = PyBytes_FromStringAndSize(data, op->res);
+        if (op->view.obj != NULL)
+            memcpy(op->view.buf, data, (size_t)op->res); /* no more than was asked for */
+        else
+            op->received = PyBytes_FromStringAndSize(data, op->res);
     }
     op->flags &= ~IORING_CQE_F_BUFFER; /* so that Python does not give it back, too */
     if (loop->consumed != NULL && op->flags & IORING_CQE_F_BUF_MORE) {
@@ -128,30 +145,41 @@ static void take_buffer(Loop *loop, Op *op)
     api->buffer_ring_add(loop->pool, id);
 }
 
-/* Complete the operation in slot. Returns its task, or None; NULL with an exception. */
-static PyObject *complete(Loop *loop, struct slot *slot, struct io_uring_cqe *cqe)
+/* Complete the operation in slot. If wake is false, its task will not get the result. Returns the
+ * task, or None; NULL with an exception. */
+static PyObject *complete(Loop *loop, struct slot *slot, struct io_uring_cqe *cqe, int wake)
 {
-    Op *op = slot->op; /* takes over the kernel's reference */
-    slot->op = NULL;
+    Op *op = slot->op;
+    if (op->kind->described && cqe->flags & IORING_CQE_F_MORE) {
+        op->res = cqe->res; /* of a zero-copy send; the kernel still uses the buffer */
+        return Py_NewRef(Py_None);
+    }
+    slot->op = NULL; /* this takes over the kernel's reference */
     slot->generation = (slot->generation + 1) & (GENERATIONS - 1);
     slot->next_free = loop->first_free;
     loop->first_free = (uint32_t)(slot - loop->slots);
     loop->in_flight--;
 
-    op->res = cqe->res;
-    op->flags = cqe->flags;
+    if (op->kind->described && cqe->flags & IORING_CQE_F_NOTIF) {
+        op->flags = (uint32_t)cqe->res; /* as in InFlightTable.dispatch */
+    } else {
+        op->res = cqe->res;
+        op->flags = cqe->flags;
+    }
     op->state = COMPLETE;
-    loop->completed[op->kind->reads] += 1;
+    loop->completed[op->opcode] += 1;
     if (op->kind->reads)
         take_buffer(loop, op);
     PyErr_Clear(); /* no memory for the received data: finish_receive raises MemoryError */
     PyObject *task = op->task != NULL ? op->task : Py_NewRef(Py_None);
     op->task = NULL;
-    if (task == Py_None) {
+    if (!wake)
+        op_discard(op);
+    if (task == Py_None || !wake) {
         op->state = ENDED;
         op_let_go(op);
     }
-    if (loop_leave_waiters(loop, op) < 0)
+    if (op_release_token(op) < 0 || loop_leave_waiters(loop, op) < 0)
         Py_CLEAR(task);
     Py_DECREF(op);
     return task;
@@ -165,7 +193,7 @@ static int finish_completions(Loop *loop, int wake)
         struct slot *slot = slot_of(loop, cqe.user_data);
         if (slot == NULL)
             continue;
-        PyObject *task = complete(loop, slot, &cqe);
+        PyObject *task = complete(loop, slot, &cqe, wake);
         int woken = task == NULL ? -1 : 0;
         if (woken == 0 && wake && task != Py_None)
             woken = reschedule(loop, task, Py_None);
@@ -263,19 +291,21 @@ static PyObject *loop_submit_and_wait(Loop *loop, PyObject *seconds)
 
 static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"ring",       "manager",        "waiters",
-                            "registered", "send_operation", NULL};
+    static char *names[] = {"ring", "push", "manager",        "waiters", "registered",
+                            "limiter", "send_operation", NULL};
     unsigned long long ring;
-    PyObject *manager, *waiters, *registered, *send_operation;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOO!O!O", names, &ring, &manager,
-                                     &PyDict_Type, &waiters, &PyDict_Type, &registered,
+    PyObject *push, *manager, *waiters, *registered, *limiter, *send_operation;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOOO!O!OO", names, &ring, &push, &manager,
+                                     &PyDict_Type, &waiters, &PyDict_Type, &registered, &limiter,
                                      &send_operation))
         return NULL;
     Loop *loop = (Loop *)type->tp_alloc(type, 0);
     if (loop == NULL)
         return NULL;
     loop->ring = (struct ring *)(uintptr_t)ring;
+    loop->push = Py_NewRef(push);
     loop->manager = Py_NewRef(manager);
+    loop->limiter = Py_NewRef(limiter);
     loop->waiters = Py_NewRef(waiters);
     loop->registered = Py_NewRef(registered);
     loop->send_operation = Py_NewRef(send_operation);
@@ -335,6 +365,20 @@ static PyObject *loop_receive_into(Loop *loop, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* Returns the numbers of completions by opcode. */
+static PyObject *loop_completed(Loop *loop, PyObject *unused)
+{
+    PyObject *counts = PyList_New(256);
+    for (Py_ssize_t i = 0; counts != NULL && i < 256; i++) {
+        PyObject *count = PyLong_FromUnsignedLongLong(loop->completed[i]);
+        if (count == NULL)
+            Py_CLEAR(counts);
+        else
+            PyList_SET_ITEM(counts, i, count);
+    }
+    return counts;
+}
+
 static PyObject *loop_cancel_all(Loop *loop, PyObject *unused)
 {
     for (uint32_t i = 0; i < loop->slot_count; i++)
@@ -353,6 +397,7 @@ static int loop_clear(Loop *loop)
     Py_CLEAR(loop->queue);
     Py_CLEAR(loop->context);
     Py_CLEAR(loop->manager);
+    Py_CLEAR(loop->push);
     if (loop->in_flight == 0) {
         loop->pool = NULL;
         Py_CLEAR(loop->memory_owner);
@@ -374,6 +419,8 @@ static int loop_traverse(Loop *loop, visitproc visit, void *arg)
     Py_VISIT(loop->queue);
     Py_VISIT(loop->context);
     Py_VISIT(loop->manager);
+    Py_VISIT(loop->push);
+    Py_VISIT(loop->limiter);
     Py_VISIT(loop->waiters);
     Py_VISIT(loop->registered);
     Py_VISIT(loop->receive_operation);
@@ -386,6 +433,7 @@ static void loop_dealloc(Loop *loop)
 {
     PyObject_GC_UnTrack(loop);
     loop_clear(loop);
+    Py_CLEAR(loop->limiter);
     Py_CLEAR(loop->waiters);
     Py_CLEAR(loop->registered);
     Py_CLEAR(loop->receive_operation);
@@ -403,6 +451,7 @@ static PyMethodDef loop_methods[] = {
     {"dispatch", (PyCFunction)loop_dispatch, METH_NOARGS, NULL},
     {"discard", (PyCFunction)loop_discard, METH_NOARGS, NULL},
     {"has_fetched", (PyCFunction)loop_has_fetched, METH_O, NULL},
+    {"completed", (PyCFunction)loop_completed, METH_NOARGS, NULL},
     {"cancel_all", (PyCFunction)loop_cancel_all, METH_NOARGS, NULL},
     {"close", (PyCFunction)loop_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
@@ -413,8 +462,6 @@ static PyMemberDef loop_members[] = {
     {"send_operation", T_OBJECT, offsetof(Loop, send_operation), READONLY, NULL},
     {"receive_operation", T_OBJECT, offsetof(Loop, receive_operation), READONLY, NULL},
     {"sent_now", T_ULONGLONG, offsetof(Loop, sent_now), READONLY, NULL},
-    {"sends", T_ULONGLONG, offsetof(Loop, completed[0]), READONLY, NULL},
-    {"receives", T_ULONGLONG, offsetof(Loop, completed[1]), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

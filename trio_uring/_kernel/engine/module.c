@@ -61,7 +61,7 @@ static PyObject *setup(PyObject *module, PyObject *args)
         OBJECT(value) || OBJECT(error) || OBJECT(abort_failed) || OBJECT(context) ||
         NAME(deliver_cancel) || NAME(deliver_ki) || NAME(socket) || NAME(stdlib_socket) ||
         NAME(fileno) || NAME(is_stream) ||
-        NAME(did_shutdown) ||
+        NAME(did_shutdown) || NAME(release) || NAME(try_acquire) || TYPE(operation_type) ||
         OFFSET(next_send_fn, task_type) || OFFSET(next_send, task_type) ||
         OFFSET(abort_func, task_type) || OFFSET(custom_sleep_data, task_type) ||
         OFFSET(cancel_status, task_type) || OFFSET(coro, task_type) ||
@@ -69,16 +69,23 @@ static PyObject *setup(PyObject *module, PyObject *args)
         OFFSET(cancel_points, task_type) || OFFSET(effectively_cancelled, status_type) ||
         OFFSET(ki_pending, runner_type) || OFFSET(main_task, runner_type) ||
         OFFSET(runq, runner_type) || OFFSET(instruments, runner_type) ||
-        OFFSET(io_manager, runner_type))
+        OFFSET(io_manager, runner_type) || OFFSET(sqe, operation_type) ||
+        OFFSET(operation_fd, operation_type) || OFFSET(pins, operation_type) ||
+        OFFSET(spent, operation_type) || OFFSET(cancellable, operation_type) ||
+        OFFSET(limited, operation_type) || OFFSET(decode, operation_type) ||
+        OFFSET(discard, operation_type) || OFFSET(on_cqe_more, operation_type) ||
+        OFFSET(second_fd, operation_type) || OFFSET(acts_on_fd, operation_type) ||
+        OFFSET(buffers, operation_type))
         return NULL;
     trio = t;
     api = given;
     Py_RETURN_NONE;
 }
 
-static struct kind *const kinds[] = {&socket_recv, &socket_send, &socket_attempt,
-                                     &stream_receive_some, &stream_send_all,
-                                     &anyio_receive, &anyio_send};
+static struct kind *const kinds[] = {&perform,         &perform_shielded,    &socket_recv,
+                                     &socket_recv_into, &socket_send,         &socket_attempt,
+                                     &stream_receive_some, &stream_send_all, &anyio_receive,
+                                     &anyio_send};
 
 static struct kind *kind_named(const char *name)
 {
@@ -139,7 +146,10 @@ static PyObject *new_op(struct kind *kind, PyObject *const *args, Py_ssize_t cou
     {                                                                                             \
         return new_op(&kind, args, count);                                                        \
     }
+NEW_OP(perform)
+NEW_OP(perform_shielded)
 NEW_OP(socket_recv)
+NEW_OP(socket_recv_into)
 NEW_OP(socket_send)
 NEW_OP(socket_attempt)
 NEW_OP(stream_receive_some)
@@ -153,7 +163,10 @@ static PyMethodDef functions[] = {
     {"set_twin", set_twin, METH_VARARGS, NULL},
     {"set_guard", set_guard, METH_VARARGS, NULL},
     FUNCTION("step", make_steps),
+    FUNCTION("perform", new_perform),
+    FUNCTION("perform_shielded", new_perform_shielded),
     FUNCTION("recv", new_socket_recv),
+    FUNCTION("recv_into", new_socket_recv_into),
     FUNCTION("send", new_socket_send),
     FUNCTION("attempt", new_socket_attempt),
     FUNCTION("receive_some", new_stream_receive_some),

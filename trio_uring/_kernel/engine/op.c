@@ -31,6 +31,8 @@ PyObject *op_new(struct kind *kind, PyObject *owner, PyObject *argument)
         return NULL;
     memset((char *)op + sizeof(PyObject), 0, sizeof *op - sizeof(PyObject));
     op->kind = kind;
+    op->opcode = kind->opcode;
+    op->cancellable = (char)kind->reads;
     op->owner = Py_NewRef(owner);
     op->argument = Py_NewRef(argument);
     PyObject_GC_Track(op);
@@ -39,7 +41,7 @@ PyObject *op_new(struct kind *kind, PyObject *owner, PyObject *argument)
 
 /* ---- Ending ---------------------------------------------------------------------------- */
 
-/* Release the guard, and the data unless the kernel may still access it. */
+/* Release the guard, and the memory unless the kernel may still access it. */
 void op_let_go(Op *op)
 {
     if (op->guard_held) {
@@ -47,8 +49,20 @@ void op_let_go(Op *op)
         if (PyObject_SetAttr(op->guard, op->kind->held, Py_False) < 0)
             PyErr_WriteUnraisable(op->guard);
     }
-    if (op->state != IN_FLIGHT && op->view.obj != NULL)
+    if (op->state == IN_FLIGHT)
+        return;
+    if (op->view.obj != NULL)
         PyBuffer_Release(&op->view);
+    if (op->pinned) {
+        op->pinned = 0;
+        PyObject *error = PyErr_GetRaisedException();
+        PyObject *released = PyObject_CallMethodNoArgs(op->argument, trio.release);
+        if (released == NULL)
+            PyErr_WriteUnraisable(op->argument);
+        Py_XDECREF(released);
+        if (error != NULL)
+            PyErr_SetRaisedException(error);
+    }
 }
 
 /* End with value, whose reference is stolen; with the current exception if it is NULL. */
@@ -160,6 +174,8 @@ static PyObject *op_send_method(Op *op, PyObject *value) { return send_as_iterat
 static void op_abandon(Op *op)
 {
     Py_CLEAR(op->task);
+    if (op->state == COMPLETE)
+        op_discard(op);
     if (op->state != IN_FLIGHT)
         op->state = ENDED;
     op_let_go(op);
@@ -211,7 +227,7 @@ static PyObject *op_close(Op *op, PyObject *unused)
 /* Request the cancellation of op from Python, which has a queue in case there is no room. */
 int op_ask_cancel(Op *op)
 {
-    if (op->state != IN_FLIGHT || !op->kind->reads)
+    if (op->state != IN_FLIGHT || !op->cancellable)
         return 0;
     PyObject *asked = PyObject_CallMethod(op->loop->manager, "request_cancel", "O", op);
     Py_XDECREF(asked);
@@ -224,6 +240,8 @@ static PyObject *op_abort(Op *op, PyObject *args, PyObject *kwargs)
     PyObject *raise_cancel;
     if (!PyArg_ParseTuple(args, "O", &raise_cancel))
         return NULL;
+    if (op->kind->shielded)
+        return Py_NewRef(trio.abort_failed);
     if (!op->closing)
         Py_XSETREF(op->raise_cancel, Py_NewRef(raise_cancel));
     return op_ask_cancel(op) < 0 ? NULL : Py_NewRef(trio.abort_failed);
@@ -256,6 +274,8 @@ static PyObject *op_get_operation(Op *op, void *unused)
 {
     if (op->loop == NULL)
         Py_RETURN_NONE;
+    if (op->kind->described)
+        return Py_NewRef(op->argument);
     return Py_NewRef(op->kind->reads ? op->loop->receive_operation : op->loop->send_operation);
 }
 

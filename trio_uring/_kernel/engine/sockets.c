@@ -172,6 +172,23 @@ static PySendResult start_anyio_receive(Op *op, PyObject **result)
     return sent;
 }
 
+/* The argument is a tuple: the memory to receive into, and how many bytes at most, or 0. */
+static PySendResult start_recv_into(Op *op, PyObject **result)
+{
+    PyObject *memory;
+    Py_ssize_t size;
+    if (!attribute_is(op->owner, trio.is_stream, Py_True) ||
+        !PyArg_ParseTuple(op->argument, "On", &memory, &size) ||
+        PyObject_GetBuffer(memory, &op->view, PyBUF_WRITABLE) < 0) {
+        PyErr_Clear();
+        op->view.obj = NULL;
+        return op_twin(op, result);
+    }
+    if (0 <= size && size <= op->view.len)
+        return start_receive(op, op->owner, size > 0 ? size : op->view.len, result);
+    return let_go_and_twin(op, result);
+}
+
 static PySendResult finish_receive(Op *op, PyObject **result)
 {
     if (op->res == -ENOBUFS || op->res == -EAGAIN) {
@@ -188,6 +205,12 @@ static PySendResult finish_receive(Op *op, PyObject **result)
     if (received == NULL)
         PyErr_NoMemory();
     return op_end(op, received, result);
+}
+
+static PySendResult finish_recv_into(Op *op, PyObject **result)
+{
+    return op->res >= 0 ? op_end(op, PyLong_FromLong(op->res), result)
+                        : finish_receive(op, result);
 }
 
 /* In AnyIO, the end of the stream is an error. */
@@ -391,6 +414,11 @@ static PySendResult start_attempt(Op *op, PyObject **result)
 
 struct kind socket_recv = {
     .name = "recv", .opcode = OP_RECV, .reads = 1, .start = start_recv, .finish = finish_receive};
+struct kind socket_recv_into = {.name = "recv_into",
+                                .opcode = OP_RECV,
+                                .reads = 1,
+                                .start = start_recv_into,
+                                .finish = finish_recv_into};
 struct kind socket_send = {
     .name = "send", .opcode = OP_SEND, .start = start_send, .finish = finish_send};
 struct kind stream_receive_some = {.name = "receive_some",
