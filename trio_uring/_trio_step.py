@@ -101,6 +101,7 @@ def trio_names() -> dict[str, object]:
         "fileno": "fileno",
         "is_stream": "is_stream",
         "did_shutdown": "_did_shutdown_SHUT_WR",
+        "push": "push",
         "release": "release",
         "try_acquire": "try_acquire",
     }

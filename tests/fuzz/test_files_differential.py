@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 import trio_uring
 from trio_uring import RingConfig
-from trio_uring._engine._io_manager import UringIOManager
+from trio_uring._engine._ring import Ring
 from trio_uring._files._methods import raw_of
 from trio_uring._files._raw import RingFileIO
 from trio_uring._kernel.uapi import Opcode
@@ -424,14 +424,14 @@ def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    start = UringIOManager.start
+    push = Ring.push
 
-    def start_faulty(self: UringIOManager, operation: Operation[Any], task: Any) -> Any:
+    def push_faulty(self: Ring, operation: Operation[Any], user_data: int) -> bool:
         now, sqe = fault[0], operation.sqe
         errors = {Opcode.READ: errno.EIO, Opcode.WRITE: errno.ENOSPC}
         error = errors.get(Opcode(operation.opcode))
         if error is None or now is None:
-            return start(self, operation, task)
+            return push(self, operation, user_data)
         fault[0] = None
         if type(now) is int:
             operation.sqe = (*sqe[:6], min(now, sqe[6]), *sqe[7:])  # type: ignore[assignment]
@@ -440,11 +440,11 @@ def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
             res = -code & 0xFFFFFFFF
             operation.sqe = (Opcode.NOP, 0, 0, -1, 0, NO_ADDRESS, res, NOP_INJECT_RESULT, 0, 0, 0)
         try:
-            return start(self, operation, task)
+            return push(self, operation, user_data)
         finally:
             operation.sqe = sqe
 
-    monkeypatch.setattr(UringIOManager, "start", start_faulty)
+    monkeypatch.setattr(Ring, "push", push_faulty)
     monkeypatch.setattr(RingFileIO, "_nowait_read", False)
     monkeypatch.setattr(RingFileIO, "_nowait_write", False)
     monkeypatch.setattr(RingFileIO, "readinto", planned(RingFileIO.readinto, reading=True))

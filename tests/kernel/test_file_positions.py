@@ -15,7 +15,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_uring._engine._io_manager import UringIOManager
+from trio_uring._engine._ring import Ring
 from trio_uring._files._raw import IN_WORKER_MIN, RingFileIO
 from trio_uring._kernel.uapi import Opcode
 
@@ -169,18 +169,18 @@ async def test_a_write_that_has_begun_completes_though_cancelled(
 @pytest.fixture
 def short_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the kernel write only a third of the data."""
-    start = UringIOManager.start
+    push = Ring.push
 
-    def start_short(self: UringIOManager, operation: Operation[Any], task: Any) -> Any:
+    def push_short(self: Ring, operation: Operation[Any], user_data: int) -> bool:
         sqe = operation.sqe
         if operation.opcode == Opcode.WRITE:
             operation.sqe = (*sqe[:6], sqe[6] // 3, *sqe[7:])
         try:
-            return start(self, operation, task)
+            return push(self, operation, user_data)
         finally:
             operation.sqe = sqe
 
-    monkeypatch.setattr(UringIOManager, "start", start_short)
+    monkeypatch.setattr(Ring, "push", push_short)
     monkeypatch.setattr(RingFileIO, "_nowait_write", False)
 
 

@@ -15,7 +15,7 @@ from races import current_files
 import trio_uring
 from trio_uring import fdatasync, fsync, open_positional
 from trio_uring._engine._file_systems import FileSystem
-from trio_uring._engine._io_manager import UringIOManager
+from trio_uring._engine._ring import Ring
 from trio_uring._files._raw import RingFileIO
 from trio_uring._kernel.uapi import Opcode
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from trio.lowlevel import Task
-
-    from trio_uring._engine._in_flight import InFlight
     from trio_uring.lowlevel import Operation
 
 FSYNC_DATASYNC = 1  # of io_uring.h
@@ -39,13 +36,13 @@ pytestmark = pytest.mark.usefixtures("fd_ledger")
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Operation[Any]]:
     """Every operation that starts."""
     found: list[Operation[Any]] = []
-    start = UringIOManager.start
+    push = Ring.push
 
-    def recording(manager: UringIOManager, operation: Operation[Any], task: Task) -> InFlight:
+    def recording(ring: Ring, operation: Operation[Any], user_data: int) -> bool:
         found.append(operation)
-        return start(manager, operation, task)
+        return push(ring, operation, user_data)
 
-    monkeypatch.setattr(UringIOManager, "start", recording)
+    monkeypatch.setattr(Ring, "push", recording)
     return found
 
 

@@ -40,9 +40,6 @@ from trio_uring.lowlevel import RingStatistics
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from trio.lowlevel import Task
-
-    from trio_uring._engine._in_flight import InFlight
     from trio_uring.lowlevel import Operation
 
 # Of io_uring.h: the result of a NOP is what its len says. Linux 6.11.
@@ -67,9 +64,9 @@ class Operations:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.started: list[Operation[Any]] = []
         self.errors: dict[int, int] = {}
-        start = UringIOManager.start
+        push = Ring.push
 
-        def recording(manager: UringIOManager, operation: Operation[Any], task: Task) -> InFlight:
+        def recording(ring: Ring, operation: Operation[Any], user_data: int) -> bool:
             self.started.append(operation)
             sqe = operation.sqe
             if operation.opcode in self.errors:
@@ -78,11 +75,11 @@ class Operations:
                     Opcode.NOP, 0, 0, -1, 0, NO_ADDRESS, res, NOP_INJECT_RESULT, 0, 0, 0
                 )  # fmt: skip
             try:
-                return start(manager, operation, task)
+                return push(ring, operation, user_data)
             finally:
                 operation.sqe = sqe
 
-        monkeypatch.setattr(UringIOManager, "start", recording)
+        monkeypatch.setattr(Ring, "push", recording)
 
     def of(self, opcode: Opcode) -> list[Operation[Any]]:
         return [operation for operation in self.started if operation.opcode == opcode]

@@ -183,7 +183,7 @@ def test_statistics() -> None:
         last = io_statistics()
         assert (last.completed["RECV"], last.completed["SEND"]) == (1, 1)
         assert last.in_flight == 0
-        assert last.submitted - first.submitted >= 2
+        assert last.submitted > first.submitted
         assert last.enters > first.enters
 
     Host().run(main)

@@ -325,6 +325,7 @@ class UringIOManager(InFlightTable):
         else:
             self.pools.close_all()
         self.native = self.ring.native = None
+        self._run_queue = ()
         self.ring.close()
         self.run_state.close(drained=drained)
         if self._guest is not None:

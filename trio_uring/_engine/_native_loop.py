@@ -44,7 +44,7 @@ def open_native_loop(
     """
     loop = native.Loop(
         ring=ring.address,
-        push=ring.pusher(),
+        python_ring=ring,
         manager=table,
         waiters=waiters,
         registered=registered,

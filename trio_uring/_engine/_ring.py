@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import struct
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from trio_uring._errors import ring_error, setup_error
@@ -24,8 +23,6 @@ from trio_uring._kernel.uapi import (
 from ._ring_setup import SetupLog, note_close, open_ring
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from trio_uring._config import RingConfig
     from trio_uring._kernel import CData
     from trio_uring._kernel._native import Loop
@@ -189,13 +186,6 @@ class Ring:
     def address(self) -> int:
         """The address of the C structure, for the native engine."""
         return int(ffi.cast("uintptr_t", self._ring))
-
-    def pusher(self) -> Callable[..., int]:
-        """Return the C function behind `push`, for the native engine.
-
-        It takes the user_data and an operation's fields, and returns 0 or a negated errno.
-        """
-        return partial(lib.ring_push, self._ring)
 
     @property
     def fd(self) -> int:

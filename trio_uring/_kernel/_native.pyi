@@ -6,6 +6,7 @@ from typing import TypeVar
 from trio_uring._engine._in_flight import InFlightTable
 from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._engine._limiter import Limiter
+from trio_uring._engine._ring import Ring
 from trio_uring._operations import Operation
 
 _T = TypeVar("_T")
@@ -34,7 +35,7 @@ class Loop:
     def __init__(
         self,
         ring: int,
-        push: Callable[..., int],
+        python_ring: Ring,
         manager: object,
         waiters: Mapping[int, Sequence[object]],
         registered: Mapping[int, object],

@@ -42,7 +42,7 @@ struct trio {
         second_fd, acts_on_fd, buffers; /* of an operation as Python describes it */
     /* the names of attributes */
     PyObject *deliver_cancel, *deliver_ki, *socket, *stdlib_socket, *fileno, *is_stream,
-        *did_shutdown, *release, *try_acquire;
+        *did_shutdown, *push, *release, *try_acquire;
 };
 extern struct trio trio;
 extern const struct engine_api *api;
@@ -125,7 +125,7 @@ struct Loop {
     PyObject *manager;    /* the I/O manager, which cancels operations and owns the ring */
     PyObject *waiters;    /* the FdWaiters, shared with Python */
     PyObject *registered; /* the fds with tasks waiting in epoll */
-    PyObject *push;       /* pushes the fields of an Operation: Ring.pusher */
+    PyObject *python_ring; /* pushes what Python describes */
     PyObject *limiter;    /* limits the operations on files */
     PyObject *receive_operation, *send_operation; /* the `operation` of each Op, for Python */
 

@@ -291,11 +291,11 @@ static PyObject *loop_submit_and_wait(Loop *loop, PyObject *seconds)
 
 static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"ring", "push", "manager",        "waiters", "registered",
+    static char *names[] = {"ring", "python_ring", "manager",        "waiters", "registered",
                             "limiter", "send_operation", NULL};
     unsigned long long ring;
-    PyObject *push, *manager, *waiters, *registered, *limiter, *send_operation;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOOO!O!OO", names, &ring, &push, &manager,
+    PyObject *python_ring, *manager, *waiters, *registered, *limiter, *send_operation;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOOO!O!OO", names, &ring, &python_ring, &manager,
                                      &PyDict_Type, &waiters, &PyDict_Type, &registered, &limiter,
                                      &send_operation))
         return NULL;
@@ -303,7 +303,7 @@ static PyObject *loop_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (loop == NULL)
         return NULL;
     loop->ring = (struct ring *)(uintptr_t)ring;
-    loop->push = Py_NewRef(push);
+    loop->python_ring = Py_NewRef(python_ring);
     loop->manager = Py_NewRef(manager);
     loop->limiter = Py_NewRef(limiter);
     loop->waiters = Py_NewRef(waiters);
@@ -397,7 +397,7 @@ static int loop_clear(Loop *loop)
     Py_CLEAR(loop->queue);
     Py_CLEAR(loop->context);
     Py_CLEAR(loop->manager);
-    Py_CLEAR(loop->push);
+    Py_CLEAR(loop->python_ring);
     if (loop->in_flight == 0) {
         loop->pool = NULL;
         Py_CLEAR(loop->memory_owner);
@@ -419,7 +419,7 @@ static int loop_traverse(Loop *loop, visitproc visit, void *arg)
     Py_VISIT(loop->queue);
     Py_VISIT(loop->context);
     Py_VISIT(loop->manager);
-    Py_VISIT(loop->push);
+    Py_VISIT(loop->python_ring);
     Py_VISIT(loop->limiter);
     Py_VISIT(loop->waiters);
     Py_VISIT(loop->registered);

@@ -61,7 +61,7 @@ static PyObject *setup(PyObject *module, PyObject *args)
         OBJECT(value) || OBJECT(error) || OBJECT(abort_failed) || OBJECT(context) ||
         NAME(deliver_cancel) || NAME(deliver_ki) || NAME(socket) || NAME(stdlib_socket) ||
         NAME(fileno) || NAME(is_stream) ||
-        NAME(did_shutdown) || NAME(release) || NAME(try_acquire) || TYPE(operation_type) ||
+        NAME(did_shutdown) || NAME(push) || NAME(release) || NAME(try_acquire) || TYPE(operation_type) ||
         OFFSET(next_send_fn, task_type) || OFFSET(next_send, task_type) ||
         OFFSET(abort_func, task_type) || OFFSET(custom_sleep_data, task_type) ||
         OFFSET(cancel_status, task_type) || OFFSET(coro, task_type) ||

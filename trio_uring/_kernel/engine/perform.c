@@ -1,7 +1,7 @@
 /*
  * Any operation, as Python describes it: `InFlightTable.perform` and `perform_shielded`.
  *
- * Python pushes the SQE, because only cffi knows the address of the memory. What is unusual is
+ * Ring.push pushes the SQE, because only cffi knows the address of the memory. What is unusual is
  * delegated: several completions, provided buffers, a second fd, an fd that another task waits for,
  * and no room.
  */
@@ -50,23 +50,17 @@ int op_release_token(Op *op)
     return released == NULL ? -1 : 0;
 }
 
-/* Put the SQE in the SQ, with the fields that Python's tuple has. Returns 0 if there is no room. */
-static int push_fields(Op *op, Loop *loop)
+/* Put the SQE in the SQ by Ring.push, as the Python engine does. Returns 0 if there is no room. */
+static int push_sqe(Op *op, Loop *loop)
 {
-    PyObject *sqe = SLOT(op->argument, trio.sqe);
-    PyObject *args[16] = {PyLong_FromUnsignedLongLong(op->user_data)};
-    Py_ssize_t count = PyTuple_GET_SIZE(sqe);
-    if (args[0] == NULL || count > 15) {
-        Py_XDECREF(args[0]);
-        return PyErr_Occurred() ? -1 : 0;
-    }
-    for (Py_ssize_t i = 0; i < count; i++)
-        args[i + 1] = PyTuple_GET_ITEM(sqe, i);
-    PyObject *result = PyObject_Vectorcall(loop->push, args, (size_t)count + 1, NULL);
-    Py_DECREF(args[0]);
-    int pushed = result != NULL && PyLong_CheckExact(result) && PyLong_AsLong(result) == 0;
-    Py_XDECREF(result);
-    return result == NULL ? -1 : pushed;
+    PyObject *user_data = PyLong_FromUnsignedLongLong(op->user_data);
+    PyObject *pushed = NULL;
+    if (user_data != NULL)
+        pushed = PyObject_CallMethodObjArgs(loop->python_ring, trio.push, op->argument, user_data,
+                                            NULL);
+    Py_XDECREF(user_data);
+    Py_XDECREF(pushed);
+    return pushed == NULL ? -1 : pushed == Py_True;
 }
 
 /* Push the operation for the current task. Returns 0 if it must be delegated; -1 with an
@@ -84,7 +78,7 @@ static int push_operation(Op *op, Loop *loop)
     if (op->cancellable && is_true(operation, trio.acts_on_fd) && PyLong_AsLong(fd) >= 0)
         pushed = loop_enter_waiter(loop, op, fd);
     if (pushed == 1)
-        pushed = push_fields(op, loop);
+        pushed = push_sqe(op, loop);
     if (pushed == 1) {
         loop_fill_slot(loop, op, slot);
         if (PyTuple_GET_SIZE(SLOT(operation, trio.pins)) > 0) {
