@@ -45,9 +45,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Python's methods, which get the socket as the first argument.
+# Python's method, which gets the socket as the first argument.
 stdlib_recvfrom: Final = stdlib_socket.socket.recvfrom
-stdlib_sendto: Final = stdlib_socket.socket.sendto
 
 # The slots of an operation that the C code reads: its names for them, and Python's.
 _OPERATION_SLOTS: Final = {
@@ -256,7 +255,8 @@ async def recvfrom(self: UringSocket, *args: object) -> tuple[bytes, object]:
 @functools.wraps(_sendto)
 async def sendto(self: UringSocket, *args: object) -> int:
     if self.is_resolved(args[-1] if args else None):
-        return cast("int", await native.attempt(self, (wait_writable, stdlib_sendto, *args)))
+        attempt = native.attempt(self, (wait_writable, stdlib_socket.socket.sendto, *args))
+        return cast("int", await attempt)
     return await _sendto(self, *args)
 
 

@@ -43,6 +43,16 @@ raises `trio.BusyResourceError`, even if there is data for both. Direct system c
 happen before the sends of the same iteration. `shutdown`, `close` and `detach` submit those sends
 first.
 
+What programs replace and watch
+-------------------------------
+
+Facts. Test suites and sandboxes replace methods of `socket.socket`, such as ``connect``, to forbid
+connections. Trio's methods look up ``connect``, ``sendto`` and ``sendmsg`` at each call, and no
+others. Python raises an audit event in each of these three.
+
+What does this mean for us? `connect` and `sendmsg` use the ring only if Python's method is still
+the one in C, and raise its event. `sendto` looks up the method too.
+
 `close` is Trio's method. It calls `notify_closing`, which ends what is in flight before the fd is
 closed.
 """
@@ -52,6 +62,7 @@ from __future__ import annotations
 import errno
 import os
 import socket as stdlib_socket
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -101,7 +112,8 @@ _C_SOCKET: Final = vars(stdlib_socket.SocketType)
 _family: Final[Callable[[stdlib_socket.socket], int]] = _C_SOCKET["family"].__get__
 _proto: Final[Callable[[stdlib_socket.socket], int]] = _C_SOCKET["proto"].__get__
 
-_sendto: Final = stdlib_socket.socket.sendto
+_connect: Final = _C_SOCKET["connect"]
+_sendmsg: Final = _C_SOCKET["sendmsg"]
 
 _NOT_PLAIN: Final = (TypeError, ValueError, BufferError, OverflowError)
 
@@ -195,7 +207,8 @@ class UringSocket(TrioSocket):
     async def sendto(self, *args: Any) -> int:  # noqa: ANN401 (Trio's signature)
         """Like :meth:`socket.socket.sendto`, but async."""
         if self.is_resolved(args[-1] if args else None):
-            return await self._nonblocking_helper(trio.lowlevel.wait_writable, _sendto, *args)
+            sendto = stdlib_socket.socket.sendto
+            return await self._nonblocking_helper(trio.lowlevel.wait_writable, sendto, *args)
         return await super().sendto(*args)
 
     def is_resolved(self, address: object) -> bool:
@@ -221,7 +234,8 @@ class UringSocket(TrioSocket):
     ) -> int:
         """Like :meth:`socket.socket.sendmsg`, but async."""
         manager = current_ring("sockets")
-        if manager is not None and self._sock.fileno() >= 0:
+        intact = stdlib_socket.socket.sendmsg is _sendmsg
+        if manager is not None and self._sock.fileno() >= 0 and intact:
             buffers = _materialised(buffers)
             ancdata = _materialised(ancdata)
             raw: bytes | None = b""
@@ -229,7 +243,7 @@ class UringSocket(TrioSocket):
                 address = await self._resolve_address_nocp(address, local=False)
                 raw = operations.encode_sockaddr(self.family, address)
             if raw is not None:
-                sent = await self._sendmsg(manager, buffers, ancdata, flags, raw)
+                sent = await self._sendmsg(manager, buffers, ancdata, flags, address, raw)
                 if sent is not None:
                     return sent
         return await super().sendmsg(buffers, ancdata, flags, address)
@@ -240,17 +254,19 @@ class UringSocket(TrioSocket):
         buffers: Iterable[Buffer],
         ancillary: Iterable[tuple[int, int, Buffer]],
         flags: int,
-        address: bytes,
+        address: object,
+        raw_address: bytes,
     ) -> int | None:
         """Send one message. Return None if Trio's method must be called."""
         if not _only(flags, _SEND_FLAGS):
             return None
         try:
             operation = operations.sendmsg(
-                self._sock.fileno(), buffers, ancillary, flags | abi.MSG_DONTWAIT, address
+                self._sock.fileno(), buffers, ancillary, flags | abi.MSG_DONTWAIT, raw_address
             )
         except _NOT_PLAIN:
             return None
+        sys.audit("socket.sendmsg", self._sock, address)
         try:
             return await manager.perform(operation)
         except BlockingIOError:
@@ -336,13 +352,15 @@ class UringSocket(TrioSocket):
         If cancelled, the socket is closed, because the attempt to connect cannot be undone.
         """
         manager = current_ring("sockets")
-        if manager is None or self._sock.fileno() < 0:
+        intact = type(self._sock).connect is _connect
+        if manager is None or self._sock.fileno() < 0 or not intact:
             return await super().connect(address)
         try:
             address = await self._resolve_address_nocp(address, local=False)
             raw = operations.encode_sockaddr(self.family, address)
             if raw is None:
                 return await super().connect(address)
+            sys.audit("socket.connect", self._sock, address)
             await manager.perform(operations.connect(self._sock.fileno(), raw))
         except trio.Cancelled:
             self.close()
