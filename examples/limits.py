@@ -39,7 +39,7 @@ async def main() -> None:
             for _ in range(COUNT):
                 nursery.start_soon(open_it)
             await trio.testing.wait_all_tasks_blocked()
-            statistics = trio.lowlevel.current_statistics().io_statistics
+            statistics = trio_uring.lowlevel.io_statistics()
             print("limits:", dict(statistics.limits))
             print("in flight:", statistics.in_flight)
             print("waiting for the limit:", statistics.waiting_for_limit)

@@ -19,7 +19,7 @@ The public names:
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from . import _anyio_finder
+from . import _anyio_finder, lowlevel as lowlevel
 from ._batch import perform_many as perform_many
 from ._config import RingConfig as RingConfig, SQPoll as SQPoll
 from ._errors import (

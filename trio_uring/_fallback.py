@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import attrs
+import trio
 
+from ._statistics import FallbackStatistics, RingStatistics
 from ._trio_private import EpollIOManager
 
-
-@attrs.frozen(eq=False)
-class FallbackStatistics:
-    """`trio.lowlevel.RunStatistics.io_statistics` of a run that asked for a ring and got none.
-
-    Args:
-      tasks_waiting_read: As in Trio's own statistics.
-      tasks_waiting_write: As in Trio's own statistics.
-      fallback_reason: Why there is no ring, and what to do about it.
-    """
-
-    tasks_waiting_read: int
-    tasks_waiting_write: int
-    fallback_reason: str
-    backend: str = "epoll"
+_NOT_ASKED = "the run did not ask for a ring, or trio_uring does not support this Trio"
 
 
 class FallbackIOManager(EpollIOManager):
@@ -39,5 +26,27 @@ class FallbackIOManager(EpollIOManager):
         """Return Trio's statistics with the reason."""
         plain = super().statistics()
         return FallbackStatistics(
-            plain.tasks_waiting_read, plain.tasks_waiting_write, self.fallback_reason
+            tasks_waiting_read=plain.tasks_waiting_read,
+            tasks_waiting_write=plain.tasks_waiting_write,
+            fallback_reason=self.fallback_reason,
         )
+
+
+def io_statistics() -> RingStatistics | FallbackStatistics:
+    """Return the I/O statistics of the current run, which has the same fields with any backend.
+
+    In a run that asked for a ring, ``trio.lowlevel.current_statistics().io_statistics`` is the same
+    object. This function works in any other Trio run, too, and its result has the right type.
+
+    Raises:
+      RuntimeError: outside a run.
+    """
+    plain = trio.lowlevel.current_statistics().io_statistics
+    found: object = plain
+    if isinstance(found, RingStatistics | FallbackStatistics):
+        return found
+    return FallbackStatistics(
+        tasks_waiting_read=plain.tasks_waiting_read,
+        tasks_waiting_write=plain.tasks_waiting_write,
+        fallback_reason=_NOT_ASKED,
+    )

@@ -310,8 +310,11 @@ class RunIOManager(UringIOManager):
     def __new__(cls) -> Self:
         """Return one of our I/O managers, or one of Trio's, for which `__init__` isn't called."""
         config, _asked.config = _asked.config or _installed, None
-        if config is None or _environment() == "off":
+        if config is None:
             return TrioIOManager()  # type: ignore[return-value]
+        if _environment() == "off":
+            reason = "TRIO_URING switches io_uring off"
+            return FallbackIOManager.because(reason)  # type: ignore[return-value]
         try:
             ring = open_ring(config)
         except RingUnavailableError as exc:

@@ -1,9 +1,9 @@
-"""`RingStatistics`: how a run's ring is set up, and counters of what it has done."""
+"""The statistics of a run: how its ring is set up, and counters of what it has done."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 
@@ -12,11 +12,35 @@ if TYPE_CHECKING:
     from enum import IntFlag
 
 
-@attrs.frozen(eq=False)
-class RingStatistics:
-    """`trio.lowlevel.RunStatistics.io_statistics` of a run on io_uring.
+@attrs.frozen(eq=False, kw_only=True)
+class _Statistics:
+    """The fields that the statistics of all runs have. The defaults are those without a ring."""
+
+    tasks_waiting_read: int
+    tasks_waiting_write: int
+    setup_flags: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    entries: int = 0
+    in_flight: int = 0
+    submitted: int = 0
+    enters: int = 0
+    cancelled: int = 0
+    completed: Mapping[str, int] = attrs.field(factory=dict[str, int])
+    waiting_for_limit: int = 0
+    routes: Mapping[str, int] = attrs.field(factory=dict[str, int])
+    limits: Mapping[str, int] = attrs.field(factory=dict[str, int])
+    engine: str = "none"
+    engine_reason: str = "the run has no ring"
+    fallback_reason: str = ""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class RingStatistics(_Statistics):
+    """The statistics of a run on io_uring.
 
     Args:
+      backend: ``"io_uring"``.
       tasks_waiting_read: Tasks that wait to receive, accept, or for an fd to be readable.
       tasks_waiting_write: Tasks that wait to connect, or for an fd to be writable.
       setup_flags: Names of the ``IORING_SETUP_*`` flags in use.
@@ -39,25 +63,28 @@ class RingStatistics:
       engine: The engine for operations on sockets: ``native``, which is written in C, or
         ``python``.
       engine_reason: Why the engine is not ``native``; empty if it is.
+      fallback_reason: Empty: there was no fallback.
     """
 
-    tasks_waiting_read: int
-    tasks_waiting_write: int
-    setup_flags: tuple[str, ...]
-    features: tuple[str, ...]
-    refused: tuple[str, ...]
-    entries: int
-    in_flight: int
-    submitted: int
-    enters: int
-    cancelled: int
-    completed: Mapping[str, int]
-    waiting_for_limit: int
-    routes: Mapping[str, int]
-    limits: Mapping[str, int]
-    engine: str
-    engine_reason: str
-    backend: str = "io_uring"
+    backend: Literal["io_uring"] = "io_uring"
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class FallbackStatistics(_Statistics):
+    """The statistics of a run without a ring, with the fields of `RingStatistics`.
+
+    So a program can read each field in every run. Numbers are 0 and collections are empty, except:
+
+    Args:
+      backend: ``"epoll"``.
+      tasks_waiting_read: As in Trio's own statistics.
+      tasks_waiting_write: As in Trio's own statistics.
+      engine: ``"none"``.
+      engine_reason: That the run has no ring.
+      fallback_reason: Why there is no ring, and what to do about it.
+    """
+
+    backend: Literal["epoll"] = "epoll"
 
 
 def flag_names(flags: IntFlag) -> tuple[str, ...]:

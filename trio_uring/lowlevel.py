@@ -6,15 +6,19 @@ from typing import TypeVar
 
 from . import _operations as operations
 from ._engine._io_manager import UringIOManager
-from ._fallback import FallbackStatistics as FallbackStatistics
+from ._fallback import io_statistics as io_statistics
 from ._operations import Operation as Operation
-from ._statistics import RingStatistics as RingStatistics
+from ._statistics import (
+    FallbackStatistics as FallbackStatistics,
+    RingStatistics as RingStatistics,
+)
 from ._trio_private import current_io_manager
 
 __all__ = [
     "FallbackStatistics",
     "Operation",
     "RingStatistics",
+    "io_statistics",
     "on_ring",
     "operations",
     "perform",

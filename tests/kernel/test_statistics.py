@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import attrs
 import pytest
@@ -13,11 +13,17 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
-from trio_uring import RingConfig
+from trio_uring import RingConfig, _run
 from trio_uring._kernel.uapi import FeatureFlag, SetupFlag
 from trio_uring._run import probe
 from trio_uring._statistics import totals
-from trio_uring.lowlevel import RingStatistics, operations, perform
+from trio_uring.lowlevel import (
+    FallbackStatistics,
+    RingStatistics,
+    io_statistics,
+    operations,
+    perform,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -218,6 +224,50 @@ async def test_they_count_the_calls_of_each_route() -> None:
 async def test_fields_cannot_be_changed() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         statistics().in_flight = 7  # type: ignore[misc]
+
+
+def fields_of(statistics: RingStatistics | FallbackStatistics) -> dict[str, type]:
+    return {name: type(value) for name, value in attrs.asdict(statistics, recurse=False).items()}
+
+
+def test_they_have_the_same_fields_without_a_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> RingStatistics | FallbackStatistics:
+        found = io_statistics()
+        plain: object = trio.lowlevel.current_statistics().io_statistics
+        assert attrs.asdict(found) == attrs.asdict(cast("RingStatistics", plain))
+        return found
+
+    ring = trio_uring.run(main, ring=RingConfig(require=True))
+    monkeypatch.setenv("TRIO_URING", "off")
+    switched_off = trio_uring.run(main)
+    monkeypatch.delenv("TRIO_URING")
+    monkeypatch.setattr(_run, "why_no_core", "no core, for a test")
+    with pytest.warns(RuntimeWarning, match="no core, for a test"):
+        fallback = trio_uring.run(main)
+    assert isinstance(ring, RingStatistics)
+    assert (ring.backend, ring.fallback_reason) == ("io_uring", "")
+    assert isinstance(fallback, FallbackStatistics)
+    assert (fallback.backend, fallback.fallback_reason) == ("epoll", "no core, for a test")
+    assert switched_off.fallback_reason == "TRIO_URING switches io_uring off"
+    assert fields_of(fallback) == fields_of(switched_off) == fields_of(ring)
+
+
+def test_a_run_that_asked_for_no_ring_has_them_too() -> None:
+    async def main() -> RingStatistics | FallbackStatistics:
+        left, right = trio.socket.socketpair()
+        with left, right:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(left.recv, 1)
+                await wait_all_tasks_blocked()
+                found = io_statistics()
+                nursery.cancel_scope.cancel()
+        return found
+
+    found = trio.run(main)
+    assert isinstance(found, FallbackStatistics)
+    assert (found.tasks_waiting_read, found.tasks_waiting_write) == (2, 0)
+    assert found.fallback_reason.startswith("the run did not ask for a ring")
+    assert sum(found.completed.values()) == found.enters == found.in_flight == 0
 
 
 def test_totals_of_a_run_are_added_up() -> None:

@@ -10,6 +10,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -160,9 +161,7 @@ def report(sqpoll: str = "") -> None:
     """Run everything, as a plain run and as a guest, and print the statistics of both as JSON."""
     config = RingConfig(sqpoll=SQPoll(idle=0.001) if sqpoll else None)
     for statistics in (trio_uring.run(everything, ring=config), as_guest(everything, config)):
-        attributes = {name: getattr(statistics, name) for name in statistics.__slots__}
-        attributes.pop("__weakref__", None)
-        print(json.dumps(attributes))
+        print(json.dumps(attrs.asdict(statistics)))
 
 
 def print_backend() -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import assert_type
 
@@ -28,6 +28,7 @@ from trio_uring.lowlevel import (
     FallbackStatistics,
     Operation,
     RingStatistics,
+    io_statistics,
     on_ring,
     operations,
     perform,
@@ -287,9 +288,18 @@ async def threads_of_another_kind(listener: trio.SocketListener) -> None:
 # --- Low level ------------------------------------------------------------------------------
 
 
-def statistics(ring: RingStatistics, fallback: FallbackStatistics) -> None:
+def statistics() -> None:
     assert_type(on_ring(), bool)
-    assert_type(ring.backend, str)
+    found = io_statistics()
+    assert_type(found.backend, Literal["io_uring", "epoll"])
+    assert_type(found.fallback_reason, str)
+    assert_type(found.completed, Mapping[str, int])
+    if found.backend == "io_uring":
+        each_field(found, FallbackStatistics(tasks_waiting_read=0, tasks_waiting_write=0))
+
+
+def each_field(ring: RingStatistics, fallback: FallbackStatistics) -> None:
+    assert_type(ring.backend, Literal["io_uring"])
     assert_type(ring.tasks_waiting_read, int)
     assert_type(ring.tasks_waiting_write, int)
     assert_type(ring.setup_flags, "tuple[str, ...]")
@@ -304,7 +314,8 @@ def statistics(ring: RingStatistics, fallback: FallbackStatistics) -> None:
     assert_type(ring.waiting_for_limit, int)
     assert_type(ring.routes, Mapping[str, int])
     assert_type(ring.limits, Mapping[str, int])
-    assert_type(fallback.backend, str)
+    assert_type(fallback.backend, Literal["epoll"])
+    assert_type(fallback.in_flight, int)
     assert_type(fallback.tasks_waiting_read, int)
     assert_type(fallback.tasks_waiting_write, int)
     assert_type(fallback.fallback_reason, str)
