@@ -46,6 +46,40 @@ print(caught[0].message)
     assert "install a C compiler" in warning
 
 
+def test_other_pythons_than_cpython_get_no_ring() -> None:
+    """Their objects may move, among them those that the kernel is sending."""
+    program = f"""
+import sys, warnings
+import attrs, cffi, greenlet, trio
+sys.implementation.name = "pypy"
+import trio_uring
+from trio_uring import _kernel
+from trio_uring._doctor import examine
+{ECHO}
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    statistics = trio_uring.run(main)
+print(statistics.backend)
+print(statistics.fallback_reason)
+print(caught[0].message)
+print(examine().advice)
+print(_kernel.ffi, _kernel.lib, _kernel.native)
+try:
+    trio_uring.run(main, ring=trio_uring.RingConfig(require=True))
+except trio_uring.RingUnavailableError as exc:
+    print(exc)
+"""
+    echoed, found, reason, warning, advice, loaded, error = output_of(run_python(program))
+    assert echoed == "b'hello' True"
+    assert found == "epoll"
+    assert reason.startswith("trio_uring needs CPython, ")
+    assert reason.endswith(" and this is pypy")
+    assert warning == f"trio_uring falls back to Trio's epoll: {reason}"
+    assert advice == f"[{reason!r}]"
+    assert loaded == "None None None"
+    assert error == reason
+
+
 def test_without_the_core_require_says_why() -> None:
     program = f"""{WITHOUT.format(module="_ring")}
 try:

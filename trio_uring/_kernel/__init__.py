@@ -1,8 +1,8 @@
 """The compiled C core (``ffi`` and ``lib``) and the native engine (``native``).
 
 ``lib`` is used only by `_ring` and `_buffer_pool`, ``ffi`` by those and `_operations`. Systems
-without io_uring have no compiled modules. The package can be imported there, and every run falls
-back to Trio's own I/O before one of these names is used.
+without io_uring have no compiled modules, and other Pythons than CPython load none. The package can
+be imported there, and every run falls back to Trio's own I/O before one of these names is used.
 """
 
 import sys
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     NULL = ffi.NULL
     why_no_core: str = ""
     why_no_native: str = ""
-elif sys.platform == "linux":
+elif sys.platform == "linux" and sys.implementation.name == "cpython":
     # In the root of a checkout, ``python -m trio_uring`` imports the source tree, which has no
     # compiled module, in the place of the installed package, which has: take it from there.
     __path__ += [str(Path(entry, "trio_uring", "_kernel")) for entry in sys.path]
@@ -45,7 +45,14 @@ elif sys.platform == "linux":
             why_no_native = ""
 else:
     CData = NULL = ffi = lib = native = None
-    why_no_core = f"io_uring is a Linux interface, and this is {sys.platform}"
+    if sys.platform == "linux":
+        # PyPy's garbage collector moves objects, also a bytes object that the kernel is sending.
+        why_no_core = (
+            "trio_uring needs CPython, whose objects stay in place while the kernel uses their "
+            f"memory, and this is {sys.implementation.name}"
+        )
+    else:
+        why_no_core = f"io_uring is a Linux interface, and this is {sys.platform}"
     why_no_native = "there is no ring either"
 
 __all__ = ["NULL", "CData", "ffi", "lib", "native", "why_no_core", "why_no_native"]
