@@ -27,10 +27,6 @@ from ._control import (
     timeout as timeout,
 )
 from ._files import (
-    fadvise as fadvise,
-    fallocate as fallocate,
-    fsync as fsync,
-    ftruncate as ftruncate,
     pipe as pipe,
     read as read,
     read_fixed as read_fixed,
@@ -38,7 +34,6 @@ from ._files import (
     readv as readv,
     readv_fixed as readv_fixed,
     splice as splice,
-    sync_file_range as sync_file_range,
     tee as tee,
     write as write,
     write_fixed as write_fixed,
@@ -83,6 +78,13 @@ from ._sockaddr import (
     Address as Address,
     decode_sockaddr as decode_sockaddr,
     encode_sockaddr as encode_sockaddr,
+)
+from ._storage import (
+    fadvise as fadvise,
+    fallocate as fallocate,
+    fsync as fsync,
+    ftruncate as ftruncate,
+    sync_file_range as sync_file_range,
 )
 from ._system import (
     ChildStatus as ChildStatus,

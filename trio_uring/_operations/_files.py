@@ -20,14 +20,13 @@ from array import array
 from typing import TYPE_CHECKING
 
 from trio_uring._kernel import CData, ffi, lib
-from trio_uring._kernel.uapi import FsyncFlag, Opcode, SqeFlag
+from trio_uring._kernel.uapi import Opcode, SqeFlag
 
 from ._operation import (
     Exclusive,
     Operation,
     as_address,
     count,
-    nothing,
     pin_readable,
     pin_writable,
     signed_64_bits,
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 # Plain ints: an IntFlag in an expression costs a microsecond.
 _ASYNC = int(SqeFlag.ASYNC)
 _BUFFER_SELECT = int(SqeFlag.BUFFER_SELECT)
-_DATASYNC = int(FsyncFlag.DATASYNC)
 
 _READ: Exclusive = "read"
 _WRITE: Exclusive = "write"
@@ -156,7 +154,14 @@ def readv(
 
 
 def read_fixed(
-    fd: int, buffer: Buffer, offset: int, buf_index: int, flags: int = 0
+    fd: int,
+    buffer: Buffer,
+    offset: int,
+    buf_index: int,
+    flags: int = 0,
+    *,
+    cancellable: bool | None = None,
+    in_worker: bool = False,
 ) -> Operation[int]:
     """Read from a file into *buffer*, which lies within the registered buffer *buf_index*.
 
@@ -167,7 +172,16 @@ def read_fixed(
     """
     pin = pin_writable(buffer)
     return _transfer(
-        Opcode.READ_FIXED, fd, pin, size_of(pin), flags, offset, (pin,), buf_index=buf_index
+        Opcode.READ_FIXED,
+        fd,
+        pin,
+        size_of(pin),
+        flags,
+        offset,
+        (pin,),
+        cancellable=cancellable,
+        in_worker=in_worker,
+        buf_index=buf_index,
     )
 
 
@@ -253,7 +267,14 @@ def writev(
 
 
 def write_fixed(
-    fd: int, data: Buffer, offset: int, buf_index: int, flags: int = 0
+    fd: int,
+    data: Buffer,
+    offset: int,
+    buf_index: int,
+    flags: int = 0,
+    *,
+    cancellable: bool | None = None,
+    in_worker: bool = False,
 ) -> Operation[int]:
     """Write *data*, which lies within the registered buffer *buf_index*, to a file.
 
@@ -265,7 +286,16 @@ def write_fixed(
     pin = pin_readable(data)
     pins = () if pin is data else (pin,)
     return _transfer(
-        Opcode.WRITE_FIXED, fd, pin, size_of(pin), flags, offset, pins, buf_index=buf_index
+        Opcode.WRITE_FIXED,
+        fd,
+        pin,
+        size_of(pin),
+        flags,
+        offset,
+        pins,
+        cancellable=cancellable,
+        in_worker=in_worker,
+        buf_index=buf_index,
     )
 
 
@@ -281,102 +311,6 @@ def writev_fixed(
     """
     pins = [ffi.from_buffer("char[]", buffer) for buffer in buffers]
     return _vectored(Opcode.WRITEV_FIXED, fd, pins, flags, offset, buf_index=buf_index)
-
-
-def fsync(fd: int, *, data_only: bool = False) -> Operation[None]:
-    """Flush a file to the disk: its data and, unless *data_only*, its metadata.
-
-    Completes with: nothing.
-    Fails with: ``EIO``, ``ENOSPC``; ``EINVAL`` if *fd* cannot be synchronised.
-    If cancelled: it still completes.
-    Since: Linux 5.1. Source: io_uring_prep_fsync(3), fsync(2).
-    """
-    flags = _DATASYNC if data_only else 0
-    return Operation(Opcode.FSYNC, nothing, fd, op_flags=flags, cancellable=False, limited=True)
-
-
-def sync_file_range(fd: int, offset: int, size: int, flags: int) -> Operation[None]:
-    """Write back dirty pages of a file: *size* bytes from *offset* on; 0 for all that follow.
-
-    *flags* is a combination of 1 (wait for a write-back that has begun), 2 (start a write-back) and
-    4 (wait for it). No metadata is written, so this does not replace `fsync`.
-
-    Completes with: nothing.
-    Fails with: ``EIO``, ``ENOSPC``, ``ESPIPE``, ``EINVAL``: see sync_file_range(2).
-    If cancelled: it still completes.
-    Since: Linux 5.2. Source: io_uring_prep_sync_file_range(3), sync_file_range(2).
-    """
-    return Operation(
-        Opcode.SYNC_FILE_RANGE,
-        nothing,
-        fd,
-        len=size,
-        op_flags=flags,
-        off=signed_64_bits(offset),
-        cancellable=False,
-        limited=True,
-    )
-
-
-def fallocate(fd: int, offset: int, size: int, mode: int = 0) -> Operation[None]:
-    """Reserve disk space for *size* bytes at *offset*, or change the range according to *mode*.
-
-    *mode*: the ``FALLOC_FL_*`` of fallocate(2). 1 keeps the size of the file, 3 punches a hole.
-
-    Completes with: nothing.
-    Fails with: ``ENOSPC``, ``EFBIG``, ``EOPNOTSUPP``, ``EINVAL``, ...: see fallocate(2).
-    If cancelled: it still completes.
-    Since: Linux 5.6. Source: io_uring_prep_fallocate(3), fallocate(2).
-    """
-    # The field addr has the size, and len has the mode.
-    return Operation(
-        Opcode.FALLOCATE,
-        nothing,
-        fd,
-        as_address(signed_64_bits(size)),
-        mode,
-        off=signed_64_bits(offset),
-        cancellable=False,
-        limited=True,
-    )
-
-
-def fadvise(fd: int, offset: int, size: int, advice: int) -> Operation[None]:
-    """Tell the kernel how *size* bytes at *offset* will be used. A *size* of 0: all that follow.
-
-    *advice*: `os.POSIX_FADV_WILLNEED`, `os.POSIX_FADV_DONTNEED`, ...
-
-    Completes with: nothing.
-    Fails with: ``ESPIPE`` for a pipe; ``EINVAL``, on older kernels also for a *size* of 4 GiB or
-      more.
-    If cancelled: it still completes.
-    Since: Linux 5.6. Source: io_uring_prep_fadvise64(3), posix_fadvise(2).
-    """
-    # Older kernels read the size from len. Newer ones also read it from addr, which has 64 bits.
-    wide = size >= 1 << 32
-    return Operation(
-        Opcode.FADVISE,
-        nothing,
-        fd,
-        as_address(signed_64_bits(size) if wide else 0),
-        0 if wide else size,
-        advice,
-        signed_64_bits(offset),
-        cancellable=False,
-        limited=True,
-    )
-
-
-def ftruncate(fd: int, size: int) -> Operation[None]:
-    """Make a file *size* bytes long: cut it, or extend it with zeros.
-
-    Completes with: nothing.
-    Fails with: ``EINVAL``, ``EFBIG``, ``EBADF``, ...: see ftruncate(2).
-    If cancelled: it still completes.
-    Since: Linux 6.9. Source: io_uring_prep_ftruncate(3), ftruncate(2).
-    """
-    off = signed_64_bits(size)
-    return Operation(Opcode.FTRUNCATE, nothing, fd, off=off, cancellable=False, limited=True)
 
 
 def splice(
