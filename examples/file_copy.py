@@ -27,10 +27,9 @@ async def copy_in_order(source: str, target: str) -> None:
 
 async def copy_side_by_side(source: str, target: str) -> None:
     """Copy by many tasks that share two open files; each call takes an offset."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     async with (
         await trio_uring.open_positional(source) as reader,
-        await trio_uring.open_positional(target, flags) as writer,
+        await trio_uring.open_positional(target, "w") as writer,
     ):
         size = os.fstat(reader.fileno()).st_size
 

@@ -29,7 +29,7 @@ async def serve(
 
     async def handle(stream: trio.SocketStream) -> None:
         path = Path(directory) / f"upload-{next(numbers)}"
-        async with await trio_uring.open_positional(path, os.O_WRONLY | os.O_CREAT) as file:
+        async with await trio_uring.open_positional(path, "w") as file:
             received = await trio_uring.receive_file(stream, file)
             await file.fdatasync()
         await stream.send_all(b"%d bytes in %s" % (received, path.name.encode()))

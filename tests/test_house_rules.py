@@ -151,7 +151,12 @@ class Border:
     only_in: tuple[str, ...]  # files, or packages
 
 
-RING = ("_engine/_ring.py", "_engine/_ring_setup.py", "_engine/_buffer_pool.py")
+RING = (
+    "_engine/_ring.py",
+    "_engine/_ring_setup.py",
+    "_engine/_buffer_pool.py",
+    "_engine/_file_calls.py",
+)
 BORDERS = [
     # _operations/_files.py asks whether a file is one that can block indefinitely.
     Border("the C functions", identifiers("lib"), (*RING, "_operations/_files.py")),

@@ -32,6 +32,7 @@ from ._errors import (
 from ._files import (
     BufferLease as BufferLease,
     DirectFile as DirectFile,
+    FallocateMode as FallocateMode,
     PositionalFile as PositionalFile,
     RegisteredBuffers as RegisteredBuffers,
     fdatasync as fdatasync,
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BufferLease",
     "DirectFile",
+    "FallocateMode",
     "ForkedRingError",
     "IncompatibleTrioError",
     "Linked",

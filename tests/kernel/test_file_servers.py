@@ -108,7 +108,7 @@ async def test_paths_are_looked_up(server: FuseServer) -> None:
 async def test_positional_files(server: FuseServer) -> None:
     mounted = server.need_this_loop()
     for _ in range(2):
-        async with await trio_uring.open_positional(mounted / "file", os.O_RDWR) as file:
+        async with await trio_uring.open_positional(mounted / "file", "r+") as file:
             assert await file.read_at(4, 0) == b"line"
             assert await file.write_at(b"two!", 5) == 4
             await file.fsync()
@@ -139,7 +139,7 @@ async def test_errors_of_close_are_reported(server: FuseServer, code: int, kind:
         file = await trio.open_file(mounted / "file", "r+b")
         await file.write(b"data")
     else:
-        file = await trio_uring.open_positional(mounted / "file", os.O_RDWR)
+        file = await trio_uring.open_positional(mounted / "file", "r+")
         await file.write_at(b"data", 0)
     with pytest.raises(OSError) as caught:  # noqa: PT011
         await file.aclose()
@@ -189,7 +189,7 @@ async def test_files_with_a_server_are_used_in_threads(
         await file.write(b"more")
         assert await file.tell() == 4
     assert threads() == 11
-    async with await trio_uring.open_positional(path, os.O_RDWR) as positional:
+    async with await trio_uring.open_positional(path, "r+") as positional:
         assert await positional.read_at(4, 0) == b"more"
         assert await positional.write_at(b"most", 0) == 4
         ours, theirs = trio.socket.socketpair()
@@ -220,7 +220,7 @@ async def test_files_are_sent_and_received(server: FuseServer) -> None:
     mounted = server.need_this_loop()
     ours, theirs = trio.socket.socketpair()
     file = await trio_uring.open_positional(mounted / "large")
-    target = await trio_uring.open_positional(mounted / "new", os.O_RDWR | os.O_CREAT)
+    target = await trio_uring.open_positional(mounted / "new", "w+")
     with ours, theirs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio_uring.send_file, ours, file)

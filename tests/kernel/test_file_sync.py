@@ -280,7 +280,7 @@ def test_a_file_of_a_run_with_a_ring_in_one_without(tmp_path: Path) -> None:
 
 
 async def write_durably(path: Path) -> None:
-    async with await open_positional(path, os.O_RDWR | os.O_CREAT) as file:
+    async with await open_positional(path, "w+") as file:
         assert await file.write_at(b"0123", 0, dsync=True) == 4
         assert await file.writev_at([b"45", b"67"], 4, dsync=True) == 4
         assert await file.write_at(b"89", 8) == 2

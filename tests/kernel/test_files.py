@@ -527,8 +527,7 @@ async def test_a_closed_file_is_let_go(tmp_path: Path, size: int, how: str) -> N
         elif how == "write_file":
             await trio_uring.write_file(path, data)
         elif how == "positional":
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            async with await trio_uring.open_positional(path, flags) as positional:
+            async with await trio_uring.open_positional(path, "w") as positional:
                 await positional.write_at(data, 0)
         else:
             buffering = 0 if how == "raw" else -1

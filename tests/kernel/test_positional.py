@@ -6,32 +6,40 @@ import errno
 import os
 import signal
 import subprocess
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from races import current_files, current_manager, file_size_limit
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import trio_uring
-from trio_uring import PositionalFile, open_positional
+from trio_uring import PositionalFile, RegisteredBuffers, open_positional
+from trio_uring._files import _positional
 from trio_uring._kernel.uapi import Opcode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from trio_uring._operations import Operation
 
-CREATE = os.O_RDWR | os.O_CREAT
+open_new = partial(open_positional, mode="r+", flags=os.O_CREAT)
 
 pytestmark = pytest.mark.usefixtures("fd_ledger")
 
 
+async def in_both_ways(test: Callable[[], Awaitable[object]]) -> None:
+    """Run *test* in this run, and in a run without a ring."""
+    await test()
+    await trio.to_thread.run_sync(trio.run, test)
+
+
 async def use(path: Path) -> None:
     """Call all methods."""
-    async with await open_positional(path, CREATE) as file:
+    async with await open_new(path) as file:
         assert await file.write_at(b"0123456789", 0) == 10
         assert await file.writev_at([b"ab", bytearray(b"cd")], 10) == 4
         assert await file.read_at(4, 8) == b"89ab"
@@ -83,7 +91,7 @@ def test_all_calls_work_without_a_ring(tmp_path: Path) -> None:
 
 
 async def test_tasks_work_side_by_side(tmp_path: Path) -> None:
-    async with await open_positional(tmp_path / "file", CREATE) as file:
+    async with await open_new(tmp_path / "file") as file:
 
         async def write(number: int) -> None:
             assert await file.write_at(bytes([number]) * 4096, number * 4096) == 4096
@@ -97,7 +105,7 @@ async def test_tasks_work_side_by_side(tmp_path: Path) -> None:
 
 async def test_large_transfers_go_to_workers(tmp_path: Path) -> None:
     data = os.urandom(1 << 20)
-    async with await open_positional(tmp_path / "file", CREATE) as file:
+    async with await open_new(tmp_path / "file") as file:
         assert await file.write_at(data, 0) == len(data)
         assert await file.read_at(len(data), 0) == data
     routes = current_files().routes()
@@ -105,8 +113,7 @@ async def test_large_transfers_go_to_workers(tmp_path: Path) -> None:
 
 
 async def test_a_file_opened_for_appending_is_appended_to(tmp_path: Path) -> None:
-    flags = CREATE | os.O_APPEND
-    async with await open_positional(tmp_path / "file", flags) as file:
+    async with await open_positional(tmp_path / "file", "a") as file:
         for _ in range(3):
             await file.write_at(b"more", 0)
     assert (tmp_path / "file").read_bytes() == b"moremoremore"
@@ -139,21 +146,21 @@ def writes_short(
         subprocess.run(["umount", tmp_path / "mounted"], check=True)
 
 
-@pytest.mark.parametrize("flags", [0, os.O_APPEND])
-async def test_a_write_that_was_short_goes_on_with_the_rest(writes_short: Path, flags: int) -> None:
+@pytest.mark.parametrize("mode", ["w", "a"])
+async def test_a_write_that_was_short_goes_on_with_the_rest(writes_short: Path, mode: str) -> None:
     path = writes_short / "file"
-    async with await open_positional(path, CREATE | flags) as file:
+    async with await open_positional(path, mode) as file:
         assert await file.write_at(b"0123456789", 0) == 10
         assert await file.writev_at([b"ab", bytearray(b"cd"), b"", b"ef"], 10) == 6
     assert path.read_bytes() == b"0123456789abcdef"
 
 
-@pytest.mark.parametrize("flags", [0, os.O_APPEND])
+@pytest.mark.parametrize("mode", ["w", "a"])
 async def test_a_write_up_to_the_limit_is_short_and_the_next_one_fails(
-    writes_short: Path, flags: int
+    writes_short: Path, mode: str
 ) -> None:
     path = writes_short / "file"
-    async with await open_positional(path, CREATE | flags) as file:
+    async with await open_positional(path, mode) as file:
         await file.write_at(bytes(4090), 0)
         with file_size_limit(4096):
             assert await file.write_at(b"0123456789", 4090) == 6
@@ -164,7 +171,7 @@ async def test_a_write_up_to_the_limit_is_short_and_the_next_one_fails(
 
 async def test_a_cancelled_write_that_was_short_goes_on(writes_short: Path) -> None:
     path = writes_short / "file"
-    async with await open_positional(path, CREATE) as file, trio.open_nursery() as nursery:
+    async with await open_new(path) as file, trio.open_nursery() as nursery:
         nursery.start_soon(file.write_at, b"0123456789", 0)
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
@@ -175,7 +182,7 @@ async def test_the_signal_of_a_file_that_grows_too_big_arrives(tmp_path: Path) -
     arrived: list[int] = []
     before = signal.signal(signal.SIGXFSZ, lambda number, _frame: arrived.append(number))
     try:
-        async with await open_positional(tmp_path / "file", CREATE) as file:
+        async with await open_new(tmp_path / "file") as file:
             with file_size_limit(4096):
                 for call in (
                     partial(file.write_at, b"x", 4096),
@@ -190,7 +197,7 @@ async def test_the_signal_of_a_file_that_grows_too_big_arrives(tmp_path: Path) -
 
 
 async def test_closing_waits_for_the_others(tmp_path: Path) -> None:
-    file = await open_positional(tmp_path / "file", CREATE)
+    file = await open_new(tmp_path / "file")
     results: list[int] = []
 
     async def write() -> None:
@@ -212,12 +219,12 @@ async def test_closing_waits_for_the_others(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_task_does_nothing(tmp_path: Path) -> None:
-    async with await open_positional(tmp_path / "file", CREATE) as file:
+    async with await open_new(tmp_path / "file") as file:
         for call in (
             partial(file.write_at, b"x", 0),
             partial(file.read_at, 1, 0),
             partial(file.truncate, 10),
-            partial(open_positional, tmp_path / "other", CREATE),
+            partial(open_new, tmp_path / "other"),
         ):
             with trio.CancelScope() as scope:
                 scope.cancel()
@@ -228,7 +235,7 @@ async def test_a_cancelled_task_does_nothing(tmp_path: Path) -> None:
 
 
 async def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
-    async with await open_positional(tmp_path / "file", CREATE) as file:
+    async with await open_new(tmp_path / "file") as file:
         with pytest.raises(ValueError, match="offset"):
             await file.read_at(1, -1)
         with pytest.raises(ValueError, match="offset"):
@@ -251,7 +258,7 @@ async def test_errors_carry_the_name_of_the_file(tmp_path: Path) -> None:
     async with await open_positional(tmp_path) as file:
         with pytest.raises(IsADirectoryError):
             await file.read_at(1, 0)
-    async with await open_positional("/dev/full", os.O_WRONLY) as file:
+    async with await open_positional("/dev/full", "r+") as file:
         with pytest.raises(OSError, match="No space left") as full:
             await file.write_at(b"x", 0)
         assert full.value.errno == errno.ENOSPC
@@ -268,7 +275,7 @@ async def test_an_old_kernel_truncates_in_a_thread(
         return await perform(manager, operation)
 
     monkeypatch.setattr(type(current_manager()), "perform", refusing)
-    async with await open_positional(tmp_path / "file", CREATE) as file:
+    async with await open_new(tmp_path / "file") as file:
         await file.truncate(100)
     assert (tmp_path / "file").stat().st_size == 100
     assert current_files().routes()["thread"] == 1
@@ -277,9 +284,240 @@ async def test_an_old_kernel_truncates_in_a_thread(
 async def test_more_calls_than_the_bound_on_operations_all_end(tmp_path: Path) -> None:
     count = current_manager().config.max_file_operations + 20
     async with (
-        await open_positional(tmp_path / "file", CREATE) as file,
+        await open_new(tmp_path / "file") as file,
         trio.open_nursery() as nursery,
     ):
         for _ in range(count):
             nursery.start_soon(file.fdatasync)
     assert current_files().routes()["ring"] >= count
+
+
+# --- Exact reads, all of a write, appending -------------------------------------------------
+
+
+async def test_an_exact_read_gets_all_or_fails(tmp_path: Path) -> None:
+    async def test() -> None:
+        (tmp_path / "file").write_bytes(b"0123456789")
+        async with await open_positional(tmp_path / "file") as file:
+            with assert_checkpoints():
+                assert await file.read_exactly_at(4, 6) == b"6789"
+            with pytest.raises(EOFError, match="5 bytes wanted, but the file ends after 4"):
+                await file.read_exactly_at(5, 6)
+            with pytest.raises(EOFError, match="after 0 of them"):
+                await file.read_exactly_at(5, 10)
+            with pytest.raises(ValueError, match="size"):
+                await file.read_exactly_at(-1, 0)
+
+    await in_both_ways(test)
+
+
+async def test_an_exact_read_is_made_of_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_positional, "_PART_MAX", 3)
+    (tmp_path / "file").write_bytes(b"0123456789")
+    async with await open_positional(tmp_path / "file") as file:
+        assert await file.read_exactly_at(10, 0) == b"0123456789"
+        with pytest.raises(EOFError, match="after 10 of them"):
+            await file.read_exactly_at(11, 0)
+
+
+async def test_all_is_written_or_the_error_is_raised(writes_short: Path) -> None:
+    path = writes_short / "file"
+    async with await open_positional(path, "w") as file:
+        await file.write_all_at(b"0123456789", 0)
+        with file_size_limit(12), pytest.raises(OSError, match="File too large"):
+            await file.write_all_at(b"abcdef", 10)
+    assert path.read_bytes() == b"0123456789ab"
+
+
+async def test_the_rest_is_written_while_the_file_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = PositionalFile._write
+
+    async def write_three_bytes(
+        self: PositionalFile, buffers: Any, *args: Any, **kwargs: Any
+    ) -> int:
+        return await write(self, [bytes(buffers[0])[:3]], *args, **kwargs)
+
+    monkeypatch.setattr(PositionalFile, "_write", write_three_bytes)
+    path = tmp_path / "file"
+    file = await open_positional(path, "w")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(file.write_all_at, b"0123456789", 0, dsync=True))
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            await file.aclose()
+    assert path.read_bytes() == b"0123456789"
+
+
+@pytest.mark.parametrize("dsync", [False, True])
+async def test_appending_returns_where_the_data_begins(tmp_path: Path, dsync: bool) -> None:
+    async def test() -> None:
+        path = tmp_path / "file"
+        async with (
+            await open_positional(path, "w+") as first,
+            await open_positional(path, "a") as second,
+        ):
+            with assert_checkpoints():
+                assert await first.append(b"one", dsync=dsync) == 0
+            assert await second.append(bytearray(b"two"), dsync=dsync) == 3
+            assert await first.append(b"") == 6
+            assert await first.append(memoryview(b"three"), dsync=dsync) == 6
+            with pytest.raises(TypeError):
+                await first.append("text")  # type: ignore[arg-type]
+        assert path.read_bytes() == b"onetwothree"
+
+    await in_both_ways(test)
+
+
+async def test_many_tasks_append(tmp_path: Path) -> None:
+    found: dict[int, bytes] = {}
+    path = tmp_path / "file"
+    files = [await open_positional(path, "a") for _ in range(3)]
+
+    async def append(number: int) -> None:
+        data = bytes([number]) * (number + 1)
+        found[await files[number % 3].append(data)] = data
+
+    async with trio.open_nursery() as nursery:
+        for number in range(50):
+            nursery.start_soon(append, number)
+    for file in files:
+        await file.aclose()
+    content = path.read_bytes()
+    assert len(content) == sum(map(len, found.values()))
+    for offset, data in found.items():
+        assert content[offset : offset + len(data)] == data
+
+
+async def test_a_cancelled_append_completes_or_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    pwritev, may_write = os.pwritev, threading.Event()
+
+    def write_later(*args: Any) -> int:
+        may_write.wait()
+        return pwritev(*args)
+
+    monkeypatch.setattr(os, "pwritev", write_later)
+    async with await open_positional(path, "a") as file:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.append, b"first")
+            nursery.start_soon(file.append, b"second")  # waits for its turn
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+            may_write.set()
+        assert path.read_bytes() in (b"first", b"second")
+
+
+async def test_an_append_that_was_short_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    pwritev = os.pwritev
+    between = b""
+
+    def write_three_bytes(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        count = pwritev(fd, [bytes(buffers[0])[:3]], offset, flags)
+        if between:
+            with path.open("ab") as other:
+                other.write(between)
+        return count
+
+    monkeypatch.setattr(os, "pwritev", write_three_bytes)
+    async with await open_positional(path, "a") as file:
+        assert await file.append(b"0123456789") == 0
+        assert path.read_bytes() == b"0123456789"
+        between = b"other"
+        with pytest.raises(OSError, match="somebody else appended") as caught:
+            await file.append(b"abcdef")
+        assert caught.value.errno == errno.EIO
+
+
+# --- Many reads in one call -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nowait", [True, False])
+async def test_many_reads_in_one_call(tmp_path: Path, nowait: bool) -> None:
+    data = os.urandom(2 << 20)
+    (tmp_path / "file").write_bytes(data)
+
+    async def test() -> None:
+        async with await open_positional(tmp_path / "file") as file:
+            file._nowait_read = nowait
+            for parts in (
+                [(4096, 4096 * number) for number in range(64)],
+                [(4096, 4096 * number) for number in range(400, 0, -1)],
+                [(1, number) for number in range(1000)],
+                [(300_000, 5), (10, 0), (300_000, 1_000_000), (5, 5)],
+                [(200_000, 0)] * 5,
+                [(10, len(data) - 5), (10, len(data)), (10, len(data) + 10), (0, 0)],
+                [],
+            ):
+                with assert_checkpoints():
+                    found = await file.read_many_at(parts)
+                assert found == [data[offset : offset + size] for size, offset in parts]
+
+    await in_both_ways(test)
+
+
+async def test_what_is_not_cached_is_read_by_the_ring(tmp_path: Path) -> None:
+    data = os.urandom(100 * 4096)
+    (tmp_path / "file").write_bytes(data)
+    parts = [(4096, 4096 * number) for number in range(0, 100, 7)]
+    async with await open_positional(tmp_path / "file") as file:
+        await file.fsync()
+        await file.advise(0, 0, os.POSIX_FADV_RANDOM)
+        await file.advise(0, 0, os.POSIX_FADV_DONTNEED)
+        found = await file.read_many_at(parts)
+        assert found == [data[offset : offset + size] for size, offset in parts]
+        before = current_files().routes()["inline"]
+        assert await file.read_many_at(iter(parts)) == found
+        assert current_files().routes()["inline"] == before + len(parts)
+
+
+async def test_wrong_parts_and_errors_of_many_reads(tmp_path: Path) -> None:
+    async with await open_positional(tmp_path) as directory:
+        with pytest.raises(IsADirectoryError):
+            await directory.read_many_at([(1, 0)])
+        for part in ((-1, 0), (1, -1), (1 << 31, 0)):
+            with pytest.raises(ValueError, match="no size and offset"):
+                await directory.read_many_at([part])
+        with pytest.raises(OverflowError):
+            await directory.read_many_at([(1, 1 << 63)])
+
+
+# --- Leases ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nowait", [True, False])
+async def test_a_lease_is_read_into_and_written_from(tmp_path: Path, nowait: bool) -> None:
+    path = tmp_path / "file"
+
+    async def test() -> None:
+        with RegisteredBuffers(2, 4096) as buffers:
+            async with await open_positional(path, "w+") as file:
+                file._nowait_read = file._nowait_write = nowait
+                with await buffers.lease() as lease, await buffers.lease() as other:
+                    lease.memory[:] = b"l" * 4096
+                    assert await file.write_at(lease, 0) == 4096
+                    await file.write_all_at(lease, 4096, dsync=True)
+                    lease.memory[:5] = b"first"
+                    await file.write_all_at(lease, 0)
+                    assert await file.read_into_at(other, 0) == 4096
+                    assert other.memory == lease.memory
+                    assert await file.read_into_at(other, 4096) == 4096
+                    assert other.memory == b"l" * 4096
+                with pytest.raises(RuntimeError, match="given back"):
+                    await file.read_into_at(lease, 0)
+                with pytest.raises(RuntimeError, match="given back"):
+                    await file.write_at(lease, 0)
+
+    await in_both_ways(test)
+    completed = current_manager().statistics().completed
+    assert completed.get("READ_FIXED", 0) == (0 if nowait else 2)
+    assert nowait or completed["WRITE_FIXED"] == 2

@@ -94,7 +94,7 @@ async def test_what_counts_as_a_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     async with (
         await trio.open_file(path, "wb") as opened,
-        await trio_uring.open_positional(path, os.O_RDWR) as positional,
+        await trio_uring.open_positional(path, "r+") as positional,
     ):
         for each in (opened, positional, opened.fileno()):
             with connected("UNIX") as (client, source):

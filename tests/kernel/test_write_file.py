@@ -103,8 +103,8 @@ async def test_permissions_are_less_the_umask(tmp_path: Path) -> None:
     umask = os.umask(0o027)
     try:
         await write_file(tmp_path / "default", b"")
-        await write_file(tmp_path / "all", b"", 0o777)
-        await write_file(tmp_path / "all", b"", 0o600)  # it exists
+        await write_file(tmp_path / "all", b"", permissions=0o777)
+        await write_file(tmp_path / "all", b"", permissions=0o600)  # it exists
     finally:
         os.umask(umask)
     assert stat.S_IMODE((tmp_path / "default").stat().st_mode) == 0o640
@@ -280,7 +280,8 @@ def written_in_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     async def main() -> None:
         data = os.urandom(10_000)
         for sync in (False, True):
-            assert await write_file(tmp_path / "file", data, 0o600, sync=sync) == len(data)
+            written = await write_file(tmp_path / "file", data, permissions=0o600, sync=sync)
+            assert written == len(data)
             assert (tmp_path / "file").read_bytes() == data
         with pytest.raises(FileNotFoundError) as caught:
             await write_file(tmp_path / "missing" / "file", data)

@@ -172,7 +172,7 @@ async def ahead(listener: trio.SocketListener, stream: trio.SSLStream[trio.Socke
 
 
 async def files(path: Path) -> None:
-    async with await trio_uring.open_positional(path, os.O_RDWR | os.O_CREAT, 0o600) as file:
+    async with await trio_uring.open_positional(path, "r+", permissions=0o600) as file:
         assert_type(file, PositionalFile)
         assert_type(file.fileno(), int)
         assert_type(file.closed, bool)
@@ -184,10 +184,32 @@ async def files(path: Path) -> None:
         await file.fsync()
         await file.fdatasync()
         await file.fallocate(0, 10)
+        await file.fallocate(0, 10, mode=trio_uring.FallocateMode.PUNCH_HOLE)
+        await file.sync_file_range(0, 10, wait=False)
+        assert_type(await file.read_exactly_at(10, 0), bytes)
+        assert_type(await file.read_many_at([(10, 0), (10, 10)]), "list[bytes]")
+        assert_type(await file.append(b"", dsync=True), int)
+        assert_type(await file.size(), int)
+        assert_type(await file.stat(), os.stat_result)
+        assert_type(await file.seek_data(0), "int | None")
+        assert_type(await file.seek_hole(0), "int | None")
+        assert_type(await file.copy_range(0, file, 100, 10), int)
+        assert_type(await file.try_lock(0, 10, shared=True), bool)
+        await file.write_all_at(b"", 0, dsync=True)
+        await file.lock()
+        await file.unlock()
+        async with file.locked(10):
+            pass
+        assert_type(file.dup(), PositionalFile)
+    async with await trio_uring.open_direct(path, "r+", flags=os.O_DSYNC) as direct:
+        assert_type(direct.dup(), trio_uring.DirectFile)
+        assert_type(await direct.read_at(4096, 0), bytes)
         await file.truncate(0)
         await file.advise(0, 0, 4)
     as_resource: trio.abc.AsyncResource = await trio_uring.open_positional(b"name")
-    assert_type(await trio_uring.write_file(path, bytearray(10), 0o600, sync=True), int)
+    assert_type(
+        await trio_uring.write_file(path, bytearray(10), "x", permissions=0o600, sync=True), int
+    )
     assert_type(await trio_uring.write_file(b"name", b"data"), int)
     await as_resource.aclose()
 

@@ -8,6 +8,7 @@ from ._hooks import (
     file_getattr as file_getattr,
     run_sync as run_sync,
 )
+from ._open_fd import FallocateMode as FallocateMode
 from ._positional import PositionalFile as PositionalFile, open_positional as open_positional
 from ._registered_buffers import (
     BufferLease as BufferLease,

@@ -24,35 +24,28 @@ from trio_uring._operations._operation import address_of_buffer
 from trio_uring._trio_private import is_cancelled
 
 from ._bridge import current_files
+from ._modes import flags_of
 from ._open import open_fd
-from ._positional import RWF_DSYNC, PositionalFile
-from ._registered_buffers import BufferLease
+from ._positional import PositionalFile
+from ._read_many import read_many
+from ._spare_buffers import SPARE_SIZE, spare_buffers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from typing_extensions import Buffer
+    from typing_extensions import Buffer, Self
 
-    from trio_uring._operations import Operation
+    from ._registered_buffers import BufferLease
 
-_FLAGS: Final = {
-    "r": os.O_RDONLY,
-    "r+": os.O_RDWR,
-    "w": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
-    "w+": os.O_RDWR | os.O_CREAT | os.O_TRUNC,
-    "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
-    "x+": os.O_RDWR | os.O_CREAT | os.O_EXCL,
-}
-# The permissions of a new file, before the umask is applied. The same as for `open`.
-_MODE: Final = 0o666
 _O_DIRECT: Final = getattr(os, "O_DIRECT", 0)
-_O_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
 
 
 async def open_direct(
-    path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    file: str | bytes | os.PathLike[str] | os.PathLike[bytes],
     mode: str = "r",
     *,
+    permissions: int = 0o666,
+    flags: int = 0,
     block_size: int | None = None,
 ) -> DirectFile:
     """Open a file for direct I/O: positional reads and writes without the page cache.
@@ -64,9 +57,10 @@ async def open_direct(
     Works in every run. In a run without a ring, the file's methods use threads.
 
     Args:
-      path: The path of a regular file or a block device.
-      mode: ``"r"``, ``"w"`` (truncates or creates the file) or ``"x"`` (creates it), with ``"+"``
-        for both reading and writing. The file is always binary.
+      file: The path of a regular file or a block device.
+      mode: As for `open_positional`.
+      permissions: As for `open_positional`.
+      flags: As for `open_positional`.
       block_size: What offsets, sizes and addresses must be multiples of: a power of two, in bytes.
         Needed only if the system doesn't report it. The error then asks for it.
 
@@ -76,21 +70,20 @@ async def open_direct(
     Raises:
       OSError: as `os.open`. ``EOPNOTSUPP`` if the file doesn't support direct I/O, or doesn't
         report its alignment, as on tmpfs and on network file systems.
-      ValueError: *mode* or *block_size* is not valid.
+      TypeError: *mode* is not a string.
+      ValueError: *mode*, *flags* or *block_size* is not valid.
 
     A checkpoint. If cancelled before it begins, nothing happens. Once begun, it completes.
 
     Source: open(2), statx(2), io_uring_prep_openat(3).
     """
-    if mode.replace("b", "", 1) not in _FLAGS:
-        raise ValueError(f"mode must be one of {', '.join(_FLAGS)}, not {mode!r}")
+    all_flags = flags_of(mode, flags) | _O_DIRECT
     if block_size is not None and (block_size < 1 or block_size & (block_size - 1)):
         raise ValueError(f"block_size must be a power of two, not {block_size}")
-    name = os.fspath(path)
-    flags = _FLAGS[mode.replace("b", "", 1)] | _O_DIRECT | _O_CLOEXEC
+    name = os.fspath(file)
     await checkpoint_if_cancelled()
     try:
-        fd = await _open(name, flags)
+        fd = await _open(name, all_flags, permissions)
     except OSError as exc:
         if exc.errno != errno.EINVAL:
             raise
@@ -106,29 +99,44 @@ async def open_direct(
 class DirectFile(PositionalFile):
     """A file opened for direct I/O, made by `open_direct`.
 
-    It is a `PositionalFile` with two differences. Offsets and sizes must be multiples of
+    It is a `PositionalFile` with one difference. Offsets and sizes must be multiples of
     *block_size*, and addresses of *memory_alignment*, both in bytes. Otherwise a `ValueError` says
-    which of them is wrong. Reads and writes also accept a `BufferLease`. If its `RegisteredBuffers`
-    are registered with the run's ring, they use the registered buffer.
+    which of them is wrong. A `BufferLease` is aligned, and a slice of its memory may be.
 
     The end of a file need not be aligned. A read there returns fewer bytes. To write such an end,
     write a whole block, then call `PositionalFile.truncate`.
+
+    A write returns when the device has the data. The device may still hold it in a cache of its
+    own: `PositionalFile.fdatasync` flushes that cache, and stores the file's new size. So does a
+    write with *dsync*.
     """
 
-    def __init__(self, fd: int, name: str | bytes, memory_alignment: int, block_size: int) -> None:
-        super().__init__(fd, name)
-        self.memory_alignment = memory_alignment
-        self.block_size = block_size
+    def __init__(
+        self,
+        fd: int,
+        name: str | bytes | int | None,
+        memory_alignment: int,
+        block_size: int,
+        *,
+        closefd: bool = True,
+    ) -> None:
+        super().__init__(fd, name, closefd=closefd)
+        self.memory_alignment: int = memory_alignment
+        self.block_size: int = block_size
+        self._unit = block_size
+        self._nowait_read = self._nowait_write = False
 
-    def __repr__(self) -> str:
-        return f"<trio_uring.DirectFile {self.name!r}, {'closed' if self.closed else self._fd}>"
+    def _with_fd(self, fd: int) -> Self:
+        return type(self)(fd, self.name, self.memory_alignment, self.block_size)
 
     # ---- Reading and writing ---------------------------------------------------------------
 
+    @enable_ki_protection
     async def read_at(self, size: int, offset: int, /) -> bytes:
         """Read *size* bytes, starting *offset* bytes from the beginning of the file.
 
-        The bytes are read into aligned memory, then copied. `read_into_at` doesn't copy.
+        The bytes are read into aligned memory, then copied. `PositionalFile.read_into_at` doesn't
+        copy.
 
         Args:
           size: In bytes, a multiple of *block_size*.
@@ -142,134 +150,107 @@ class DirectFile(PositionalFile):
           ValueError: *size* or *offset* is negative, or not a multiple of *block_size*.
           trio.ClosedResourceError: the file is closed.
 
-        Source: io_uring_prep_read(3), preadv2(2).
+        Source: io_uring_prep_read_fixed(3), preadv2(2).
         """
         if size < 0:
             raise ValueError("size must be 0 or more")
+        if size <= SPARE_SIZE:
+            spare = spare_buffers()
+            lease = spare.take()
+            try:
+                count = await self._read_once(lease.memory[:size], offset, lease)
+                return bytes(lease.memory[:count])
+            finally:
+                spare.put_back(lease)
         # Anonymous mappings are aligned to a page.
-        with mmap.mmap(-1, size or 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-            with memoryview(memory) as whole, whole[:size] as buffer:
-                count = await self._read([buffer], offset)
+        with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+            with memoryview(memory) as buffer:
+                count = await self._read_once(buffer, offset)
             return memory[:count]
 
-    async def read_into_at(self, buffer: Buffer | BufferLease, offset: int, /) -> int:
-        """Read into *buffer*, starting *offset* bytes from the beginning of the file.
+    async def _read_many(self, fd: int, parts: Sequence[tuple[int, int]]) -> list[bytes]:
+        for size, offset in parts:
+            self._check_multiples(offset, size)
+        return await read_many(
+            fd, parts, nowait=False, in_worker=self._has_server, buffers_for=self._aligned_buffers
+        )
 
-        Args:
-          buffer: A lease, which is used as a whole, or aligned writable memory, such as a slice of
-            a lease's memory.
-          offset: In bytes, a multiple of *block_size*.
+    def _aligned_buffers(self, parts: Sequence[tuple[int, int]]) -> Sequence[memoryview]:
+        """Return memory for each part; all of it in one mapping, which ends with the last."""
+        starts = [0]
+        for size, _ in parts:
+            starts.append(starts[-1] + -(-size // self.memory_alignment) * self.memory_alignment)
+        memory = mmap.mmap(-1, starts[-1] or 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        whole = memoryview(memory)
+        return [
+            whole[start : start + size] for start, (size, _) in zip(starts, parts, strict=False)
+        ]
 
-        Returns:
-          The number of bytes read: less than the size of *buffer* only at the end of the file.
-
-        Raises:
-          OSError: as `os.preadv`.
-          ValueError: *offset*, *buffer*'s size or its address are not aligned.
-          RuntimeError: the lease was released.
-          trio.ClosedResourceError: the file is closed.
-
-        If cancelled after it began, it completes, and *buffer* is written to.
-
-        Source: io_uring_prep_read_fixed(3), preadv2(2).
-        """
-        if isinstance(buffer, BufferLease):
-            return await self._leased(operations.read_fixed, operations.read, buffer, offset)
-        return await self._read([buffer], offset)
-
-    async def write_at(
-        self, data: Buffer | BufferLease, offset: int, /, *, dsync: bool = False
+    async def _read(
+        self, buffers: Sequence[Buffer], offset: int, lease: BufferLease | None = None
     ) -> int:
-        """Write *data*, starting *offset* bytes from the beginning of the file.
-
-        Returns when the device has the data. The device may still hold it in a cache of its own:
-        `PositionalFile.fdatasync` flushes that cache, and stores the file's new size.
-
-        Args:
-          data: A lease, which is used as a whole, or aligned memory, such as a slice of a lease's
-            memory.
-          offset: In bytes, a multiple of *block_size*. The file grows if the data ends beyond its
-            end.
-          dsync: Return only when the data, and the file's size, are stored, as after `fdatasync`.
-
-        Returns:
-          The number of bytes written: less than the size of *data* if the disk is full.
-
-        Raises:
-          OSError: as `os.pwrite`, for example ``ENOSPC`` or ``EIO``.
-          ValueError: *offset*, *data*'s size or its address are not aligned.
-          RuntimeError: the lease was released.
-          trio.ClosedResourceError: the file is closed.
-
-        Source: io_uring_prep_write_fixed(3), pwritev2(2).
-        """
-        if isinstance(data, BufferLease):
-            flags = RWF_DSYNC * dsync
-            return await self._leased(operations.write_fixed, operations.write, data, offset, flags)
-        return await self._write([data], offset, dsync)
-
-    @enable_ki_protection
-    async def _leased(
-        self,
-        fixed: Callable[[int, Buffer, int, int], Operation[int]],
-        plain: Callable[[int, Buffer, int, int], Operation[int]],
-        lease: BufferLease,
-        offset: int,
-        flags: int = 0,
-    ) -> int:
-        memory = lease.memory
-        fd = self._check(offset)
-        if (offset | len(memory)) & (self.block_size - 1):
-            self._explain(offset, len(memory))
-        if is_cancelled(current_task()):
-            await checkpoint_if_cancelled()
-        files = None if self._has_server else current_files()
-        index = lease.pool.index_in(files.manager) if files is not None else -1
-        # A lease keeps its operations, which are all without flags.
-        is_fixed = index >= 0 and not flags
-        operation = lease.operation(fixed, fd, offset, index) if is_fixed else None
-        lease.users += 1
-        try:
-            if files is None:
-                call = os.preadv if fixed is operations.read_fixed else os.pwritev
-                return await self._in_thread(call, fd, [memory], offset, flags)
-            return await self._perform(files, operation or plain(fd, memory, offset, flags))
-        finally:
-            lease.users -= 1
-
-    async def _read(self, buffers: Sequence[Buffer], offset: int) -> int:
-        return await self._direct(operations.readv, os.preadv, buffers, offset)
-
-    async def _write(self, buffers: Sequence[Buffer], offset: int, dsync: bool) -> int:  # noqa: FBT001
-        flags = RWF_DSYNC * dsync
-        return await self._direct(operations.writev, os.pwritev, buffers, offset, flags)
-
-    @enable_ki_protection
-    async def _direct(
-        self,
-        operation: Callable[[int, Sequence[Buffer], int, int], Operation[int]],
-        call: Callable[[int, Sequence[Buffer], int, int], int],
-        buffers: Sequence[Buffer],
-        offset: int,
-        flags: int = 0,
-    ) -> int:
-        if is_cancelled(current_task()):
-            await checkpoint_if_cancelled()
-        fd = self._check(offset)
+        if len(buffers) == 1:
+            return await self._read_once(buffers[0], offset, lease)
         for buffer in buffers:
             self._check_aligned(buffer, offset)
+        return await super()._read(buffers, offset)
+
+    @enable_ki_protection
+    async def _read_once(
+        self, buffer: Buffer, offset: int, lease: BufferLease | None = None
+    ) -> int:
+        """Read into *buffer*, which is *lease*'s memory or the beginning of it."""
+        if is_cancelled(current_task()):
+            await checkpoint_if_cancelled()
+        fd = self._check(offset)
         files = current_files()
-        if files is None or self._has_server:
-            return await self._in_thread(call, fd, buffers, offset, flags)
-        return await self._perform(files, operation(fd, buffers, offset, flags))
+        operation = None
+        if lease is None:
+            self._check_aligned(buffer, offset)
+        else:
+            size = len(buffer)  # type: ignore[arg-type]  # a memoryview
+            self._check_multiples(offset, size)
+            if files is not None:
+                operation = lease.operation(
+                    operations.read_fixed,
+                    files.manager,
+                    fd,
+                    offset,
+                    size,
+                    in_worker=self._has_server,
+                )
+        if files is None:
+            return await self._in_thread(os.preadv, fd, [buffer], offset)
+        if operation is None:
+            operation = operations.read(
+                fd, buffer, offset, cancellable=False, in_worker=self._has_server
+            )
+        return await self._perform(files, operation)
+
+    async def _write(
+        self,
+        buffers: Sequence[Buffer],
+        offset: int,
+        dsync: bool,  # noqa: FBT001 (write_at's)
+        lease: BufferLease | None = None,
+        fd: int | None = None,
+    ) -> int:
+        if lease is not None:
+            self._check_multiples(offset, len(lease.memory))
+        else:
+            for buffer in buffers:
+                self._check_aligned(buffer, offset)
+        return await super()._write(buffers, offset, dsync, lease, fd)
+
+    def _writes_in_worker(self, size: int, flags: int) -> bool:
+        return self._has_server  # the kernel begins direct writes without waiting
 
     # ---- Alignment -------------------------------------------------------------------------
 
     def _check_aligned(self, buffer: Buffer, offset: int) -> None:
         with memoryview(buffer) as view:
             size = view.nbytes
-        if (offset | size) & (self.block_size - 1):
-            self._explain(offset, size)
+        self._check_multiples(offset, size)
         address = address_of_buffer(buffer)
         if size and address % self.memory_alignment:
             raise ValueError(
@@ -278,7 +259,9 @@ class DirectFile(PositionalFile):
                 "from trio_uring.RegisteredBuffers or mmap, which begin at a page"
             )
 
-    def _explain(self, offset: int, size: int) -> None:
+    def _check_multiples(self, offset: int, size: int) -> None:
+        if not (offset | size) & (self.block_size - 1):
+            return
         name, value = ("offset", offset) if offset % self.block_size else ("size", size)
         raise ValueError(
             f"the {name}, {value}, is not a multiple of {self.block_size}, "
@@ -289,12 +272,12 @@ class DirectFile(PositionalFile):
 # ---- Opening -------------------------------------------------------------------------------
 
 
-async def _open(name: str | bytes, flags: int) -> int:
+async def _open(name: str | bytes, flags: int, permissions: int) -> int:
     manager = current_ring("files")
     if manager is None:
-        return await trio.to_thread.run_sync(os.open, name, flags, _MODE)
+        return await trio.to_thread.run_sync(os.open, name, flags, permissions)
     sys.audit("open", name, None, flags)
-    return await open_fd(manager, name, flags, _MODE)
+    return await open_fd(manager, name, flags, permissions)
 
 
 async def _alignment(fd: int, name: str | bytes) -> tuple[int, int]:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import trio
 from trio.lowlevel import (
-    ParkingLot,
     cancel_shielded_checkpoint,
     checkpoint_if_cancelled,
     current_task,
@@ -22,103 +20,115 @@ from trio.lowlevel import (
 )
 
 from trio_uring import _operations as operations
-from trio_uring._engine._file_systems import FileSystem, file_system_of
-from trio_uring._errors import UnsupportedOpcodeError
+from trio_uring._operations._operation import IO_MAX
 from trio_uring._trio_private import at_cancel_point
 
 from ._bridge import INLINE_MAX, current_files
+from ._modes import flags_of
 from ._open import open_fd
+from ._open_fd import OpenFd, fdatasync
 from ._raw import IN_WORKER_MIN
-
-if sys.platform != "win32":
-    import fcntl
+from ._read_many import read_many
+from ._registered_buffers import BufferLease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from typing_extensions import Buffer
 
-    from trio_uring._operations import Operation
-
     from ._bridge import FilesRun
-
-T = TypeVar("T")
 
 _RWF_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 8)
 RWF_DSYNC: Final = getattr(os, "RWF_DSYNC", 2)
-_CLOSED: Final = -1
+
+# In bytes. The most that one of several reads reads: its memory is reserved first.
+_PART_MAX: Final = 1 << 30
+
+# For pwritev2(2): append, and move the position behind the data.
+_RWF_APPEND: Final = getattr(os, "RWF_APPEND", 16)
+_POSITION: Final = -1
 
 
 async def open_positional(
-    path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
-    flags: int = os.O_RDONLY,
-    mode: int = 0o666,
+    file: str | bytes | os.PathLike[str] | os.PathLike[bytes] | int,
+    mode: str = "r",
+    *,
+    permissions: int = 0o666,
+    flags: int = 0,
+    closefd: bool = True,
 ) -> PositionalFile:
     """Open a file for positional reads and writes, by any number of tasks at once.
 
     Works in every run. In a run without a ring, the file's methods use threads.
 
     Args:
-      path: The path of a regular file or a block device.
-      flags: As for `os.open`: `os.O_RDWR` ``|`` `os.O_CREAT`, ... Child processes do not inherit
-        the file.
-      mode: The permissions of a file that is created, before the umask is applied.
+      file: The path of a regular file or a block device; or the fd of an open one, for which
+        *mode*, *permissions* and *flags* have no effect.
+      mode: As for `open`: ``"r"``, ``"w"`` (creates or truncates the file), ``"x"`` (creates it) or
+        ``"a"`` (appends), with ``"+"`` for both reading and writing. The file is always binary.
+      permissions: Of a file that is created, before the umask is applied.
+      flags: More flags for `os.open`: `os.O_DSYNC`, `os.O_NOFOLLOW`, ... ``"r+"`` with `os.O_CREAT`
+        creates the file if it does not exist, and does not truncate it. Child processes do not
+        inherit the file.
+      closefd: False if *file* is an fd which `PositionalFile.aclose` shall not close.
 
     Returns:
       The open file. Close it with ``async with`` or `PositionalFile.aclose`.
 
     Raises:
-      OSError: as `os.open`, with its ``filename``.
+      OSError: as `os.open`, with its ``filename``; ``EBADF`` for an fd that is not open.
+      TypeError: *mode* is not a string.
+      ValueError: *mode* is none of these, or *flags* contradict it; *closefd* is False for a path.
 
     A checkpoint. If cancelled before it begins, nothing happens. Once begun, it completes.
 
     Source: io_uring_prep_openat(3), open(2).
     """
-    flags |= getattr(os, "O_CLOEXEC", 0)
-    name = os.fspath(path)
+    all_flags = flags_of(mode, flags)
+    if isinstance(file, int):
+        await trio.lowlevel.checkpoint()
+        return PositionalFile(file, closefd=closefd)
+    if not closefd:
+        raise ValueError("closefd must be True for a path: nobody else would close the file")
+    name = os.fspath(file)
     files = current_files()
     if files is None:
-        fd = await trio.to_thread.run_sync(os.open, name, flags, mode)
+        fd = await trio.to_thread.run_sync(os.open, name, all_flags, permissions)
     else:
         await checkpoint_if_cancelled()
-        sys.audit("open", name, None, flags)
-        fd = await open_fd(files.manager, name, flags, mode)
+        sys.audit("open", name, None, all_flags)
+        fd = await open_fd(files.manager, name, all_flags, permissions)
     return PositionalFile(fd, name)
 
 
-class PositionalFile(trio.abc.AsyncResource):
+class PositionalFile(OpenFd):
     """An open file without a position, made by `open_positional`.
 
     All methods may be called by any number of tasks at once. Each async method is a checkpoint. If
-    cancelled before it begins, nothing happens. Once begun, it completes: reads and writes of files
-    are not interrupted. A buffer must not be resized while it is read into.
+    cancelled before it begins, nothing happens. Once begun, it completes, unless it says otherwise:
+    reads and writes of files are not interrupted. A buffer must not be resized while it is read
+    into.
+
+    Where a method takes a buffer, it also takes a `BufferLease`, which is used as a whole. If its
+    `RegisteredBuffers` are registered with the run's ring, the kernel need not map the memory.
 
     Args:
       fd: An open file descriptor. The object owns it, and closes it.
-      name: The value of the ``name`` attribute.
+      name: The value of the ``name`` attribute; the fd by default.
+      closefd: Whether `aclose` closes the fd.
     """
 
-    def __init__(self, fd: int, name: str | bytes | int) -> None:
-        self.name = name
-        self._fd = fd
-        self._users = 0
-        self._waiters = ParkingLot()
-        self._has_server = file_system_of(fd) is FileSystem.SERVER
+    # What offsets and sizes are multiples of.
+    _unit = 1
+
+    def __init__(
+        self, fd: int, name: str | bytes | int | None = None, *, closefd: bool = True
+    ) -> None:
+        super().__init__(fd, name, closefd=closefd)
+        # Whether to try first without waiting. Not a write to an appending file: it could be short,
+        # and another process could append to the file before the rest is written.
         self._nowait_read = not self._has_server
-        self._nowait_write: bool | None = False if self._has_server else None  # not known yet
-        self._written = 0
-
-    def __repr__(self) -> str:
-        return f"<trio_uring.PositionalFile {self.name!r}, {'closed' if self.closed else self._fd}>"
-
-    def fileno(self) -> int:
-        """Return the file descriptor, which the object still owns; -1 after `aclose`."""
-        return self._fd
-
-    @property
-    def closed(self) -> bool:
-        """Whether `aclose` has begun."""
-        return self._fd == _CLOSED
+        self._nowait_write = not self._has_server and not self._appends
 
     # ---- Reading ---------------------------------------------------------------------------
 
@@ -145,11 +155,38 @@ class PositionalFile(trio.abc.AsyncResource):
         count = await self.read_into_at(buffer, offset)
         return bytes(buffer) if count == size else bytes(memoryview(buffer)[:count])
 
-    async def read_into_at(self, buffer: Buffer, offset: int, /) -> int:
+    async def read_exactly_at(self, size: int, offset: int, /) -> bytes:
+        """Read exactly *size* bytes, starting *offset* bytes from the beginning of the file.
+
+        Args:
+          size: In bytes, of any number.
+          offset: In bytes, 0 or more.
+
+        Raises:
+          EOFError: the file ends before.
+          OSError: this and other errors are as for `read_at`.
+
+        Source: io_uring_prep_read(3), preadv2(2).
+        """
+        data = await self.read_at(min(size, _PART_MAX), offset)
+        if len(data) == size:
+            return data
+        parts, done = [data], len(data)
+        with trio.CancelScope(shield=True):
+            while done < size:
+                # If the end of the file is not at a multiple of the unit, this is the end.
+                if not parts[-1] or done % self._unit:
+                    raise EOFError(f"{size} bytes wanted, but the file ends after {done} of them")
+                parts.append(await self.read_at(min(size - done, _PART_MAX), offset + done))
+                done += len(parts[-1])
+        return b"".join(parts)
+
+    async def read_into_at(self, buffer: Buffer | BufferLease, offset: int, /) -> int:
         """Read into *buffer*, starting *offset* bytes from the beginning of the file.
 
         Args:
-          buffer: Writable and contiguous. At most 0x7ffff000 bytes of it are used.
+          buffer: A lease, or writable and contiguous memory. At most 0x7ffff000 bytes of it are
+            used.
           offset: In bytes, 0 or more.
 
         Returns:
@@ -158,12 +195,20 @@ class PositionalFile(trio.abc.AsyncResource):
         Raises:
           OSError: as `os.preadv`.
           ValueError: *offset* is negative.
+          RuntimeError: the lease was released.
           trio.ClosedResourceError: the file is closed.
 
         If cancelled after it began, it completes, and *buffer* is written to.
 
-        Source: io_uring_prep_read(3), preadv2(2).
+        Source: io_uring_prep_read(3), io_uring_prep_read_fixed(3), preadv2(2).
         """
+        if isinstance(buffer, BufferLease):
+            memory = buffer.memory
+            buffer.users += 1
+            try:
+                return await self._read([memory], offset, buffer)
+            finally:
+                buffer.users -= 1
         return await self._read([buffer], offset)
 
     async def readv_at(self, buffers: Sequence[Buffer], offset: int, /) -> int:
@@ -182,7 +227,47 @@ class PositionalFile(trio.abc.AsyncResource):
         return await self._read(buffers, offset)
 
     @enable_ki_protection
-    async def _read(self, buffers: Sequence[Buffer], offset: int) -> int:
+    async def read_many_at(self, requests: Iterable[tuple[int, int]], /) -> list[bytes]:
+        """Read many parts of the file, at the same time.
+
+        What is in the page cache is read at once. With 64 parts of 4 KiB, this takes less time than
+        a loop of `os.pread`.
+
+        Args:
+          requests: The size and the offset of each part, in bytes, in this order as for `read_at`.
+            A size is at most 0x7ffff000.
+
+        Returns:
+          The bytes of each part, in the order of *requests*. A part is shorter than its size only
+          at the end of the file.
+
+        Raises:
+          OSError: as `read_at`. If several parts fail, it is the error of the first.
+          ValueError: a size or an offset is negative, or a size is too large.
+          trio.ClosedResourceError: the file is closed.
+
+        Source: preadv2(2), io_uring_prep_read(3).
+        """
+        parts = list(requests)
+        for size, offset in parts:
+            if not 0 <= size <= IO_MAX or offset < 0:
+                raise ValueError(f"({size}, {offset}) is no size and offset of a part of a file")
+        if at_cancel_point(current_task()):
+            await checkpoint_if_cancelled()
+        fd = self._check()
+        self._users += 1
+        try:
+            return await self._read_many(fd, parts)
+        finally:
+            self._leave()
+
+    async def _read_many(self, fd: int, parts: Sequence[tuple[int, int]]) -> list[bytes]:
+        return await read_many(fd, parts, nowait=self._nowait_read, in_worker=self._has_server)
+
+    @enable_ki_protection
+    async def _read(
+        self, buffers: Sequence[Buffer], offset: int, lease: BufferLease | None = None
+    ) -> int:
         if at_cancel_point(current_task()):
             await checkpoint_if_cancelled()
         fd = self._check(offset)
@@ -195,7 +280,8 @@ class PositionalFile(trio.abc.AsyncResource):
                 count = os.preadv(fd, buffers, offset, _RWF_NOWAIT)
                 if count == size or not count or _ends_at(fd, offset + count):
                     files.inline += 1
-                    await cancel_shielded_checkpoint()
+                    if not files.manager.turn_budget.skip_schedule_point():
+                        await cancel_shielded_checkpoint()
                     return count
             except BlockingIOError:
                 pass
@@ -204,11 +290,16 @@ class PositionalFile(trio.abc.AsyncResource):
                     raise
                 self._nowait_read = False
         in_worker = self._has_server or size > IN_WORKER_MIN
-        if len(buffers) == 1:
+        operation = None
+        if lease is not None:
+            operation = lease.operation(
+                operations.read_fixed, files.manager, fd, offset, size, in_worker=in_worker
+            )
+        if operation is None and len(buffers) == 1:
             operation = operations.read(
                 fd, buffers[0], offset, cancellable=False, in_worker=in_worker
             )
-        else:
+        if operation is None:
             operation = operations.readv(
                 fd, buffers, offset, cancellable=False, in_worker=in_worker
             )
@@ -216,13 +307,15 @@ class PositionalFile(trio.abc.AsyncResource):
 
     # ---- Writing ---------------------------------------------------------------------------
 
-    async def write_at(self, data: Buffer, offset: int, /, *, dsync: bool = False) -> int:
+    async def write_at(
+        self, data: Buffer | BufferLease, offset: int, /, *, dsync: bool = False
+    ) -> int:
         """Write *data*, starting *offset* bytes from the beginning of the file.
 
         Args:
-          data: Contiguous. At most 0x7ffff000 bytes of it are written.
+          data: A lease, or contiguous memory. At most 0x7ffff000 bytes of it are written.
           offset: In bytes, 0 or more. The file grows if the data ends beyond its end. If the file
-            was opened with ``O_APPEND``, the data is appended whatever the offset.
+            was opened with ``"a"``, the data is appended whatever the offset.
           dsync: Return only when the data written is on the disk, as after `fdatasync`. What else
             was written to the file is not waited for.
 
@@ -233,11 +326,46 @@ class PositionalFile(trio.abc.AsyncResource):
         Raises:
           OSError: as `os.pwrite`, for example ``ENOSPC``, ``EFBIG`` or ``EIO``.
           ValueError: *offset* is negative.
+          RuntimeError: the lease was released.
           trio.ClosedResourceError: the file is closed.
+
+        Source: io_uring_prep_write(3), io_uring_prep_write_fixed(3), pwritev2(2).
+        """
+        if isinstance(data, BufferLease):
+            memory = data.memory
+            data.users += 1
+            try:
+                return await self._write([memory], offset, dsync, data)
+            finally:
+                data.users -= 1
+        return await self._write([data], offset, dsync)
+
+    @enable_ki_protection
+    async def write_all_at(
+        self, data: Buffer | BufferLease, offset: int, /, *, dsync: bool = False
+    ) -> None:
+        """Write all of *data*, starting *offset* bytes from the beginning of the file.
+
+        Args:
+          data: As for `write_at`, of any size.
+          offset: As for `write_at`.
+          dsync: As for `write_at`.
+
+        Raises:
+          OSError: as `write_at`; also if only a part could be written, which then is in the file.
 
         Source: io_uring_prep_write(3), pwritev2(2).
         """
-        return await self._write([data], offset, dsync)
+        fd = self._check(offset)
+        self._users += 1
+        try:
+            done = await self.write_at(data, offset, dsync=dsync)
+            memory = data.memory if isinstance(data, BufferLease) else data
+            with memoryview(memory).cast("B") as view, trio.CancelScope(shield=True):
+                while done < view.nbytes:
+                    done += await self._write([view[done:]], offset + done, dsync, fd=fd)
+        finally:
+            self._leave()
 
     async def writev_at(
         self, buffers: Sequence[Buffer], offset: int, /, *, dsync: bool = False
@@ -257,17 +385,63 @@ class PositionalFile(trio.abc.AsyncResource):
         return await self._write(buffers, offset, dsync)
 
     @enable_ki_protection
-    async def _write(self, buffers: Sequence[Buffer], offset: int, dsync: bool) -> int:  # noqa: FBT001
+    async def append(self, data: Buffer, /, *, dsync: bool = False) -> int:
+        """Append *data* to the file, and return the offset at which it begins.
+
+        Other programs and tasks may append to the file at the same time. The kernel's operation
+        does not report the offset, so this uses a thread. The calls of one object and its
+        duplicates wait for each other, in FIFO order. To learn the offset, it moves the position of
+        the file, which nobody else may use meanwhile.
+
+        Args:
+          data: Contiguous, of any size.
+          dsync: Return only when the data is on the disk, as after `fdatasync`.
+
+        Returns:
+          The offset of the first byte of *data* in the file, in bytes.
+
+        Raises:
+          OSError: as `write_at`; also if only a part could be written, which then is at the end of
+            the file. ``EIO`` if somebody else appended to the file before the rest was written.
+          trio.ClosedResourceError: the file is closed.
+
+        Source: pwritev2(2), ``RWF_APPEND``.
+        """
+        with memoryview(data).cast("B") as view:
+            fd = self._check()
+            self._users += 1
+            try:
+                async with self._position:
+                    start = await self._in_thread(_append, fd, view)
+                self._written += view.nbytes
+                if dsync:
+                    with trio.CancelScope(shield=True):
+                        await self._call(fdatasync, os.fdatasync, fd=fd)
+            finally:
+                self._leave()
+            return start
+
+    @enable_ki_protection
+    async def _write(
+        self,
+        buffers: Sequence[Buffer],
+        offset: int,
+        dsync: bool,  # noqa: FBT001 (write_at's)
+        lease: BufferLease | None = None,
+        fd: int | None = None,
+    ) -> int:
+        """Write *buffers*. *fd* is for the rest of a call, which goes on while the file closes."""
         if at_cancel_point(current_task()):
             await checkpoint_if_cancelled()
-        fd = self._check(offset)
+        if fd is None:
+            fd = self._check(offset)
         files = current_files()
         if files is None:
             return await self._in_thread(os.pwritev, fd, buffers, offset, RWF_DSYNC * dsync)
         size = _size(buffers)
         self._written += size
         done = 0
-        if size <= INLINE_MAX and not dsync and self._may_write_at_once(fd):
+        if size <= INLINE_MAX and not dsync and self._nowait_write:
             try:
                 done = os.pwritev(fd, buffers, offset, _RWF_NOWAIT)
             except BlockingIOError:
@@ -278,10 +452,12 @@ class PositionalFile(trio.abc.AsyncResource):
                 self._nowait_write = False
             if done == size:
                 files.inline += 1
-                await cancel_shielded_checkpoint()
+                if not files.manager.turn_budget.skip_schedule_point():
+                    await cancel_shielded_checkpoint()
                 return done
         if not done:
-            return await self._write_on_ring(files, fd, buffers, offset, RWF_DSYNC * dsync)
+            flags = RWF_DSYNC * dsync
+            return await self._write_on_ring(files, fd, buffers, offset, flags, lease)
         try:
             with trio.CancelScope(shield=True):
                 rest = _rest_of(buffers, done)
@@ -290,27 +466,27 @@ class PositionalFile(trio.abc.AsyncResource):
             pass  # report what was written; the next write gets the error again
         return done
 
-    def _may_write_at_once(self, fd: int) -> bool:
-        """Return whether to try a non-blocking write first.
-
-        Not for an appending file: the write could be short, and another process could append to the
-        file before the rest is written.
-        """
-        if self._nowait_write is None:
-            self._nowait_write = not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
-        return self._nowait_write
-
     async def _write_on_ring(
-        self, files: FilesRun, fd: int, buffers: Sequence[Buffer], offset: int, flags: int = 0
+        self,
+        files: FilesRun,
+        fd: int,
+        buffers: Sequence[Buffer],
+        offset: int,
+        flags: int = 0,
+        lease: BufferLease | None = None,
     ) -> int:
-        # Appending writes too, as the kernel would try a non-blocking write first. With RWF_DSYNC,
-        # such a write would wait for the disk in the event loop.
-        in_worker = bool(flags) or not self._nowait_write or _size(buffers) > IN_WORKER_MIN
-        if len(buffers) == 1:
+        size = _size(buffers)
+        in_worker = self._writes_in_worker(size, flags)
+        operation = None
+        if lease is not None and not flags:  # a lease keeps its operation, which has no flags
+            operation = lease.operation(
+                operations.write_fixed, files.manager, fd, offset, size, in_worker=in_worker
+            )
+        if operation is None and len(buffers) == 1:
             operation = operations.write(
                 fd, buffers[0], offset, flags, cancellable=False, in_worker=in_worker
             )
-        else:
+        if operation is None:
             operation = operations.writev(
                 fd, buffers, offset, flags, cancellable=False, in_worker=in_worker
             )
@@ -322,146 +498,10 @@ class PositionalFile(trio.abc.AsyncResource):
         # SIGXFSZ is delivered to the kernel worker, and lost. A thread's is not.
         return await self._in_thread(os.pwritev, fd, buffers, offset, flags)
 
-    # ---- Other operations ------------------------------------------------------------------
-
-    async def fsync(self) -> None:
-        """Write the file's data and metadata to the disk, and wait until they are there.
-
-        Raises:
-          OSError: as `os.fsync`: ``EIO``, ``ENOSPC``, ``EDQUOT``. It is not known which data were
-            lost, and the next call may succeed nevertheless.
-          trio.ClosedResourceError: the file is closed.
-
-        Source: io_uring_prep_fsync(3), fsync(2).
-        """
-        await self._call(operations.fsync, os.fsync)
-
-    async def fdatasync(self) -> None:
-        """Write the file's data, and the metadata needed to read it back, to the disk.
-
-        Raises:
-          OSError: as `fsync`.
-          trio.ClosedResourceError: the file is closed.
-
-        Source: io_uring_prep_fsync(3), fdatasync(2).
-        """
-        await self._call(partial(operations.fsync, data_only=True), os.fdatasync)
-
-    async def fallocate(self, offset: int, size: int, /) -> None:
-        """Reserve disk space for *size* bytes at *offset*. The file grows if it is shorter.
-
-        Raises:
-          OSError: as `os.posix_fallocate`: ``ENOSPC``, ``EFBIG``, ``EINVAL``, ``EOPNOTSUPP``.
-          trio.ClosedResourceError: the file is closed.
-
-        Source: io_uring_prep_fallocate(3), fallocate(2).
-        """
-        await self._call(operations.fallocate, os.posix_fallocate, offset, size)
-
-    async def truncate(self, size: int, /) -> None:
-        """Make the file *size* bytes long: cut it, or extend it with zeros.
-
-        Raises:
-          OSError: as `os.ftruncate`.
-          trio.ClosedResourceError: the file is closed.
-
-        Source: io_uring_prep_ftruncate(3), ftruncate(2).
-        """
-        await self._call(operations.ftruncate, os.ftruncate, size)
-
-    async def advise(self, offset: int, size: int, advice: int, /) -> None:
-        """Tell the kernel how a part of the file will be used.
-
-        Args:
-          offset: Where the part begins, in bytes.
-          size: In bytes; 0 for all that follows *offset*.
-          advice: `os.POSIX_FADV_WILLNEED`, `os.POSIX_FADV_RANDOM`, ...
-
-        Raises:
-          OSError: as `os.posix_fadvise`.
-          trio.ClosedResourceError: the file is closed.
-
-        Source: io_uring_prep_fadvise64(3), posix_fadvise(2).
-        """
-        await self._call(operations.fadvise, os.posix_fadvise, offset, size, advice)
-
-    @enable_ki_protection
-    async def aclose(self) -> None:
-        """Wait for the calls that other tasks have begun, and close the file.
-
-        Calls that begin later raise `trio.ClosedResourceError`. If cancelled, the file is closed
-        nevertheless.
-
-        Raises:
-          OSError: ``EIO``, ``ENOSPC``, ``EDQUOT``, from file systems that write data when a file is
-            closed.
-
-        Source: close(2).
-        """
-        fd, self._fd = self._fd, _CLOSED
-        if fd != _CLOSED:
-            with trio.CancelScope(shield=True):
-                if self._users:
-                    await self._waiters.park()
-                # For the reasons that `RingFileIO.close` has.
-                files = current_files()
-                if files is None or self._has_server or self._written > IN_WORKER_MIN:
-                    await trio.to_thread.run_sync(os.close, fd)
-                else:
-                    os.close(fd)
-                    files.manager.ring.flush()
-        await trio.lowlevel.checkpoint()
-
-    # ---- Helpers ---------------------------------------------------------------------------
-
-    def _check(self, offset: int = 0) -> int:
-        if self._fd == _CLOSED:
-            raise trio.ClosedResourceError("the file is closed")
-        if offset < 0:
-            raise ValueError("offset must be 0 or more")
-        return self._fd
-
-    @enable_ki_protection
-    async def _call(
-        self,
-        operation: Callable[..., Operation[None]],
-        function: Callable[..., object],
-        *args: int,
-    ) -> None:
-        await checkpoint_if_cancelled()
-        fd = self._check()
-        files = current_files()
-        if files is not None:
-            try:
-                return await self._perform(files, operation(fd, *args))
-            except UnsupportedOpcodeError:  # ftruncate, before Linux 6.9
-                files.in_thread += 1
-            except OSError as exc:
-                if exc.errno != errno.EFBIG:  # for its signal, see _write_on_ring
-                    raise
-        await self._in_thread(function, fd, *args)
-        return None
-
-    async def _perform(self, files: FilesRun, operation: Operation[T]) -> T:
-        self._users += 1
-        try:
-            result = await files.manager.perform(operation)
-        finally:
-            self._leave()
-        files.on_ring += 1
-        return result
-
-    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
-        self._users += 1
-        try:
-            return await trio.to_thread.run_sync(function, *args)
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        self._users -= 1
-        if not self._users:
-            self._waiters.unpark_all()
+    def _writes_in_worker(self, size: int, flags: int) -> bool:
+        # Appending writes too, as the kernel would try a non-blocking write first. With RWF_DSYNC,
+        # such a write would wait for the disk in the event loop.
+        return bool(flags) or not self._nowait_write or size > IN_WORKER_MIN
 
 
 def _size(buffers: Sequence[Buffer]) -> int:
@@ -479,6 +519,18 @@ def _rest_of(buffers: Sequence[Buffer], done: int) -> Sequence[memoryview]:
         rest.append(view[done:])
         done = max(done - view.nbytes, 0)
     return rest
+
+
+def _append(fd: int, data: memoryview) -> int:
+    """Append *data*; return where it begins."""
+    count = os.pwritev(fd, [data], _POSITION, _RWF_APPEND)
+    start = os.lseek(fd, 0, os.SEEK_CUR if data.nbytes else os.SEEK_END) - count
+    while count < data.nbytes:
+        more = os.pwritev(fd, [data[count:]], _POSITION, _RWF_APPEND)
+        if os.lseek(fd, 0, os.SEEK_CUR) != start + count + more:
+            raise OSError(errno.EIO, "somebody else appended to the file before the rest of data")
+        count += more
+    return start
 
 
 _BYTES: Final = (bytes, bytearray)

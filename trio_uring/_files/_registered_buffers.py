@@ -15,7 +15,7 @@ import mmap
 import struct
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 from trio.lowlevel import (
@@ -32,7 +32,6 @@ from trio_uring._kernel.uapi import RegisterOpcode
 from trio_uring._operations._operation import address_of, pin_writable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
     from typing_extensions import Buffer, Self
@@ -40,6 +39,22 @@ if TYPE_CHECKING:
     from trio_uring._engine._io_manager import UringIOManager
     from trio_uring._engine._ring import Ring
     from trio_uring._operations import Operation
+
+    class FixedKind(Protocol):
+        """`read_fixed` or `write_fixed`."""
+
+        def __call__(
+            self,
+            fd: int,
+            buffer: Buffer,
+            offset: int,
+            buf_index: int,
+            /,
+            *,
+            cancellable: bool,
+            in_worker: bool,
+        ) -> Operation[int]: ...
+
 
 # Each buffer begins at a multiple of this: the largest logical block that disks have.
 _STRIDE: Final = 4096
@@ -221,23 +236,39 @@ class BufferLease:
         return self._memory
 
     def operation(
-        self, kind: Callable[[int, Buffer, int, int], Operation[int]], fd: int, off: int, index: int
-    ) -> Operation[int]:
-        """Return an operation of *kind* between a file and the buffer, to be performed at once.
+        self,
+        kind: FixedKind,
+        manager: UringIOManager,
+        fd: int,
+        offset: int,
+        size: int,
+        *,
+        in_worker: bool,
+    ) -> Operation[int] | None:
+        """Return an operation of *kind* on *size* bytes of the buffer, to be performed at once.
 
-        It reuses the last one with another offset where it can: describing a new one takes longer
-        than everything else that Python does for a read (benchmarks/bench_direct.py).
+        The caller has counted itself as one of the *users*. It reuses the last operation with
+        another offset where it can: describing a new one takes longer than everything else that
+        Python does for a read (benchmarks/bench_direct.py).
+
+        Returns:
+          The operation; None if the buffer is not registered with *manager*'s ring.
         """
-        if self.users:
-            return kind(fd, self.memory, off, index)
-        key = (kind, fd, index)
+        index = self.pool.index_in(manager)
+        if index < 0:
+            return None
+        key = (kind, fd, index, size)
         operation = self._operation
-        if operation is None or key != self._key:
-            operation = kind(fd, self.memory, off, index)
+        if self.users > 1 or operation is None or key != self._key:
+            operation = kind(
+                fd, self.memory[:size], offset, index, cancellable=False, in_worker=in_worker
+            )
+            if self.users > 1:
+                return operation
             operation.pins = ()  # or they would be released after its first use
             self._key, self._operation = key, operation
         else:
-            operation.begin_at(off)
+            operation.begin_at(offset)
         return operation
 
     def release(self) -> None:

@@ -36,6 +36,8 @@ from trio_uring._kernel.uapi import RegisterOpcode
 from trio_uring._operations._fixed_files import close_fixed, on_fixed, open_fixed
 from trio_uring._operations._operation import IO_MAX
 
+from ._modes import WRITE_MODES, flags_of
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
@@ -51,15 +53,9 @@ _IN_WORKER_MIN: Final = 256 * 1024
 
 _CHAIN_MAX: Final = 4
 
-# O_NONBLOCK, because opening a FIFO would wait for a reader, and occupy a kernel worker.
-# getattr, because the package can be imported on Windows, which has neither flag.
-_FLAGS: Final = (
-    os.O_WRONLY
-    | os.O_CREAT
-    | os.O_TRUNC
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-)
+# Because opening a FIFO would wait for a reader, and occupy a kernel worker. getattr, because the
+# package can be imported on Windows.
+_O_NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)
 
 
 class _FixedFiles(RunResource):
@@ -81,19 +77,24 @@ class _FixedFiles(RunResource):
 async def write_file(
     path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
     data: Buffer,
-    mode: int = 0o666,
+    mode: str = "w",
     *,
+    permissions: int = 0o666,
+    flags: int = 0,
     sync: bool = False,
 ) -> int:
     """Write *data* to the file at *path*: open, write and close in one submission.
 
-    Creates or truncates the file, as ``open(path, "wb")`` does. Uses no file descriptor. For
-    regular files. In a run without a ring, or before Linux 5.19, the file is written in a thread.
+    Uses no file descriptor. For regular files. In a run without a ring, or before Linux 5.19, the
+    file is written in a thread.
 
     Args:
       path: A path, as for `open`.
       data: Any contiguous buffer. Do not change it until the call returns.
-      mode: The permissions of a file that is created, before the process's umask is applied.
+      mode: As for `open`: ``"w"`` creates or truncates the file, ``"x"`` creates it. The file is
+        always binary.
+      permissions: Of a file that is created, before the umask is applied.
+      flags: More flags for `os.open`: `os.O_DSYNC`, `os.O_NOFOLLOW`, ...
       sync: Also flush the data to the disk (fdatasync(2)). Otherwise NFS, SMB and FUSE may send the
         data later, and their errors are lost.
 
@@ -104,48 +105,55 @@ async def write_file(
       OSError: as `open`, with ``filename``: ``ENOENT``, ``EACCES``, ``EISDIR``, ``ENXIO`` for a
         FIFO that nobody reads, ... As `os.write`: ``ENOSPC``, ``EDQUOT``, ``EFBIG``, ``EIO``, after
         which the file holds the first part of *data*. As `os.fdatasync`: ``EIO``.
-      ValueError: *path* contains a null byte.
-      TypeError: *data* is not a contiguous buffer.
+      ValueError: *path* contains a null byte. *mode* is none of these, or *flags* contradict it.
+      TypeError: *data* is not a contiguous buffer. *mode* is not a string.
 
     A checkpoint. If cancelled before it begins, nothing happens. Once begun, it completes, as with
     all files.
 
     Source: io_uring_prep_openat_direct(3), open(2).
     """
+    all_flags = flags_of(mode, flags, WRITE_MODES) | _O_NONBLOCK
     await checkpoint_if_cancelled()
     name = os.fspath(path)
     view = memoryview(data).cast("B")
     manager = current_ring("files")
     fixed = None if manager is None else manager.run_state.get(_FixedFiles, manager)
     if manager is None or fixed is None or fixed.free is None or view.nbytes > IO_MAX:
-        return await trio.to_thread.run_sync(_write_synchronously, name, view, mode, sync)
+        return await trio.to_thread.run_sync(
+            _write_synchronously, name, view, all_flags, permissions, sync
+        )
     await fixed.limiter.acquire()
     index = fixed.free.pop()
     try:
-        sys.audit("open", name, None, _FLAGS)
-        return await _write_fixed(manager, index, name, view, mode, sync)
+        sys.audit("open", name, None, all_flags)
+        opening = operations.openat(name, all_flags, permissions)
+        return await _write_fixed(manager, index, opening, view, sync)
     except OSError as exc:
         if exc.errno != errno.EFBIG:
             raise
     finally:
         fixed.free.append(index)
         fixed.limiter.release()
-    # SIGXFSZ is delivered to the kernel worker, and lost. A thread's is not.
+    # SIGXFSZ is delivered to the kernel worker, and lost. A thread's is not. The thread writes the
+    # file again from the beginning. The file may have been created just now.
+    again = all_flags & ~os.O_EXCL | os.O_TRUNC
     with trio.CancelScope(shield=True):
-        return await trio.to_thread.run_sync(_write_synchronously, name, view, mode, sync)
+        return await trio.to_thread.run_sync(
+            _write_synchronously, name, view, again, permissions, sync
+        )
     raise AssertionError("a shielded scope swallows no exception")
 
 
 async def _write_fixed(
     manager: UringIOManager,
     index: int,
-    name: str | bytes,
+    opening: Operation[int],
     view: memoryview,
-    mode: int,
     sync: bool,  # noqa: FBT001 (write_file's)
 ) -> int:
     chain: list[Operation[object]] = [
-        open_fixed(operations.openat(name, _FLAGS, mode), index),
+        open_fixed(opening, index),
         _write(index, view),
         *([_sync(index)] if sync else []),
         close_fixed(index),
@@ -177,8 +185,14 @@ def _sync(index: int) -> Operation[None]:
     return on_fixed(operations.fsync(index, data_only=True))
 
 
-def _write_synchronously(name: str | bytes, view: memoryview, mode: int, sync: bool) -> int:  # noqa: FBT001
-    fd = os.open(name, _FLAGS, mode)
+def _write_synchronously(
+    name: str | bytes,
+    view: memoryview,
+    flags: int,
+    permissions: int,
+    sync: bool,  # noqa: FBT001 (write_file's)
+) -> int:
+    fd = os.open(name, flags, permissions)
     try:
         done = 0
         while done < view.nbytes:

@@ -1,8 +1,9 @@
 """The compiled C core (``ffi`` and ``lib``) and the native engine (``native``).
 
-``lib`` is used only by `_ring` and `_buffer_pool`, ``ffi`` by those and `_operations`. Systems
-without io_uring have no compiled modules, and other Pythons than CPython load none. The package can
-be imported there, and every run falls back to Trio's own I/O before one of these names is used.
+``lib`` is used only by `_ring`, `_file_calls` and `_buffer_pool`, ``ffi`` also by `_operations`.
+Systems without io_uring have no compiled modules, and other Pythons than CPython load none. The
+package can be imported there, and every run falls back to Trio's own I/O before one of these names
+is used.
 """
 
 import sys

@@ -45,7 +45,7 @@ class _FFI:
     def cast(self, cdecl: str, source: CData | int, /) -> CData: ...
     def from_buffer(
         self,
-        cdecl: Literal["char[]", "struct sqe_fields[]"],
+        cdecl: Literal["char[]", "struct sqe_fields[]", "uint32_t[]", "int64_t[]", "int32_t[]"],
         buffer: Buffer,
         /,
         require_writable: bool = False,
@@ -132,6 +132,18 @@ class _Lib:
     def path_is_without_server(self, path: bytes, /) -> int: ...
     def can_block(self, fd: int, /) -> int: ...
     def stat_cached(self, path: bytes, flags: int, status: CData, /) -> int: ...
+    def read_many_cached(
+        self,
+        fd: int,
+        memory: CData,
+        sizes: CData,
+        offsets: CData,
+        results: CData,
+        count: int,
+        /,
+    ) -> None: ...
+    def allocate_range(self, fd: int, mode: int, offset: int, size: int, /) -> int: ...
+    def sync_range(self, fd: int, offset: int, size: int, flags: int, /) -> int: ...
     def accept_stream(self, listener: int, poll_first: int, notsent_lowat: int, /) -> int: ...
 
 ffi: _FFI

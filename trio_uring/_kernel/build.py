@@ -15,6 +15,7 @@ _SOURCES = (  # compiled as one translation unit, in this order
     "batch.c",
     "buffer_ring.c",
     "cached.c",
+    "files.c",
     "accept.c",
     "engine_api.c",
 )
