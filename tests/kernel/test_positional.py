@@ -491,6 +491,23 @@ async def test_wrong_parts_and_errors_of_many_reads(tmp_path: Path) -> None:
             await directory.read_many_at([(1, 1 << 63)])
 
 
+async def test_odd_parts_are_read_or_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    odd: Any = [[1, 2], (True, 3)]
+    async with await open_positional(tmp_path / "file") as file:
+        assert await file.read_many_at(odd) == [b"2", b"3"]
+        assert await file.read_at(True, 4) == b"4"
+        for part in ((1.0, 0), (1, 0.0), ("1", 0), (1,), (1, 2, 3), None):
+            wrong: Any = [part]
+            with pytest.raises((TypeError, ValueError)):
+                await file.read_many_at(wrong)
+        for args in ((1.0, 0), (1, 0.0), (1, None)):
+            with pytest.raises(TypeError):
+                await file.read_at(*args)  # type: ignore[arg-type]
+        with pytest.raises(OverflowError):
+            await file.read_at(1, 1 << 64)
+
+
 # --- Leases ---------------------------------------------------------------------------------
 
 

@@ -1,47 +1,37 @@
-"""System calls on open files that Python's `os` does not have. Each blocks or not, as it says."""
+"""System calls on open files that Python's `os` does not have."""
 
 from __future__ import annotations
 
 import errno
 import os
-from array import array
-from typing import TYPE_CHECKING
+from typing import Final
 
 from trio_uring._errors import operation_error
-from trio_uring._kernel import ffi, lib, why_no_core
+from trio_uring._kernel import lib, why_no_core
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+# For pwritev2(2): append, and move the position behind the data.
+_RWF_APPEND: Final = getattr(os, "RWF_APPEND", 16)
+_POSITION: Final = -1
 
 
-def read_many_cached(
-    fd: int, memory: bytearray | memoryview, requests: Sequence[tuple[int, int]]
-) -> list[int]:
-    """Read parts of a file from the page cache into *memory*, one after the other. Does not block.
+def append(fd: int, data: memoryview) -> int:
+    """Append *data* to a file, and return the offset at which it begins. Blocks.
 
-    Args:
-      fd: An open file that needs no server.
-      memory: Writable. It has room for all parts, each of its full size.
-      requests: The size and the offset of each part.
+    It moves the position of the open file, which nobody else may use meanwhile.
 
-    Returns:
-      For each part, the number of bytes read; ``-EAGAIN`` or another negative errno if it was not
-      read.
+    Raises:
+      OSError: as pwritev2(2); ``EIO`` if a part was written, and somebody else appended then.
 
-    Source: preadv2(2), ``RWF_NOWAIT``.
+    Source: pwritev2(2), ``RWF_APPEND``.
     """
-    sizes = array("I", [size for size, _ in requests])
-    offsets = array("q", [offset for _, offset in requests])
-    results = array("i", bytes(4 * len(sizes)))
-    lib.read_many_cached(
-        fd,
-        ffi.from_buffer("char[]", memory),
-        ffi.from_buffer("uint32_t[]", sizes),
-        ffi.from_buffer("int64_t[]", offsets),
-        ffi.from_buffer("int32_t[]", results),
-        len(sizes),
-    )
-    return results.tolist()
+    count = os.pwritev(fd, [data], _POSITION, _RWF_APPEND)
+    start = os.lseek(fd, 0, os.SEEK_CUR if data.nbytes else os.SEEK_END) - count
+    while count < data.nbytes:
+        more = os.pwritev(fd, [data[count:]], _POSITION, _RWF_APPEND)
+        if os.lseek(fd, 0, os.SEEK_CUR) != start + count + more:
+            raise OSError(errno.EIO, "somebody else appended to the file before the rest of data")
+        count += more
+    return start
 
 
 def fallocate(fd: int, offset: int, size: int, mode: int) -> None:

@@ -9,7 +9,8 @@ from ._hooks import (
     run_sync as run_sync,
 )
 from ._open_fd import FallocateMode as FallocateMode
-from ._positional import PositionalFile as PositionalFile, open_positional as open_positional
+from ._open_positional import open_positional as open_positional
+from ._positional import PositionalFile as PositionalFile
 from ._registered_buffers import (
     BufferLease as BufferLease,
     RegisteredBuffers as RegisteredBuffers,

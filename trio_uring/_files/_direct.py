@@ -27,7 +27,6 @@ from ._bridge import current_files
 from ._modes import flags_of
 from ._open import open_fd
 from ._positional import PositionalFile
-from ._read_many import read_many
 from ._spare_buffers import SPARE_SIZE, spare_buffers
 
 if TYPE_CHECKING:
@@ -168,15 +167,10 @@ class DirectFile(PositionalFile):
                 count = await self._read_once(buffer, offset)
             return memory[:count]
 
-    async def _read_many(self, fd: int, parts: Sequence[tuple[int, int]]) -> list[bytes]:
+    def _buffers_for(self, parts: Sequence[tuple[int, int]]) -> Sequence[memoryview]:
+        """Return aligned memory for each part. All are in one mapping, which ends with the last."""
         for size, offset in parts:
             self._check_multiples(offset, size)
-        return await read_many(
-            fd, parts, nowait=False, in_worker=self._has_server, buffers_for=self._aligned_buffers
-        )
-
-    def _aligned_buffers(self, parts: Sequence[tuple[int, int]]) -> Sequence[memoryview]:
-        """Return memory for each part; all of it in one mapping, which ends with the last."""
         starts = [0]
         for size, _ in parts:
             starts.append(starts[-1] + -(-size // self.memory_alignment) * self.memory_alignment)

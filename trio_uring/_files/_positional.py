@@ -1,4 +1,4 @@
-"""`open_positional`: one open file, read and written by many tasks at once.
+"""`PositionalFile`: one open file, read and written by many tasks at once.
 
 Each call has an explicit offset. The file therefore needs no position and no lock, and the kernel
 can perform the calls of many tasks in parallel.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -20,15 +19,21 @@ from trio.lowlevel import (
 )
 
 from trio_uring import _operations as operations
-from trio_uring._operations._operation import IO_MAX
+from trio_uring._engine._file_calls import append
+from trio_uring._kernel import native
 from trio_uring._trio_private import at_cancel_point
 
 from ._bridge import INLINE_MAX, current_files
-from ._modes import flags_of
-from ._open import open_fd
 from ._open_fd import OpenFd, fdatasync
 from ._raw import IN_WORKER_MIN
-from ._read_many import read_many
+from ._read_many import (
+    RWF_NOWAIT,
+    buffers_of,
+    check_parts,
+    read_blocking,
+    read_cached,
+    read_missing,
+)
 from ._registered_buffers import BufferLease
 
 if TYPE_CHECKING:
@@ -38,67 +43,10 @@ if TYPE_CHECKING:
 
     from ._bridge import FilesRun
 
-_RWF_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 8)
 RWF_DSYNC: Final = getattr(os, "RWF_DSYNC", 2)
 
 # In bytes. The most that one of several reads reads: its memory is reserved first.
 _PART_MAX: Final = 1 << 30
-
-# For pwritev2(2): append, and move the position behind the data.
-_RWF_APPEND: Final = getattr(os, "RWF_APPEND", 16)
-_POSITION: Final = -1
-
-
-async def open_positional(
-    file: str | bytes | os.PathLike[str] | os.PathLike[bytes] | int,
-    mode: str = "r",
-    *,
-    permissions: int = 0o666,
-    flags: int = 0,
-    closefd: bool = True,
-) -> PositionalFile:
-    """Open a file for positional reads and writes, by any number of tasks at once.
-
-    Works in every run. In a run without a ring, the file's methods use threads.
-
-    Args:
-      file: The path of a regular file or a block device; or the fd of an open one, for which
-        *mode*, *permissions* and *flags* have no effect.
-      mode: As for `open`: ``"r"``, ``"w"`` (creates or truncates the file), ``"x"`` (creates it) or
-        ``"a"`` (appends), with ``"+"`` for both reading and writing. The file is always binary.
-      permissions: Of a file that is created, before the umask is applied.
-      flags: More flags for `os.open`: `os.O_DSYNC`, `os.O_NOFOLLOW`, ... ``"r+"`` with `os.O_CREAT`
-        creates the file if it does not exist, and does not truncate it. Child processes do not
-        inherit the file.
-      closefd: False if *file* is an fd which `PositionalFile.aclose` shall not close.
-
-    Returns:
-      The open file. Close it with ``async with`` or `PositionalFile.aclose`.
-
-    Raises:
-      OSError: as `os.open`, with its ``filename``; ``EBADF`` for an fd that is not open.
-      TypeError: *mode* is not a string.
-      ValueError: *mode* is none of these, or *flags* contradict it; *closefd* is False for a path.
-
-    A checkpoint. If cancelled before it begins, nothing happens. Once begun, it completes.
-
-    Source: io_uring_prep_openat(3), open(2).
-    """
-    all_flags = flags_of(mode, flags)
-    if isinstance(file, int):
-        await trio.lowlevel.checkpoint()
-        return PositionalFile(file, closefd=closefd)
-    if not closefd:
-        raise ValueError("closefd must be True for a path: nobody else would close the file")
-    name = os.fspath(file)
-    files = current_files()
-    if files is None:
-        fd = await trio.to_thread.run_sync(os.open, name, all_flags, permissions)
-    else:
-        await checkpoint_if_cancelled()
-        sys.audit("open", name, None, all_flags)
-        fd = await open_fd(files.manager, name, all_flags, permissions)
-    return PositionalFile(fd, name)
 
 
 class PositionalFile(OpenFd):
@@ -132,6 +80,7 @@ class PositionalFile(OpenFd):
 
     # ---- Reading ---------------------------------------------------------------------------
 
+    @enable_ki_protection
     async def read_at(self, size: int, offset: int, /) -> bytes:
         """Read *size* bytes, starting *offset* bytes from the beginning of the file.
 
@@ -151,6 +100,17 @@ class PositionalFile(OpenFd):
         """
         if size < 0:
             raise ValueError("size must be 0 or more")
+        if at_cancel_point(current_task()):
+            await checkpoint_if_cancelled()
+        fd = self._check(offset)
+        files = current_files()
+        if files is not None and files.manager.native is not None and self._nowait_read:
+            data = native.read_cached(fd, size, offset)
+            if data is not None:
+                files.inline += 1
+                if not files.manager.turn_budget.skip_schedule_point():
+                    await cancel_shielded_checkpoint()
+                return data
         buffer = bytearray(size)
         count = await self.read_into_at(buffer, offset)
         return bytes(buffer) if count == size else bytes(memoryview(buffer)[:count])
@@ -230,8 +190,8 @@ class PositionalFile(OpenFd):
     async def read_many_at(self, requests: Iterable[tuple[int, int]], /) -> list[bytes]:
         """Read many parts of the file, at the same time.
 
-        What is in the page cache is read at once. With 64 parts of 4 KiB, this takes less time than
-        a loop of `os.pread`.
+        What is in the page cache is read at once. With 64 parts, this takes about as long as a loop
+        of `os.pread`, which blocks the event loop for what is not there.
 
         Args:
           requests: The size and the offset of each part, in bytes, in this order as for `read_at`.
@@ -249,20 +209,27 @@ class PositionalFile(OpenFd):
         Source: preadv2(2), io_uring_prep_read(3).
         """
         parts = list(requests)
-        for size, offset in parts:
-            if not 0 <= size <= IO_MAX or offset < 0:
-                raise ValueError(f"({size}, {offset}) is no size and offset of a part of a file")
         if at_cancel_point(current_task()):
             await checkpoint_if_cancelled()
         fd = self._check()
+        files = current_files()
+        found: list[bytes | None] = [None] * len(parts)
         self._users += 1
         try:
-            return await self._read_many(fd, parts)
+            if files is not None and self._nowait_read:
+                found, missing = await read_cached(files, fd, parts)
+                if not missing:
+                    return found  # type: ignore[return-value]
+            check_parts(parts)
+            buffers = self._buffers_for
+            if files is None:
+                return await trio.to_thread.run_sync(read_blocking, fd, parts, buffers)
+            return await read_missing(files, fd, parts, found, buffers, in_worker=self._has_server)
         finally:
             self._leave()
 
-    async def _read_many(self, fd: int, parts: Sequence[tuple[int, int]]) -> list[bytes]:
-        return await read_many(fd, parts, nowait=self._nowait_read, in_worker=self._has_server)
+    def _buffers_for(self, parts: Sequence[tuple[int, int]]) -> Sequence[Buffer]:
+        return buffers_of(parts)
 
     @enable_ki_protection
     async def _read(
@@ -277,7 +244,7 @@ class PositionalFile(OpenFd):
         size = _size(buffers)
         if self._nowait_read and size <= INLINE_MAX:
             try:
-                count = os.preadv(fd, buffers, offset, _RWF_NOWAIT)
+                count = os.preadv(fd, buffers, offset, RWF_NOWAIT)
                 if count == size or not count or _ends_at(fd, offset + count):
                     files.inline += 1
                     if not files.manager.turn_budget.skip_schedule_point():
@@ -412,7 +379,7 @@ class PositionalFile(OpenFd):
             self._users += 1
             try:
                 async with self._position:
-                    start = await self._in_thread(_append, fd, view)
+                    start = await self._in_thread(append, fd, view)
                 self._written += view.nbytes
                 if dsync:
                     with trio.CancelScope(shield=True):
@@ -443,7 +410,7 @@ class PositionalFile(OpenFd):
         done = 0
         if size <= INLINE_MAX and not dsync and self._nowait_write:
             try:
-                done = os.pwritev(fd, buffers, offset, _RWF_NOWAIT)
+                done = os.pwritev(fd, buffers, offset, RWF_NOWAIT)
             except BlockingIOError:
                 pass
             except OSError as exc:
@@ -521,24 +488,12 @@ def _rest_of(buffers: Sequence[Buffer], done: int) -> Sequence[memoryview]:
     return rest
 
 
-def _append(fd: int, data: memoryview) -> int:
-    """Append *data*; return where it begins."""
-    count = os.pwritev(fd, [data], _POSITION, _RWF_APPEND)
-    start = os.lseek(fd, 0, os.SEEK_CUR if data.nbytes else os.SEEK_END) - count
-    while count < data.nbytes:
-        more = os.pwritev(fd, [data[count:]], _POSITION, _RWF_APPEND)
-        if os.lseek(fd, 0, os.SEEK_CUR) != start + count + more:
-            raise OSError(errno.EIO, "somebody else appended to the file before the rest of data")
-        count += more
-    return start
-
-
 _BYTES: Final = (bytes, bytearray)
 
 
 def _ends_at(fd: int, offset: int) -> bool:
     """Return whether the file is known to end at *offset*, without waiting."""
     try:
-        return os.preadv(fd, [bytearray(1)], offset, _RWF_NOWAIT) == 0
+        return os.preadv(fd, [bytearray(1)], offset, RWF_NOWAIT) == 0
     except OSError:
         return False

@@ -1,7 +1,7 @@
 """`read_many`: many parts of a file in one call.
 
-The C core tries all of them without waiting, in one call, which costs less than as many calls of
-`os.pread`. What is not in the page cache is then read by operations that are submitted together.
+The native engine reads all that is in the page cache in one call of C, straight into the result.
+What is not there is then read by operations that are submitted together.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from trio.lowlevel import cancel_shielded_checkpoint
 
 from trio_uring import _operations as operations
 from trio_uring._batch import perform_many
-from trio_uring._engine._file_calls import read_many_cached
+from trio_uring._kernel import native
+from trio_uring._operations._operation import IO_MAX
 
-from ._bridge import INLINE_MAX, current_files
+from ._bridge import INLINE_MAX
 from ._raw import IN_WORKER_MIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Buffer
 
@@ -28,104 +29,117 @@ if TYPE_CHECKING:
 
     Part = tuple[int, int]  # its size and its offset
 
-# The most parts that are tried in one call, so that none takes long, however small they are.
-_TRIED_MAX: Final = 256
+RWF_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 8)
+
+# What each part counts besides its size, so that no turn takes long, however small the parts are.
+_EACH: Final = 64
 
 
-def _bytearrays(parts: Sequence[Part]) -> Sequence[Buffer]:
+def buffers_of(parts: Sequence[Part]) -> Sequence[Buffer]:
+    """Return memory for each of *parts*."""
     return [bytearray(size) for size, _ in parts]
 
 
-async def read_many(
+async def read_cached(
+    files: FilesRun, fd: int, parts: list[Part]
+) -> tuple[list[bytes | None], int]:
+    """Read *parts* of a file without waiting, except for other tasks that want to run.
+
+    Returns:
+      The bytes of each part; None for those that are not in the page cache as a whole, and how many
+      these are. A part may be shorter only at the end of the file.
+    """
+    found: list[bytes | None] = []
+    missing = 0
+    while True:
+        if files.manager.native is not None:
+            missing += native.read_many_cached(fd, parts, found)
+        else:
+            missing += _read_many_cached(files, fd, parts, found)
+        if not files.manager.turn_budget.skip_schedule_point():
+            await cancel_shielded_checkpoint()
+        if len(found) == len(parts):
+            files.inline += len(found) - missing
+            return found, missing
+
+
+def _read_many_cached(
+    files: FilesRun, fd: int, parts: list[Part], found: list[bytes | None]
+) -> int:
+    """Append what is cached to *found*; return how many parts are not. It is the engine's twin."""
+    scratch, left, missing = files.scratch, INLINE_MAX, 0
+    for size, offset in parts[len(found) :]:
+        data = None
+        if 0 <= size < len(scratch) and offset >= 0:
+            data = _read_part(fd, scratch[:size], offset)
+        found.append(data)
+        missing += data is None
+        left -= _EACH + (size if data is not None else 0)
+        if left <= 0:
+            break
+    return missing
+
+
+def _read_part(fd: int, buffer: memoryview, offset: int) -> bytes | None:
+    try:
+        count = os.preadv(fd, [buffer], offset, RWF_NOWAIT)
+    except (OSError, OverflowError):
+        return None
+    return bytes(buffer[:count]) if count in (len(buffer), 0) else None
+
+
+async def read_missing(
+    files: FilesRun,
     fd: int,
     parts: Sequence[Part],
+    found: list[bytes | None],
+    buffers: Callable[[Sequence[Part]], Sequence[Buffer]],
     *,
-    nowait: bool,
     in_worker: bool,
-    buffers_for: Callable[[Sequence[Part]], Sequence[Buffer]] = _bytearrays,
 ) -> list[bytes]:
-    """Read *parts* of a file. Ignores cancellation.
+    """Read those of *parts* that are None in *found*; return all. Ignores cancellation.
 
     Args:
+      files: The state of the run's files.
       fd: An open file.
       parts: The size and the offset of each part.
-      nowait: Whether to try first without waiting.
-      in_worker: Whether kernel workers read what must be waited for, as they do large parts.
-      buffers_for: Returns the memory to read it into.
+      found: What was read before.
+      buffers: Returns the memory to read parts into.
+      in_worker: Whether kernel workers read them, as they do large parts.
 
     Raises:
       OSError: as pread(2).
     """
-    files = current_files()
+    missing = [part for part, data in zip(parts, found, strict=True) if data is None]
+    targets = buffers(missing)
     with trio.CancelScope(shield=True):
-        if files is None:
-            return await trio.to_thread.run_sync(_read_synchronously, fd, parts, buffers_for)
-        found: list[bytes | None] = [None] * len(parts)
-        if nowait:
-            for start, end in _groups(parts):
-                found[start:end] = _read_cached(fd, parts[start:end])
-                if not files.manager.turn_budget.skip_schedule_point():
-                    await cancel_shielded_checkpoint()
-        missing = [index for index, data in enumerate(found) if data is None]
-        files.inline += len(parts) - len(missing)
-        if missing or not parts:
-            rest = [parts[index] for index in missing]
-            read = await _read_on_ring(files, fd, rest, buffers_for(rest), in_worker=in_worker)
-            for index, data in zip(missing, read, strict=True):
-                found[index] = data
-        return [data for data in found if data is not None]
+        outcomes = await perform_many(
+            operations.read(
+                fd, buffer, offset, cancellable=False, in_worker=in_worker or size > IN_WORKER_MIN
+            )
+            for buffer, (size, offset) in zip(targets, missing, strict=True)
+        )
+        files.on_ring += len(missing)
+        counts = [outcome.unwrap() for outcome in outcomes]
+        rest = iter(
+            [bytes(memoryview(buffer)[:n]) for buffer, n in zip(targets, counts, strict=True)]
+        )
+        return [next(rest) if data is None else data for data in found]
     raise AssertionError("a shielded scope swallows no exception")
 
 
-def _groups(parts: Sequence[Part]) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of *parts* that may be tried together, without blocking the loop."""
-    start = total = 0
-    for index, (size, _) in enumerate(parts):
-        if index > start and (total + size > INLINE_MAX or index - start == _TRIED_MAX):
-            yield start, index
-            start, total = index, 0
-        total += size
-        if size > INLINE_MAX:  # by itself: it is not tried
-            start, total = index + 1, 0
-    if start < len(parts):
-        yield start, len(parts)
-
-
-def _read_cached(fd: int, parts: Sequence[Part]) -> list[bytes | None]:
-    """Read *parts* without waiting; None for those that are not in the page cache as a whole."""
-    memory = bytearray(sum([size for size, _ in parts]))
-    counts = read_many_cached(fd, memory, parts)
-    found: list[bytes | None] = []
-    start = 0
-    with memoryview(memory) as view:
-        for (size, _), count in zip(parts, counts, strict=True):
-            # Shorter: at the end of the file, or the rest is not in the page cache.
-            is_whole = count in (size, 0)
-            found.append(bytes(view[start : start + count]) if is_whole else None)
-            start += size
-    return found
-
-
-async def _read_on_ring(
-    files: FilesRun, fd: int, parts: Sequence[Part], buffers: Sequence[Buffer], *, in_worker: bool
+def read_blocking(
+    fd: int, parts: Sequence[Part], buffers: Callable[[Sequence[Part]], Sequence[Buffer]]
 ) -> list[bytes]:
-    outcomes = await perform_many(
-        operations.read(
-            fd, buffer, offset, cancellable=False, in_worker=in_worker or size > IN_WORKER_MIN
-        )
-        for buffer, (size, offset) in zip(buffers, parts, strict=True)
-    )
-    files.on_ring += len(parts)
-    counts = [outcome.unwrap() for outcome in outcomes]
-    return [
-        bytes(memoryview(buffer)[:count]) for buffer, count in zip(buffers, counts, strict=True)
-    ]
-
-
-def _read_synchronously(
-    fd: int, parts: Sequence[Part], buffers_for: Callable[[Sequence[Part]], Sequence[Buffer]]
-) -> list[bytes]:
+    """Read *parts* of a file, in a thread."""
     return [
         bytes(memoryview(buffer)[: os.preadv(fd, [buffer], offset)])
-        for buffer, (_, offset) in zip(buffers_for(parts), parts, strict=True)
+        for buffer, (_, offset) in zip(buffers(parts), parts, strict=True)
     ]
+
+
+def check_parts(parts: Sequence[Part]) -> None:
+    """Raise `ValueError` if one of *parts* is not a size and an offset."""
+    for size, offset in parts:
+        if not 0 <= size <= IO_MAX or offset < 0:
+            raise ValueError(f"({size}, {offset}) is no size and offset of a part of a file")

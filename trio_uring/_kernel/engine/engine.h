@@ -11,6 +11,7 @@
  *   op.c        one awaitable operation
  *   sockets.c   receiving and sending: the SQEs, and the results
  *   perform.c   any other operation, as Python describes it
+ *   files.c     reads from the page cache
  *
  * Everything here runs with the GIL held. Errors are Python exceptions.
  */
@@ -182,6 +183,11 @@ extern struct kind socket_recv, socket_recv_into, socket_send, socket_attempt, s
 extern struct kind perform, perform_shielded;
 void op_discard(Op *);
 int op_release_token(Op *);
+
+/* ---- files.c --------------------------------------------------------------------------- */
+
+PyObject *read_cached(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *read_many_cached(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 /* ---- For Python before 3.12 --------------------------------------------------------------- */
 

@@ -173,6 +173,8 @@ static PyMethodDef functions[] = {
     FUNCTION("send_all", new_stream_send_all),
     FUNCTION("anyio_receive", new_anyio_receive),
     FUNCTION("anyio_send", new_anyio_send),
+    FUNCTION("read_cached", read_cached),
+    FUNCTION("read_many_cached", read_many_cached),
     {NULL, NULL, 0, NULL},
 };
 
