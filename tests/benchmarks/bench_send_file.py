@@ -1,4 +1,4 @@
-"""A file over loopback: `send_file` against `os.sendfile` in threads and read + send_all.
+"""A file over loopback: `send_file` against asyncio, `os.sendfile` in threads, and read + send_all.
 
 The receiver is another process. A rate of 1 is 1 MiB a second; CPU is per MiB, the sender's.
 
@@ -10,9 +10,12 @@ And the same with small files, one after the other on one connection: a rate of 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
+import socket
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import _measure
@@ -86,6 +89,25 @@ def measure(send: Send, fd: int, port: int, mib: int, transfers: int) -> _measur
     return _measure.Sample(rate=total / elapsed, cpu_us=cpu / total * 1e6)
 
 
+def measure_asyncio(path: str, port: int, mib: int, transfers: int) -> _measure.Sample:
+    async def main() -> tuple[float, float]:
+        loop = asyncio.get_running_loop()
+        begin, cpu = time.perf_counter(), _peers.cpu_seconds()
+        with Path(path).open("rb") as file:
+            for _ in range(transfers):
+                with socket.socket() as sock:
+                    sock.setblocking(False)
+                    await loop.sock_connect(sock, ("127.0.0.1", port))
+                    await loop.sock_sendfile(sock, file, 0, mib * _peers.MIB)
+                    sock.shutdown(socket.SHUT_WR)
+                    await loop.sock_recv(sock, 1)
+        return time.perf_counter() - begin, _peers.cpu_seconds() - cpu
+
+    elapsed, cpu = asyncio.run(main())
+    total = mib * transfers
+    return _measure.Sample(rate=total / elapsed, cpu_us=cpu / total * 1e6)
+
+
 def measure_small(send: Send, fd: int, port: int) -> _measure.Sample:
     async def main() -> tuple[float, float]:
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
@@ -106,7 +128,7 @@ def main() -> None:
     parser.add_argument("--transfers", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    with tempfile.TemporaryFile() as file, _peers.receiver() as port:
+    with tempfile.NamedTemporaryFile() as file, _peers.receiver() as port:
         for _ in range(options.mib):
             file.write(os.urandom(_peers.MIB))
         file.flush()
@@ -116,6 +138,9 @@ def main() -> None:
             )
             for name, send in VARIANTS.items()
         }
+        variants["asyncio"] = lambda: measure_asyncio(
+            file.name, port, options.mib, options.transfers
+        )
         samples = _measure.interleave(variants, options.rounds)
         small = {
             name: lambda send=send: measure_small(send, file.fileno(), port)
@@ -123,7 +148,7 @@ def main() -> None:
         }
         small_samples = _measure.interleave(small, options.rounds)
     title = f"{options.mib} MiB over loopback: MiB, and CPU µs per MiB"
-    _measure.report(title, samples, "os.sendfile in a thread")
+    _measure.report(title, samples, "asyncio")
     title = f"Files of {SMALL} bytes over loopback: files, and CPU µs per file"
     _measure.report(title, small_samples, "os.sendfile in a thread")
 

@@ -62,3 +62,13 @@ def sync_file_range(fd: int, offset: int, size: int, flags: int) -> None:
         os.fdatasync(fd)
     elif (result := lib.sync_range(fd, offset, size, flags)) < 0:
         raise operation_error(result)
+
+
+def is_cached(fd: int, offset: int, size: int) -> bool:
+    """Whether *size* bytes of a file, which needs no server, can be read without waiting.
+
+    False if it is not known, or if the file ends before. Does not block.
+
+    Since: Linux 6.5; False before. Source: cachestat(2), preadv2(2).
+    """
+    return bool(lib.is_cached(fd, offset, size))
