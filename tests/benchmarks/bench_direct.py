@@ -2,8 +2,8 @@
 
 The C program, direct_read.c beside this file, does the same: the same file, depth, size of reads,
 kind of ring, registered buffers, and one thread. It is built with the command that is printed.
-The rows below it: leases of registered buffers; the same without the registration; as many reads
-in flight by an eighth of the tasks, with `perform_many`; and `os.preadv` in Trio's threads, on
+The rows below it: leases of registered buffers; the same without the registration; `read_at`, which
+returns bytes; as many reads in flight by an eighth of the tasks, with `perform_many`; and `os.preadv` in Trio's threads, on
 plain Trio. Offsets are random. The CPU time is that of all threads of the process.
 
     python bench_direct.py [--directory .] [--tasks 32] [--reads 40000] [--mib 256] [--rounds 5]
@@ -50,17 +50,20 @@ def measure_c(program: Path, path: Path, tasks: int, reads: int) -> _measure.Sam
     return _measure.Sample(rate=rate, cpu_us=cpu_us)
 
 
-async def measure(path: Path, tasks: int, reads: int, registered: bool) -> _measure.Sample:
+async def measure(path: Path, tasks: int, reads: int, kind: str) -> _measure.Sample:
     last = path.stat().st_size // SIZE - 1
 
     async def work() -> None:
         offsets = [random.randint(0, last) * SIZE for _ in range(reads // tasks)]
         with await buffers.lease() as lease:
-            target = lease if registered else lease.memory
+            target = lease if kind == "leases" else lease.memory
             ready.append(None)
             await begin.wait()
             for offset in offsets:
-                assert await file.read_into_at(target, offset) == SIZE
+                if kind == "read_at":
+                    assert len(await file.read_at(SIZE, offset)) == SIZE
+                else:
+                    assert await file.read_into_at(target, offset) == SIZE
 
     ready: list[None] = []
     begin = trio.Event()
@@ -125,10 +128,11 @@ def main() -> None:
         load = (path, options.tasks, reads)
         variants = {
             "C on raw io_uring": lambda: measure_c(program, *load),
-            "leases, registered": lambda: trio_uring.run(measure, *load, True, ring=RING),
-            "leases' memory, as it is": lambda: trio_uring.run(measure, *load, False, ring=RING),
+            "leases, registered": lambda: trio_uring.run(measure, *load, "leases", ring=RING),
+            "leases' memory, as it is": lambda: trio_uring.run(measure, *load, "", ring=RING),
+            "read_at": lambda: trio_uring.run(measure, *load, "read_at", ring=RING),
             f"batches of {BATCH}": lambda: trio_uring.run(measure_batches, *load, ring=RING),
-            "trio, threads": lambda: trio.run(measure, *load, False),
+            "trio, threads": lambda: trio.run(measure, *load, ""),
         }
         title = f"{SIZE} B O_DIRECT reads, {options.tasks} tasks"
         _measure.report(title, _measure.interleave(variants, options.rounds), "C on raw io_uring")
