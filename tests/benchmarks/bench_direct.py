@@ -3,8 +3,9 @@
 The C program, direct_read.c beside this file, does the same: the same file, depth, size of reads,
 kind of ring, registered buffers, and one thread. It is built with the command that is printed.
 The rows below it: leases of registered buffers; the same without the registration; `read_at`, which
-returns bytes; as many reads in flight by an eighth of the tasks, with `perform_many`; and `os.preadv` in Trio's threads, on
-plain Trio. Offsets are random. The CPU time is that of all threads of the process.
+returns bytes; as many reads in flight by an eighth of the tasks, with `perform_many`; and
+`os.preadv` in Trio's threads, on plain Trio. Offsets are random. The CPU time is that of all
+threads of the process.
 
     python bench_direct.py [--directory .] [--tasks 32] [--reads 40000] [--mib 256] [--rounds 5]
 """

@@ -16,25 +16,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
-from trio.lowlevel import checkpoint_if_cancelled, current_task, enable_ki_protection
+from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
 from trio_uring import _operations as operations
 from trio_uring._engine._io_manager import current_ring
 from trio_uring._operations._operation import address_of_buffer
-from trio_uring._trio_private import is_cancelled
 
 from ._bridge import current_files
 from ._modes import flags_of
 from ._open import open_fd
 from ._positional import PositionalFile
+from ._registered_buffers import BufferLease
 from ._spare_buffers import SPARE_SIZE, spare_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from typing_extensions import Buffer, Self
-
-    from ._registered_buffers import BufferLease
 
 _O_DIRECT: Final = getattr(os, "O_DIRECT", 0)
 
@@ -157,15 +155,58 @@ class DirectFile(PositionalFile):
             spare = spare_buffers()
             lease = spare.take()
             try:
-                count = await self._read_once(lease.memory[:size], offset, lease)
+                count = await self._read_leased(lease, size, offset)
                 return bytes(lease.memory[:count])
             finally:
                 spare.put_back(lease)
         # Anonymous mappings are aligned to a page.
         with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
             with memoryview(memory) as buffer:
-                count = await self._read_once(buffer, offset)
+                count = await self._read([buffer], offset)
             return memory[:count]
+
+    async def read_into_at(self, buffer: Buffer | BufferLease, offset: int, /) -> int:
+        """Read into *buffer*, starting *offset* bytes from the beginning of the file.
+
+        As `PositionalFile.read_into_at`.
+
+        Args:
+          buffer: A lease, or writable, contiguous and aligned memory.
+          offset: In bytes, a multiple of *block_size*.
+
+        Raises:
+          ValueError: *offset*, *buffer*'s size or its address are not aligned.
+
+        Source: io_uring_prep_read_fixed(3), preadv2(2).
+        """
+        if isinstance(buffer, BufferLease):
+            return await self._read_leased(buffer, len(buffer.memory), offset)
+        return await self._read([buffer], offset)
+
+    @enable_ki_protection
+    async def _read_leased(self, lease: BufferLease, size: int, offset: int) -> int:
+        fd = self._check(offset)
+        self._check_multiples(offset, size)
+        files = current_files()
+        lease.users += 1
+        self._users += 1
+        try:
+            if files is None:
+                buffers = [lease.memory[:size]]
+                return await trio.to_thread.run_sync(os.preadv, fd, buffers, offset)
+            operation = lease.operation(
+                operations.read_fixed, files.manager, fd, offset, size, in_worker=self._has_server
+            )
+            files.on_ring += 1
+            return await files.manager.perform(
+                operation
+                or operations.read(
+                    fd, lease.memory[:size], offset, cancellable=False, in_worker=self._has_server
+                )
+            )
+        finally:
+            lease.users -= 1
+            self._leave()
 
     def _buffers_for(self, parts: Sequence[tuple[int, int]]) -> Sequence[memoryview]:
         """Return aligned memory for each part. All are in one mapping, which ends with the last."""
@@ -183,43 +224,9 @@ class DirectFile(PositionalFile):
     async def _read(
         self, buffers: Sequence[Buffer], offset: int, lease: BufferLease | None = None
     ) -> int:
-        if len(buffers) == 1:
-            return await self._read_once(buffers[0], offset, lease)
         for buffer in buffers:
             self._check_aligned(buffer, offset)
-        return await super()._read(buffers, offset)
-
-    @enable_ki_protection
-    async def _read_once(
-        self, buffer: Buffer, offset: int, lease: BufferLease | None = None
-    ) -> int:
-        """Read into *buffer*, which is *lease*'s memory or the beginning of it."""
-        if is_cancelled(current_task()):
-            await checkpoint_if_cancelled()
-        fd = self._check(offset)
-        files = current_files()
-        operation = None
-        if lease is None:
-            self._check_aligned(buffer, offset)
-        else:
-            size = len(buffer)  # type: ignore[arg-type]  # a memoryview
-            self._check_multiples(offset, size)
-            if files is not None:
-                operation = lease.operation(
-                    operations.read_fixed,
-                    files.manager,
-                    fd,
-                    offset,
-                    size,
-                    in_worker=self._has_server,
-                )
-        if files is None:
-            return await self._in_thread(os.preadv, fd, [buffer], offset)
-        if operation is None:
-            operation = operations.read(
-                fd, buffer, offset, cancellable=False, in_worker=self._has_server
-            )
-        return await self._perform(files, operation)
+        return await super()._read(buffers, offset, lease)
 
     async def _write(
         self,
@@ -236,8 +243,13 @@ class DirectFile(PositionalFile):
                 self._check_aligned(buffer, offset)
         return await super()._write(buffers, offset, dsync, lease, fd)
 
+    # The kernel begins direct reads and writes without waiting, and copies nothing.
+
+    def _reads_in_worker(self, size: int) -> bool:
+        return self._has_server
+
     def _writes_in_worker(self, size: int, flags: int) -> bool:
-        return self._has_server  # the kernel begins direct writes without waiting
+        return self._has_server
 
     # ---- Alignment -------------------------------------------------------------------------
 

@@ -256,7 +256,7 @@ class PositionalFile(OpenFd):
                 if exc.errno != errno.EOPNOTSUPP:
                     raise
                 self._nowait_read = False
-        in_worker = self._has_server or size > IN_WORKER_MIN
+        in_worker = self._reads_in_worker(size)
         operation = None
         if lease is not None:
             operation = lease.operation(
@@ -271,6 +271,9 @@ class PositionalFile(OpenFd):
                 fd, buffers, offset, cancellable=False, in_worker=in_worker
             )
         return await self._perform(files, operation)
+
+    def _reads_in_worker(self, size: int) -> bool:
+        return self._has_server or size > IN_WORKER_MIN
 
     # ---- Writing ---------------------------------------------------------------------------
 

@@ -31,13 +31,10 @@ class SpareBuffers(RunResource):
         if not self._free:
             pool = RegisteredBuffers(_POOL_COUNT, SPARE_SIZE)
             self._free = [pool.lease_nowait() for _ in range(_POOL_COUNT)]
-        lease = self._free.pop()
-        lease.users = 1
-        return lease
+        return self._free.pop()
 
     def put_back(self, lease: BufferLease) -> None:
         """Give a buffer back, which is not used any more."""
-        lease.users = 0
         self._free.append(lease)
 
 
