@@ -21,7 +21,7 @@ async def collect(counts: Counter[bytes], stream: trio.SocketStream) -> None:
     async with stream, trio_uring.receive_many(stream) as leases:
         async for lease in leases:
             with lease:  # data that is kept must be copied, as here
-                *lines, begun = (begun + lease.data).split(b"\n")
+                *lines, begun = (begun + lease.memory).split(b"\n")
             counts.update(line.partition(b" ")[0] for line in lines)
 
 

@@ -45,7 +45,7 @@ async def receive_many(stream: trio.SocketStream, answer: bool, size: int) -> No
     async with trio_uring.receive_many(stream) as leases:
         async for lease in leases:
             with lease:
-                left -= len(lease.data)
+                left -= len(lease.memory)
             if answer and left <= 0:
                 left += size
                 await stream.send_all(b"x")
@@ -59,7 +59,7 @@ async def receive_nowait(stream: trio.SocketStream, answer: bool, size: int) -> 
             try:
                 while True:
                     with lease:
-                        left -= len(lease.data)
+                        left -= len(lease.memory)
                     lease = leases.receive_nowait()
             except (trio.WouldBlock, trio.EndOfChannel):
                 pass

@@ -54,7 +54,7 @@ def receives() -> int:
 
 def taken(lease: ReceivedLease) -> bytes:
     with lease:
-        return bytes(lease.data)
+        return bytes(lease.memory)
 
 
 async def all_of(leases: ReceivedLeases) -> bytes:
@@ -187,15 +187,15 @@ def test_a_lease_is_a_buffer_until_it_is_given_back(run: str) -> None:
             async with receive_many(stream) as leases:
                 peer.send(b"data")
                 lease = await leases.receive()
-                assert lease.data == b"data"
-                assert lease.data.readonly
+                assert lease.memory == b"data"
+                assert lease.memory.readonly
                 assert leases.leased == 1
-                data = lease.data
+                data = lease.memory
                 for _ in range(2):
                     lease.release()
                     assert leases.leased == 0
                     with pytest.raises(RuntimeError, match="given back"):
-                        _ = lease.data
+                        _ = lease.memory
                     with pytest.raises(ValueError, match="released"):
                         bytes(data)
 
@@ -210,7 +210,7 @@ async def test_what_is_lent_is_not_written_to() -> None:
             for number in range(100):
                 peer.send(b"%d" % number)
                 assert taken(await leases.receive()) == b"%d" % number
-            assert kept.data == b"kept"
+            assert kept.memory == b"kept"
             kept.release()
 
 
@@ -219,13 +219,13 @@ async def test_memory_that_is_in_use_is_not_given_back() -> None:
         async with receive_many(stream, max_buffers=1) as leases:
             peer.send(b"data")
             lease = await leases.receive()
-            user = lease.data.cast("c").cast("B")
+            user = lease.memory.cast("c").cast("B")
             lease.release()
             assert user == b"data"
             user.release()
             peer.send(b"more")
             lease = await leases.receive()
-            pin = trio_uring._kernel.ffi.from_buffer(lease.data)
+            pin = trio_uring._kernel.ffi.from_buffer(lease.memory)
             with pytest.raises(BufferError):
                 lease.release()
             assert leases.leased == 1
@@ -242,7 +242,7 @@ def test_leases_outlive_their_stream_and_their_run() -> None:
                 peer.send(b"data")
                 kept.append(await leases.receive())
             peer.send(b"more")
-            assert kept[0].data == b"data"
+            assert kept[0].memory == b"data"
             peer.send(b"more")
             unclosed = receive_many(stream)
             kept.append(await unclosed.receive())
@@ -295,7 +295,7 @@ def test_a_consumer_that_holds_all_buffers_waits_until_it_gives_one_back(run: st
                     nursery.start_soon(receive)
                     await wait_all_tasks_blocked()
                     assert not got
-                    assert [lease.data for lease in held] == [b"a", b"b"]
+                    assert [lease.memory for lease in held] == [b"a", b"b"]
                     held.pop().release()
                 assert got == [b"c"]
                 with trio.CancelScope() as scope:

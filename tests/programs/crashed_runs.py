@@ -319,7 +319,7 @@ def multishots() -> None:
 
         assert everything_drained(crashed(start))
         gc.collect()
-    assert b"datamore".startswith(b"".join(lease.data for lease in leases))
+    assert b"datamore".startswith(b"".join(lease.memory for lease in leases))
     while leases:
         leases.pop().release()
     gc.collect()  # the stream, which they hold

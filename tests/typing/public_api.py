@@ -155,7 +155,7 @@ async def ahead(listener: trio.SocketListener, stream: trio.SSLStream[trio.Socke
             assert_type(lease, ReceivedLease)
             with lease as entered:
                 assert_type(entered, ReceivedLease)
-                assert_type(entered.data, memoryview)
+                assert_type(entered.memory, memoryview)
             lease.release()
         assert_type(await leases.receive(), ReceivedLease)
         assert_type(leases.receive_nowait(), ReceivedLease)

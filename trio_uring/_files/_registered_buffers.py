@@ -29,6 +29,7 @@ from trio_uring._engine._io_manager import current_ring
 from trio_uring._engine._registered_tables import RegisteredTable
 from trio_uring._engine._run_state import RunResource
 from trio_uring._kernel.uapi import RegisterOpcode
+from trio_uring._lease import Lease
 from trio_uring._operations._operation import address_of, pin_writable
 
 if TYPE_CHECKING:
@@ -102,11 +103,10 @@ class RegisteredBuffers:
         self.size = size
         self._memory = mmap.mmap(-1, count * stride, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._whole = memoryview(self._memory)
-        starts = range(0, count * stride, stride)
-        self._free = [self._whole[start : start + size] for start in starts]
+        self._free = list(range(0, count * stride, stride))  # where each buffer begins
         self._count = count
         self._waiters = ParkingLot()
-        self._handed: deque[memoryview] = deque()
+        self._handed: deque[int] = deque()
         self._closed = False
         self._manager: UringIOManager | None = None
         self._index = -1
@@ -146,12 +146,12 @@ class RegisteredBuffers:
         await checkpoint_if_cancelled()
         self._check()
         if self._free:
-            lease = BufferLease(self, self._free.pop())
+            lease = self._lease(self._free.pop())
             await cancel_shielded_checkpoint()
             return lease
         await self._waiters.park()
         self._check()
-        return BufferLease(self, self._handed.popleft())
+        return self._lease(self._handed.popleft())
 
     def lease_nowait(self) -> BufferLease:
         """Borrow a buffer without waiting.
@@ -163,15 +163,18 @@ class RegisteredBuffers:
         self._check()
         if not self._free:
             raise trio.WouldBlock
-        return BufferLease(self, self._free.pop())
+        return self._lease(self._free.pop())
 
-    def give_back(self, memory: memoryview) -> None:
+    def _lease(self, start: int) -> BufferLease:
+        return BufferLease(self, self._whole[start : start + self.size], start)
+
+    def give_back(self, start: int) -> None:
         """Take a buffer back. Called by `BufferLease`."""
         if self._waiters and not self._closed:
-            self._handed.append(memory)
+            self._handed.append(start)
             self._waiters.unpark()
             return
-        self._free.append(memory)
+        self._free.append(start)
         if self._closed and len(self._free) == self._count:
             self._unregister()
 
@@ -209,31 +212,21 @@ class RegisteredBuffers:
         self.close()
 
 
-class BufferLease:
+class BufferLease(Lease):
     """A buffer of `RegisteredBuffers`, yours until you `release` it; use ``with``.
 
     It may still contain what an earlier borrower wrote.
     """
 
-    __slots__ = ("_key", "_memory", "_operation", "pool", "users")
+    __slots__ = ("_key", "_operation", "_start", "pool", "users")
 
-    def __init__(self, pool: RegisteredBuffers, memory: memoryview) -> None:
+    def __init__(self, pool: RegisteredBuffers, memory: memoryview, start: int) -> None:
+        super().__init__(memory)
         self.pool: RegisteredBuffers = pool
         self.users: int = 0  # operations in flight on it
-        self._memory: memoryview | None = memory
+        self._start = start
         self._key: object = None
         self._operation: Operation[int] | None = None
-
-    @property
-    def memory(self) -> memoryview:
-        """The buffer. Do not keep it or slices of it beyond the lease.
-
-        Raises:
-          RuntimeError: it was released.
-        """
-        if self._memory is None:
-            raise RuntimeError("this buffer was given back")
-        return self._memory
 
     def operation(
         self,
@@ -271,29 +264,13 @@ class BufferLease:
             operation.begin_at(offset)
         return operation
 
-    def release(self) -> None:
-        """Give the buffer back. Does nothing if it was given back already.
+    def _check_unused(self) -> None:
+        if self.users:
+            raise BufferError("an operation is using this buffer")
 
-        Raises:
-          trio.BusyResourceError: an operation is using it.
-        """
-        memory = self._memory
-        if memory is not None:
-            if self.users:
-                raise trio.BusyResourceError("an operation is using this buffer")
-            self._memory = self._operation = None
-            self.pool.give_back(memory)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
+    def _give_back(self) -> None:
+        self._operation = None
+        self.pool.give_back(self._start)
 
 
 # ---- The ring's table ------------------------------------------------------------------------

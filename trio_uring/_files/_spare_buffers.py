@@ -37,6 +37,11 @@ class SpareBuffers(RunResource):
         """Give a buffer back, which is not used any more."""
         self._free.append(lease)
 
+    def close(self, *, drained: bool) -> None:
+        """Give the buffers back to their pools."""
+        while self._free:
+            self._free.pop().release()
+
 
 def spare_buffers() -> SpareBuffers:
     """Return the spare buffers of the current run."""

@@ -12,7 +12,6 @@ An `FdReservation` prevents that.
 from __future__ import annotations
 
 import errno
-import warnings
 from collections import deque
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
@@ -30,6 +29,7 @@ from trio.lowlevel import (
 from trio_uring import _operations as operations
 from trio_uring._engine._fd_waiters import FdReservation
 from trio_uring._engine._io_manager import current_ring
+from trio_uring._lease import Lease
 from trio_uring._streams._endpoints import source_of
 from trio_uring._trio_private import TrioSocket, at_cancel_point
 
@@ -38,7 +38,7 @@ from ._multishot import MultishotOperation
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Buffer
 
     from trio_uring._engine._buffer_pool import BufferPool
     from trio_uring._engine._io_manager import UringIOManager
@@ -92,57 +92,22 @@ def receive_many(
     return ReceivedLeases(source_of(stream, stack), stack, max_buffers, buffer_size)
 
 
-class ReceivedLease:
+class ReceivedLease(Lease):
     """Received data, at least one byte, yours until you `release` it; use ``with``.
 
-    It may be used after the block that it was received in, and after the run.
+    Its memory is read-only. It may be used after the block that it was received in, and after the
+    run.
     """
 
-    __slots__ = ("_data", "_flags", "_leases")
+    __slots__ = ("_flags", "_leases")
 
-    def __init__(self, leases: ReceivedLeases, data: memoryview, flags: int) -> None:
+    def __init__(self, leases: ReceivedLeases, memory: memoryview, flags: int) -> None:
+        super().__init__(memory)
         self._leases = leases
-        self._data: memoryview | None = data
         self._flags = flags
 
-    @property
-    def data(self) -> memoryview:
-        """The received bytes, read-only. Slices of it must not be used after `release`.
-
-        Raises:
-          RuntimeError: the buffer was given back.
-        """
-        if self._data is None:
-            raise RuntimeError("this buffer was given back")
-        return self._data
-
-    def release(self) -> None:
-        """Give the buffer back. Does nothing if it was given back already.
-
-        Raises:
-          BufferError: something still uses the memory, such as an array or an operation. The buffer
-            was not given back.
-        """
-        data = self._data
-        if data is not None:
-            data.release()
-            self._data = None
-            self._leases.take_back(self._flags)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
-
-    def __del__(self) -> None:
-        if self._data is not None:
-            warnings.warn("a ReceivedLease was not released", ResourceWarning, stacklevel=2)
+    def _give_back(self) -> None:
+        self._leases.take_back(self._flags)
 
 
 class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
