@@ -6,6 +6,7 @@ that it started by the name "trio_uring".
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import socket
@@ -239,6 +240,49 @@ async def test_file_streams(tmp_path: Path) -> None:
             assert b"".join([chunk async for chunk in reader]) == b"x" * 100_000
     assert counted.routes["thread"] == 0
     assert counted.routes["ring"] + counted.routes["inline"] >= 4
+
+
+# Every method of AnyIO's files, in an order in which each has something to do. `aclose` comes last.
+FILE_CALLS: dict[str, tuple[object, ...]] = {
+    "write": ("one\ntwo\n",),
+    "flush": (),
+    "writelines": (["three\n"],),
+    "truncate": (12,),
+    "tell": (),
+    "seek": (0,),
+    "readline": (),
+    "readinto": (bytearray(1),),
+    "readinto1": (bytearray(1),),
+    "read1": (1,),
+    "read": (1,),
+    "readlines": (),
+}
+
+
+@pytest.mark.parametrize("mode", ["w+", "w+b"])
+@pytest.mark.parametrize("kind", ["open_file", "TemporaryFile", "NamedTemporaryFile"])
+async def test_no_method_of_a_file_uses_a_thread(kind: str, mode: str, tmp_path: Path) -> None:
+    methods = {
+        name for name, value in vars(anyio.AsyncFile).items() if inspect.iscoroutinefunction(value)
+    }
+    assert methods == FILE_CALLS.keys() | {"aclose"}
+    binary = "b" in mode
+    opened = (
+        await anyio.open_file(tmp_path / "file", mode)
+        if kind == "open_file"
+        else getattr(anyio, kind)(mode, dir=str(tmp_path))
+    )
+    async with opened as file:
+        for name, args in FILE_CALLS.items():
+            if name in {"readinto", "readinto1", "read1"} and not binary:
+                continue
+            if binary and name == "write":
+                args = (b"one\ntwo\n",)
+            if binary and name == "writelines":
+                args = ([b"three\n"],)
+            with Counted() as counted:
+                await getattr(file, name)(*args)
+            assert (counted.routes.total(), counted.routes["thread"]) == (1, 0), name
 
 
 async def test_temporary_files(tmp_path: Path) -> None:
