@@ -23,6 +23,24 @@ if TYPE_CHECKING:
 
 test_io = pytest.importorskip("test.test_io")
 test_fileio = pytest.importorskip("test.test_fileio")
+test_file = pytest.importorskip("test.test_file")
+
+BASES = (
+    *(test_io.CIOTest, test_io.CMiscIOTest),
+    *(test_io.CBufferedReaderTest, test_io.CBufferedWriterTest, test_io.CBufferedRandomTest),
+    test_io.CTextIOWrapperTest,
+    *(test_fileio.CAutoFileTests, test_fileio.COtherFileTests),
+    *(test_file.CAutoFileTests, test_file.COtherFileTests),
+)
+
+# Of each mock, the one for C. The tests expect it under the name that it has in both.
+MOCKS = {
+    name[1:]: value
+    for name, value in vars(test_io).items()
+    if name.startswith("C")
+    and name[1:] in vars(test_io)
+    and not issubclass(value, unittest.TestCase)
+}
 
 # What is about something else, with its reason.
 NOT_OURS = {
@@ -54,14 +72,10 @@ def open_ours(file: Any, *args: Any, **keywords: Any) -> Any:
 
 def cases() -> Iterator[unittest.TestCase]:
     loader = unittest.TestLoader()
-    for base in (test_io.CIOTest, test_fileio.CAutoFileTests, test_fileio.COtherFileTests):
+    for base in BASES:
         members = {name: getattr(io, name) for name in io.__all__}
         members |= {"FileIO": RingFileIO, "open": staticmethod(open_ours), "is_C": True}
-        for mock in ("MockRawIO", "MisbehavedRawIO", "MockFileIO", "CloseFailureIO",
-                     "MockNonBlockWriterIO", "MockUnseekableIO", "MockRawIOWithoutRead",
-                     "SlowFlushRawIO"):  # fmt: skip
-            if hasattr(test_io, f"C{mock}"):
-                members[mock] = getattr(test_io, f"C{mock}")
+        members |= MOCKS
         ours = type(base.__name__, (base,), members)
         yield from (
             test
