@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,34 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 LINES_MAX = 60
+
+# The guides about files: their code, which is shown without its imports and without a peer.
+GUIDES = ("files", "direct-io", "send-files", "receive-files")
+GUIDE_BLOCKS = {
+    f"{guide}-{number}": block
+    for guide in GUIDES
+    for number, block in enumerate(
+        re.findall(
+            r"^```python\n(.*?)^```",
+            (ROOT / "docs" / "howto" / f"{guide}.md").read_text(encoding="utf-8"),
+            re.MULTILINE | re.DOTALL,
+        )
+    )
+}
+GUIDE_IMPORTS = """
+import os, shutil, zlib
+from functools import partial
+import trio, trio_uring
+"""
+IN_GUIDE = """
+async def main():
+    stream, peer = map(trio.SocketStream, trio.socket.socketpair())
+    content_length = 4096
+    async with stream, peer:
+        await peer.send_all(bytes(4096))
+        await peer.send_eof()
+        with open("data", "r+b") as file:
+"""
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -55,6 +84,24 @@ def test_example(example: Path, tmp_path: Path) -> None:
 def test_readme(block: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(block, encoding="utf-8")
+    run(program, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", GUIDE_BLOCKS)
+def test_guide(name: str, tmp_path: Path) -> None:
+    block = GUIDE_BLOCKS[name]
+    # As much as is read there; elsewhere as much as is sent without a receiver.
+    (tmp_path / "data").write_bytes(bytes(4096 * (1000 if name.startswith("direct") else 1)))
+    (tmp_path / "film.mkv").write_bytes(bytes(4096))
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(bytes(4096))
+    if "async def main()" not in block:
+        block = block.removeprefix("import trio_uring\n")
+        block = IN_GUIDE + textwrap.indent(block, " " * 12)
+    if "trio_uring.run(" not in block:
+        block += "trio_uring.run(main)\n"
+    program = tmp_path / "program.py"
+    program.write_text(GUIDE_IMPORTS + block, encoding="utf-8")
     run(program, cwd=tmp_path)
 
 
