@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from children import CHILD_SECONDS
+from children import CHILD_SECONDS, output_of, run_python
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
@@ -41,6 +41,12 @@ def benchmark(name: str, *arguments: str | Path) -> str:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def test_every_benchmark_finds_what_it_uses() -> None:
+    names = ", ".join(path.stem for path in BENCHMARKS.glob("bench_*.py"))
+    code = f"import sys; sys.path[:0] = sys.argv[1:]; import {names}"
+    assert output_of(run_python(code, BENCHMARKS)) == []
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import trio
 import trio_uring
 from trio_uring import linked, perform_many
 from trio_uring._engine._io_manager import current_ring
-from trio_uring._files._write_file import _SLOTS as SLOTS, _register
+from trio_uring._files._write_file import _FixedFiles as FixedFiles
 from trio_uring._kernel.uapi import SqeFlag
 from trio_uring._operations._fixed_files import close_fixed, on_fixed, open_fixed
 from trio_uring.lowlevel import operations
@@ -65,8 +65,7 @@ free_slots: list[int] = []
 def register_table() -> None:
     manager = current_ring("files")
     if manager is not None:
-        _register(manager)
-        free_slots[:] = range(SLOTS)
+        free_slots[:] = manager.run_state.get(FixedFiles, manager).free or []
 
 
 def chain(path: str, slot: int, buffer: bytearray) -> trio_uring.Linked[object]:

@@ -30,7 +30,8 @@ import _measure
 import trio
 
 import trio_uring
-from trio_uring import RingConfig, _io_manager
+from trio_uring import RingConfig
+from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._engine._ring import Ring
 from trio_uring._kernel import ffi
 from trio_uring._kernel.uapi import RegisterOpcode
@@ -173,7 +174,7 @@ def measure(serve: Serve, work: Work, connections: int, threads: int) -> _measur
 def pass_files(way: str, count: int) -> _measure.Sample:
     async def main() -> tuple[float, float]:
         manager = current_io_manager()
-        assert isinstance(manager, _io_manager.UringIOManager)
+        assert isinstance(manager, UringIOManager)
         other = Ring(RingConfig(), register_fd=False)
         read, write = os.pipe()
         for ring in (manager.ring, other):
