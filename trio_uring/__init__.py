@@ -19,7 +19,9 @@ The public names:
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from . import _anyio_finder, lowlevel as lowlevel
+import trio
+
+from . import _anyio_finder
 from ._batch import perform_many as perform_many
 from ._config import RingConfig as RingConfig, SQPoll as SQPoll
 from ._errors import (
@@ -50,6 +52,7 @@ from ._run import (
 )
 
 if TYPE_CHECKING:
+    from . import lowlevel as lowlevel
     from ._channels import (
         RingReceiveChannel as RingReceiveChannel,
         RingSendChannel as RingSendChannel,
@@ -102,6 +105,7 @@ __all__ = [
     "fsync",
     "install",
     "linked",
+    "lowlevel",
     "open_direct",
     "open_positional",
     "open_ring_channel",
@@ -139,14 +143,25 @@ _ON_FIRST_USE: Final = {
     "send_zerocopy": "._transfers",
 }
 
+_LOWLEVEL: Final = frozenset({"Operation", "on_ring", "operations", "perform"})
+
 if not TYPE_CHECKING:  # a type checker would believe that there is every name
 
     def __getattr__(name: str) -> object:
+        if name == "lowlevel":  # a module, of which the import makes an attribute
+            return import_module(".lowlevel", __name__)
         module = _ON_FIRST_USE.get(name)
         if module is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_hint(name)}")
         value = globals()[name] = getattr(import_module(module, __name__), name)
         return value
+
+    def _hint(name: str) -> str:
+        if name in _LOWLEVEL:
+            return f": it is in trio_uring.lowlevel: trio_uring.lowlevel.{name}"
+        if not name.startswith("_") and hasattr(trio, name):
+            return f": use trio.{name}, which uses the ring in a run that has one"
+        return ""
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from children import output_of, run_python
 
@@ -29,3 +32,13 @@ def test_what_a_run_does_not_use_is_not_imported() -> None:
         """)
     )
     assert lines == ["[]", "True trio_uring._transfers._relay"]
+
+
+def test_lowlevel_needs_no_import_of_its_own() -> None:
+    programs = [
+        "import trio_uring; trio_uring.lowlevel.operations.nop(); trio_uring.lowlevel.on_ring",
+        "from trio_uring import lowlevel; lowlevel.operations.nop()",
+        "from trio_uring.lowlevel import on_ring, operations; operations.nop()",
+    ]
+    for program in programs:
+        subprocess.run([sys.executable, "-c", program], check=True)
