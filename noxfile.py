@@ -322,6 +322,27 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(python=ONE_PYTHON)
+def simulation(session: nox.Session) -> None:
+    """Make a million steps on the simulated kernel, on each engine. Half an hour.
+
+    `TRIO_URING_SIMULATION_STEPS` is another number, `TRIO_URING_SIMULATION_SEED` where to begin.
+    """
+    install_wheel(session, NEWEST_TRIO, *GROUPS["test"])
+    run_pytest(
+        session,
+        *("-s", "tests/fuzz/test_simulated_kernel.py"),  # it prints the seed
+        env={
+            "TRIO_URING_SIMULATION_STEPS": os.environ.get("TRIO_URING_SIMULATION_STEPS", "1000000"),
+            # Others each time, unless one is asked for.
+            "TRIO_URING_SIMULATION_SEED": os.environ.get(
+                "TRIO_URING_SIMULATION_SEED", str(secrets.randbelow(2**32))
+            ),
+            "PYTEST_TIMEOUT": "7200",
+        },
+    )
+
+
+@nox.session(python=ONE_PYTHON)
 def ledgers(session: nox.Session) -> None:
     """Cancel 100,000 operations at random on each engine: nothing may be lost. Two minutes."""
     install_wheel(session, NEWEST_TRIO, *GROUPS["test"])
@@ -416,7 +437,7 @@ def full(session: nox.Session) -> None:
         *("lint", "types", "model", "tests"),
         *("trio_suite", "trio_suite_unused", "trio_suite_oldest"),
         *("anyio_suite", "anyio_suite_oldest", "suites", "examples", "docs"),
-        *("asan", "coverage", "fuzz", "ledgers", "build", "bench"),
+        *("asan", "coverage", "fuzz", "simulation", "ledgers", "build", "bench"),
     ):
         session.notify(name)
 

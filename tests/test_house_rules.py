@@ -405,8 +405,11 @@ FOREIGN_FILES = {
 }
 
 
-# Methods of its protocols, which our benchmarks implement.
-CALLED_BY_ASYNCIO = {"connection_made", "datagram_received"}
+# Methods of asyncio's protocols, which our benchmarks implement, and of Trio's instruments.
+CALLED_BY_OTHERS = {
+    *("connection_made", "datagram_received"),
+    *("task_scheduled", "before_task_step"),
+}
 
 
 def prose(text: str, suffix: str) -> Problems:
@@ -493,7 +496,7 @@ def test_every_declaration_has_a_user() -> None:
     unused = [
         f"{each.file}:{each.first}: {each.name}"
         for each in names.unused()
-        if each.name not in CALLED_BY_ASYNCIO
+        if each.name not in CALLED_BY_OTHERS
     ]
     assert not unused, "\n".join(["without a user:", *unused])
 

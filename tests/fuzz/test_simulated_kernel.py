@@ -1,0 +1,65 @@
+"""Both engines, on a simulated kernel that does all a kernel may do, in any order.
+
+`tests/programs/simulation.py` says what is checked. ``nox -s simulation`` makes a million steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections import Counter
+
+import pytest
+from children import TESTS, output_of, run_python
+
+from trio_uring._kernel import why_no_native
+
+STEPS = int(os.environ.get("TRIO_URING_SIMULATION_STEPS", "8000"))
+STEPS_OF_CHILD = 40_000  # about a minute
+SEED = int(os.environ.get("TRIO_URING_SIMULATION_SEED", "1"))
+
+# What must have happened in so many steps, or the simulation shows less than it says.
+HAPPENS = {
+    *("EINTR", "EAGAIN", "EBUSY", "ENOBUFS", "overflow", "short", "failed", "inline"),
+    *("cancel: ENOENT", "cancel: EALREADY", "cancel: done", "work left over"),
+    *("handed to a worker", "blocked a worker"),
+    *("receive_some: completed", "receive_some: cancelled", "receive_many: completed"),
+    *("send_all: completed", "send_all: cancelled", "accept_many: completed", "file: completed"),
+}
+
+
+@pytest.fixture(scope="module")
+def preload(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Build what gives the calls of io_uring to the simulated kernel."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("a C compiler is needed")
+    library = tmp_path_factory.mktemp("simulated") / "simulated_kernel.so"
+    source = TESTS / "simulated_kernel.c"
+    command = [compiler, "-shared", "-fPIC", "-O", "-o", str(library), str(source), "-ldl"]
+    subprocess.run(command, check=True)
+    return ":".join([*filter(None, [os.environ.get("LD_PRELOAD")]), str(library)])
+
+
+@pytest.mark.parametrize("engine", ["native", "python"])
+def test_nothing_is_lost(preload: str, engine: str) -> None:
+    if engine == "native" and why_no_native:
+        pytest.skip(why_no_native)
+    counts: Counter[str] = Counter()
+    seed = SEED
+    while counts["steps"] < STEPS:
+        result = run_python(
+            "import simulation; simulation.main()",
+            *(seed, min(STEPS - counts["steps"], STEPS_OF_CHILD)),
+            environment={
+                "LD_PRELOAD": preload,
+                "TRIO_URING_ENGINE": engine,
+                "PYTHONHASHSEED": "0",  # so that a seed replays
+            },
+        )
+        counts.update(json.loads("\n".join(output_of(result))))
+        seed = SEED + counts["runs"]
+    print(counts["steps"], "steps on the", engine, "engine, from seed", SEED)
+    assert counts.keys() >= HAPPENS, HAPPENS - counts.keys()
