@@ -198,7 +198,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def model(session: nox.Session) -> None:
-    """Check the model of SQPOLL's sleep with spin: ``apt-get install spin gcc``. Ten seconds."""
+    """Check the models of the memory orders with spin: ``apt-get install spin gcc``. 20 seconds."""
     if shutil.which("spin") is None and not IN_CI:
         session.skip("spin is not installed: `apt-get install spin gcc` (CI always has it)")
     session.run(sys.executable, str(ROOT / "tests" / "model" / "check.py"))

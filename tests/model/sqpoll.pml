@@ -10,7 +10,8 @@
  * see it. A fence waits until the buffer is empty. Nobody loads what it has buffered itself, and one
  * place in each buffer is enough: a second store waits for the first.
  *
- * What stands beside each line is the C line (ours) or the kernel's (io_uring/sqpoll.c, 6.18).
+ * What stands beside each line is the C line (ours; check.py looks for those that begin with the
+ * file's name) or the kernel's (io_uring/sqpoll.c, 6.18).
  *
  * With -DMUTANT... one line is left out or moved. spin must find the missed wakeup in each:
  * tests/model/check.py runs all of them.
@@ -105,7 +106,8 @@ byte pushed;
 
 inline wake_if_need_be() {
 #ifndef MUTANT_WE_HAVE_NO_FENCE
-    our_fence(); /* ring_sq_needs_wakeup(): __atomic_thread_fence(__ATOMIC_SEQ_CST) */
+    /* ring.c: __atomic_thread_fence(__ATOMIC_SEQ_CST); return (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_NEED_WAKEUP) != 0; */
+    our_fence();
 #endif
     if
     :: need_wakeup -> /* __atomic_load_n(ring->sq_flags) & IORING_SQ_NEED_WAKEUP */

@@ -2,7 +2,7 @@
  * Provided buffers: a ring of buffers, from which the kernel picks one when it has data.
  *
  * Compiled as one unit with ring.c, after it. We write the tail and the kernel reads it, so it is
- * stored with release ordering after the entry is filled.
+ * stored with release ordering after the entry is filled (tests/model/buffers.pml).
  *
  * Python owns the memory of the buffers, which may be freed later than the buffer ring. The entries
  * are allocated here.

@@ -6,7 +6,7 @@
  * Errors are returned as -errno, as by the kernel. Nothing here prints or raises, and every retry
  * is bounded.
  *
- * Memory ordering, as io_uring(7) asks:
+ * Memory ordering, as io_uring(7) asks, and as tests/model/queues.pml shows to be needed:
  *
  *   SQ tail   we write, the kernel reads     store-release, after the SQE is filled
  *   SQ head   the kernel writes, we read     load-acquire, before we reuse an SQE
