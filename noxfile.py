@@ -342,6 +342,22 @@ def simulation(session: nox.Session) -> None:
     )
 
 
+# On the newest, since it reads TOML.
+@nox.session(python=PYTHONS[-1] if PYTHONS else MAIN_PYTHON)
+def mutation(session: nox.Session) -> None:
+    """Break the code on purpose: the tests must notice. Hours; what to break is an argument.
+
+    `nox -s mutation -- c batch` tries the breaks of C with "batch" in their names, and
+    `nox -s mutation -- python --each 5 _engine/_ring.py` five mutants of a Python file.
+    """
+    install_wheel(session, NEWEST_TRIO, *GROUPS["test"], extras="[anyio]")
+    session.install("cffi", "setuptools")
+    # The tests run on a copy of the checkout, and must find nothing else.
+    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "trio-uring")
+    for arguments in [session.posargs] if session.posargs else [["c"], ["python"]]:
+        session.run("python", str(ROOT / "tests" / "mutation" / "mutate.py"), *arguments)
+
+
 @nox.session(python=ONE_PYTHON)
 def ledgers(session: nox.Session) -> None:
     """Cancel 100,000 operations at random on each engine: nothing may be lost. Two minutes."""
