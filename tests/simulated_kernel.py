@@ -188,6 +188,7 @@ class SimulatedKernel:
         self.groups: dict[int, BufferGroup] = {}
         self.queues: Queues | None = None
         self.setup_flags = SetupFlag(0)
+        self.timeout: float | None = None  # of the last enter
         self._next = 0
         self._vain = 0
         self._performer = Performer()
@@ -285,6 +286,7 @@ class SimulatedKernel:
         queues = self.queues
         assert queues is not None
         self.counts["enters"] += 1
+        self.timeout = timeout
         queues.overwrite_fetched()
         self._overwrite_receiving()
         before = (queues.ready, self.counts["submitted"])

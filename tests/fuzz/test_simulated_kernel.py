@@ -63,3 +63,26 @@ def test_nothing_is_lost(preload: str, engine: str) -> None:
         seed = SEED + counts["runs"]
     print(counts["steps"], "steps on the", engine, "engine, from seed", SEED)
     assert counts.keys() >= HAPPENS, HAPPENS - counts.keys()
+
+
+TIMEOUTS = """
+import random
+from simulated_kernel import SimulatedKernel
+from trio_uring import RingConfig
+from trio_uring._engine._ring import Ring
+
+kernel = SimulatedKernel(random.Random(0), name="timeouts", faults=0)
+kernel.install()
+ring = Ring(RingConfig())
+for seconds in (0.25, 1.75, 3000.5):
+    assert ring.submit_and_wait(seconds) == []
+    print(kernel.timeout)
+ring.close()
+kernel.remove()
+"""
+
+
+def test_the_kernel_gets_the_whole_timeout(preload: str) -> None:
+    """Who waits for real cannot tell a timeout that is too short from one that is not."""
+    result = run_python(TIMEOUTS, environment={"LD_PRELOAD": preload})
+    assert output_of(result) == ["0.25", "1.75", "3000.5"]

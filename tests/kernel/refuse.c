@@ -5,6 +5,7 @@
  *   REFUSE_FLAGS=mask       io_uring_setup with one of these flags: EINVAL
  *   REFUSE_ABOVE=entries    io_uring_setup with more entries: ENOMEM
  *   REFUSE_SETUP=errno      io_uring_setup, always
+ *   REFUSE_FEATURES=mask    io_uring_setup succeeds, without these features
  *   REFUSE_ENTER=errno      io_uring_enter, always
  *   REFUSE_ENTERS=n:errno   io_uring_enter, each n-th call
  *   REFUSE_REGISTER=op:errno,op:errno,...
@@ -84,6 +85,9 @@ long syscall(long number, ...)
     }
     if (real == NULL)
         real = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
-    return real(number, arguments[0], arguments[1], arguments[2], arguments[3], arguments[4],
-                arguments[5]);
+    long result = real(number, arguments[0], arguments[1], arguments[2], arguments[3],
+                       arguments[4], arguments[5]);
+    if (number == SETUP && result >= 0)
+        ((unsigned *)arguments[1])[5] &= ~(unsigned)number_in("REFUSE_FEATURES");
+    return result;
 }

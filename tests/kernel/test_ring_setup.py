@@ -21,7 +21,7 @@ import pytest
 from children import output_of, run_python
 
 from trio_uring import RingConfig
-from trio_uring._kernel.uapi import RegisterOpcode, SetupFlag
+from trio_uring._kernel.uapi import FeatureFlag, RegisterOpcode, SetupFlag
 from trio_uring._run import probe
 
 if TYPE_CHECKING:
@@ -273,6 +273,16 @@ def test_where_there_is_no_ring_the_reason_is_told(
     reason = no_ring(refuse(setup=code))
     assert reason.startswith(f"io_uring_setup failed with {errno.errorcode[code]} (")
     assert [text for text in says if text not in reason] == []
+
+
+@pytest.mark.parametrize(
+    "feature", [FeatureFlag.SINGLE_MMAP, FeatureFlag.NODROP, FeatureFlag.EXT_ARG]
+)
+def test_a_ring_without_a_feature_that_is_needed_is_none(
+    feature: FeatureFlag, refuse: Refuse
+) -> None:
+    """Before Linux 5.11."""
+    assert no_ring(refuse(features=int(feature))).startswith("io_uring_setup failed with ENOSYS")
 
 
 def test_a_ring_that_cannot_be_entered_is_none(refuse: Refuse) -> None:

@@ -384,7 +384,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--each", type=int, default=10, help="how many mutants of each Python file")
     parser.add_argument("--seed", type=int, default=0, help="which mutants")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     to_try = breaks(arguments)
     known = equivalents()
     survived = []
