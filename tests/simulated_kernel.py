@@ -109,7 +109,7 @@ _SHORTENED: Final = {
     *(Opcode.RECV, Opcode.READ, Opcode.WRITE, Opcode.SEND, Opcode.SEND_ZC),
 }
 _HOLDS_FILE: Final = {*_WAITS_FOR, Opcode.FSYNC, Opcode.POLL_ADD}
-_FAIL_AT_RANDOM: Final = {*_WAITS_FOR, Opcode.FSYNC}
+_FAIL_AT_RANDOM: Final = {*_WAITS_FOR, Opcode.FSYNC, Opcode.CONNECT}
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 for _function in (_libc.recv, _libc.send, _libc.read):

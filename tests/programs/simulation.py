@@ -407,13 +407,11 @@ class Program:
     async def accept_some(self) -> None:
         """Accept connections; each is either accepted, or still to be accepted in the end."""
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self.listener.dup()))
-        clients = []
-        for _ in range(self.random.randint(1, 3)):
-            client = socket.socket(socket.AF_UNIX)
-            client.connect(self.listener.getsockname())
-            clients.append(client)
+        clients = [trio.socket.socket(socket.AF_UNIX) for _ in range(self.random.randint(1, 3))]
         try:
             async with listener, accept_many(listener) as connections:
+                for client in clients:
+                    await client.connect(self.listener.getsockname())
                 async for stream in connections:
                     await stream.aclose()
                     break
@@ -439,6 +437,7 @@ class Program:
         """More than one enter has room or time for."""
         for _ in range(self.random.randint(1, 60)):
             self.start("nop", lambda: perform(operations.nop()))
+        self.start("timeout", lambda: perform(operations.timeout(10**18)))
 
     # ---- The end ---------------------------------------------------------------------------
 
