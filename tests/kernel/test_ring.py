@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import signal
 import socket
@@ -428,6 +429,22 @@ def test_a_forked_child_is_refused(ring: KeptRing, call: str) -> None:
     assert in_child(use) == 0
     # What the child did to it has left no trace.
     assert ring.submit_and_wait(LONG) == [(1, 0, 0)]
+
+
+def mappings_not_inherited() -> int:
+    """Return how many of this process's mappings a forked child does not get."""
+    flags = re.findall("^VmFlags:(.*)$", Path("/proc/self/smaps").read_text(), re.MULTILINE)
+    return sum("dc" in line.split() for line in flags)
+
+
+def test_the_memory_of_a_ring_is_not_inherited() -> None:
+    """A child's copies would be of memory that the kernel shares with its parent."""
+    before = mappings_not_inherited()
+    with opened(SMALL) as ring:
+        assert mappings_not_inherited() == before + 2  # the queues' indexes, and the SQEs
+        pool = BufferPool(ring, group=1, count=4, size=64)
+        assert mappings_not_inherited() == before + 3
+        pool.close()
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
