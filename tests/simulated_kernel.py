@@ -133,6 +133,7 @@ class Request:
     wakes: int = 0
     result: tuple[int, int] = (0, 0)
     held: int = -1  # a duplicate of its fd
+    sent: bytes = b""  # what the network still uses
     following: list[Sqe] = field(default_factory=list[Sqe])  # the rest of its linked chain
 
     @property
@@ -467,6 +468,7 @@ class SimulatedKernel:
                     self.counts["blocked a worker"] += 1
             elif request.state == "notifies":
                 moved = True
+                self._check_sent(request)
                 self._done(request, 0, _F_NOTIF)
         return moved
 
@@ -516,6 +518,7 @@ class SimulatedKernel:
             assert self.queues is not None
             if sqe.opcode in _ZERO_COPY:
                 request.state = "notifies"
+                request.sent = ctypes.string_at(sqe.addr, res) if sqe.addr else b""
                 self._post(sqe.user_data, res, flags)
                 return
             if self.queues.room:
@@ -612,6 +615,12 @@ class SimulatedKernel:
         if request.multishot and not sqe.splice_fd_in and not self.chance():
             flags |= _F_MORE
         return res, flags
+
+    def _check_sent(self, request: Request) -> None:
+        sqe = request.sqe
+        if sqe.opcode == Opcode.SEND_ZC:
+            unchanged = ctypes.string_at(sqe.addr, len(request.sent)) == request.sent
+            check(unchanged, "memory that the network still uses was used again")
 
     def _overwrite_receiving(self) -> None:
         for request in self.requests.values():

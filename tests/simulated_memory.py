@@ -116,6 +116,7 @@ class Queues:
             (index,) = struct.unpack_from("=I", self._rings, self.array + 4 * place)
             check(index == place, f"the SQ array has {index} at {place}")
             sqe = Sqe(*_SQE.unpack_from(self._sqes, index * _SQE.size))
+            check(sqe.personality == sqe.pad == 0, "fields that are not used must be 0")
             # Of what was taken, no copy may be needed: only the ring fills it, and only anew.
             self._sqes[index * _SQE.size : (index + 1) * _SQE.size] = bytes([GARBAGE]) * _SQE.size
             words[self.SQ_HEAD] = (head + 1) & 0xFFFFFFFF

@@ -226,6 +226,35 @@ async def test_a_batch_may_be_larger_than_the_submission_queue(
     await trio.to_thread.run_sync(lambda: trio_uring.run(main, ring=ring))
 
 
+async def test_many_batches_are_in_flight_at_once(file: int) -> None:
+    """Each gets its own results, however many there are, and again in the second round."""
+
+    async def read(page: int) -> None:
+        buffers = [bytearray(100), bytearray(page)]
+        reads = [operations.read(file, each, page * PAGE) for each in buffers]
+        assert unwrapped(await perform_many(reads)) == [100, page]
+        for buffer in buffers:
+            assert DATA[page * PAGE :].startswith(buffer)
+        finished.append(page)
+
+    finished: list[int] = []
+    for _ in range(2):
+        async with trio.open_nursery() as nursery:
+            for page in range(PAGES):
+                nursery.start_soon(read, page)
+    assert sorted(finished) == sorted([*range(PAGES)] * 2)
+
+
+async def test_the_buffers_that_the_kernel_chose_for_a_batch(file: int) -> None:
+    """Which they are is in the flags of the completions."""
+    pool = current_manager().buffers
+    assert pool is not None
+    for _ in range(3):
+        reads = [operations.read_select(file, pool, 100, page * PAGE) for page in range(4)]
+        expected = [DATA[page * PAGE :][:100] for page in range(4)]
+        assert unwrapped(await perform_many(reads)) == expected
+
+
 async def test_an_empty_batch_is_a_checkpoint() -> None:
     with trio.CancelScope() as scope:
         scope.cancel()

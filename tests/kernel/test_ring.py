@@ -19,9 +19,10 @@ from children import in_child, in_thread
 
 from trio_uring import ForkedRingError, RingConfig, SQPoll
 from trio_uring._engine._buffer_pool import BufferPool, BufferPools
+from trio_uring._engine._in_flight import BATCH_DONE
 from trio_uring._engine._ring import REAP_MAX, Completion, Ring
 from trio_uring._kernel import ffi
-from trio_uring._kernel.uapi import RegisterOpcode, SetupFlag
+from trio_uring._kernel.uapi import RegisterOpcode, SetupFlag, SqeFlag
 from trio_uring.lowlevel import Operation, operations
 
 if TYPE_CHECKING:
@@ -336,6 +337,42 @@ def test_what_the_kernel_supports(ring: KeptRing) -> None:
     assert 255 not in ring.supported
 
 
+@pytest.mark.parametrize("field", ["fd", "splice_fd_in", "len"])
+@pytest.mark.parametrize("position", range(3))
+def test_which_fds_unsubmitted_operations_may_act_on(
+    ring: KeptRing, field: str, position: int
+) -> None:
+    def nop(**fields: int) -> Operation[object]:
+        return Operation(operations.nop().opcode, lambda _res, _flags: None, **fields)
+
+    for number in range(3):
+        ring.push(nop(**{field: 77}) if number == position else nop(), number)
+    assert ring.unsubmitted_for(77)
+    assert not ring.unsubmitted_for(78)
+    ring.reap(3)
+    assert not ring.unsubmitted_for(77)
+
+
+def test_a_chain_that_is_longer_than_the_queue(ring: KeptRing) -> None:
+    fields = ffi.new("struct sqe_fields[]", ring.entries + 1)
+    for number in range(ring.entries):
+        fields[number].sqe_flags = SqeFlag.IO_LINK
+    with pytest.raises(OSError, match="Invalid argument"):
+        ring.push_many(fields, 0, ring.entries + 1, 1)
+    assert ring.push_many(fields, 1, ring.entries + 1, 1) == ring.entries + 1
+    ring.in_flight += ring.entries
+    ring.reap(ring.entries)
+
+
+def test_a_batch_that_is_not_done_is_no_timeout(ring: KeptRing) -> None:
+    batch, first = ring.open_batch(2)
+    Ring.push(ring, operations.nop(), first)
+    assert Ring.submit_and_wait(ring, LONG) is None
+    Ring.push(ring, operations.nop(), first + 1)
+    assert Ring.submit_and_wait(ring, LONG) == [(BATCH_DONE, batch, 0)]
+    assert ring.close_batch(batch, 2) == [(0, 0), (0, 0)]
+
+
 # --- Closing, other threads, children -------------------------------------------------------
 
 
@@ -412,6 +449,25 @@ def test_closing_in_another_thread() -> None:
     in_thread(ring.close)
     assert ring.closed
     assert not Path(f"/proc/self/fd/{fd}").exists()
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_ring_that_was_forgotten(used: bool) -> None:
+    """It is closed, unless the kernel may still write to memory."""
+
+    def forget() -> None:
+        a, b = socket.socketpair()
+        memory = bytearray(1)
+        ring = Ring(SMALL)
+        ring.push(operations.recv(a.fileno(), memory) if used else operations.nop(), 1)
+        ring.flush()
+        path = Path(f"/proc/self/fd/{ring.fd}")
+        assert path.exists()
+        del ring
+        assert path.exists() == used
+        b.close()
+
+    assert in_child(forget) == 0  # where the ring that is left can disturb nobody
 
 
 # Python 3.12 warns where other threads run. Trio's idle workers of earlier tests may.

@@ -120,6 +120,31 @@ def test_the_flag_ladder(release: str, refuse: Refuse) -> None:
     assert all(step.endswith(": EINVAL") for step in statistics["refused"])
 
 
+CLOSE_IN_ANOTHER_THREAD = """
+from children import in_thread
+from trio_uring import RingConfig
+from trio_uring._engine._ring import Ring
+from trio_uring.lowlevel import operations
+
+def close() -> None:
+    own = Ring(RingConfig())
+    ring.close()
+    own.push(operations.nop(), 1)
+    print(own.submit_and_wait(60))
+    own.close()
+
+ring = Ring(RingConfig())
+in_thread(close)
+"""
+
+
+def test_closing_in_another_thread_with_a_ring_of_its_own(refuse: Refuse) -> None:
+    """Before Linux 6.0: a thread's registered rings are its own, under the same indexes."""
+    unknown, _ = LADDER["5.19"]
+    result = run_python(CLOSE_IN_ANOTHER_THREAD, environment=refuse(flags=int(unknown)))
+    assert output_of(result) == ["[(1, 0, 0)]"]
+
+
 @pytest.mark.parametrize("release", SQPOLL_LADDER)
 def test_the_flag_ladder_of_sqpoll(release: str, refuse: Refuse) -> None:
     unknown, flags = SQPOLL_LADDER[release]

@@ -117,6 +117,7 @@ class Break:
     changed: str
     tests: Sequence[str]
     key: str = ""  # in equivalent.toml
+    equivalent: str = ""  # why it makes no difference, if it makes none
     engine: str = "native"
 
 
@@ -133,6 +134,7 @@ def c_breaks(names: Sequence[str]) -> Iterator[Break]:
             Path(PACKAGE, "_kernel", row["file"]),
             replaced(row),
             row["tests"],
+            equivalent=row.get("equivalent", ""),
         )
 
 
@@ -249,6 +251,7 @@ def _is_none(node: ast.expr | None) -> bool:
 
 def python_mutants(file: str, count: int, seed: int) -> Iterator[Break]:
     """Yield *count* mutants of *file*, chosen by *seed*."""
+    known = equivalents()
     path = Path(PACKAGE, file)
     text = (ROOT / path).read_text()
     source = Source(text)
@@ -265,12 +268,14 @@ def python_mutants(file: str, count: int, seed: int) -> Iterator[Break]:
         old = " ".join(raw[start:end].decode().split())
         new = " ".join(new.split())
         number = raw[:start].count(b"\n") + 1
+        key = f"{file}: {line}: {new}"
         yield Break(
             f"{file}:{number}: {old} -> {new}",
             path,
             changed,
             TESTS_OF[file],
-            key=f"{file}: {line}: {new}",
+            key=key,
+            equivalent=known.get(key, ""),
             engine="native" if "native" in file else "python",
         )
 
@@ -392,15 +397,14 @@ def main() -> None:
     )
     arguments = parser.parse_intermixed_args()
     to_try = breaks(arguments)
-    known = equivalents()
     survived = []
     with tempfile.TemporaryDirectory() as directory:
         copy = Copy(Path(directory))
         if not arguments.unchecked:
             copy.check(to_try)
         for number, each in enumerate(to_try, 1):
-            if each.key in known:
-                noticed = f"makes no difference: {known[each.key]}"
+            if each.equivalent:
+                noticed = f"makes no difference: {each.equivalent}"
             else:
                 noticed = copy.try_break(each)
             print(f"[{number}/{len(to_try)}] {each.name}\n    {noticed or 'SURVIVED'}", flush=True)

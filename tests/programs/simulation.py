@@ -26,7 +26,7 @@ import socket
 import sys
 import tempfile
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -45,7 +45,7 @@ from trio_uring._trio_private import current_io_manager
 from trio_uring.lowlevel import operations, perform
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
 STEPS_MAX: Final = 150  # in a run
 SIZES: Final = (1, 7, 100, 3000, 70_000)
@@ -168,7 +168,22 @@ class Stream:
         await self._send(self.stream.socket.send)
 
     async def send_zc(self) -> None:
-        await self._send(lambda data: perform(operations.send_zc(self.fd, data)))
+        async def send(data: bytes) -> int:
+            with overwritten_after(data) as buffer:
+                return await perform(operations.send_zc(self.fd, buffer))
+
+        await self._send(send)
+
+    async def send_zc_batch(self) -> None:
+        """One that does not wait is in a batch of the C core, which has two CQEs for it."""
+
+        async def send(data: bytes) -> int:
+            with overwritten_after(data) as buffer:
+                operation = operations.send_zc(self.fd, buffer, socket.MSG_DONTWAIT)
+                outcomes = await perform_many([operations.nop(), operation])
+            return getattr(outcomes[1], "value", 0)
+
+        await self._send(send)
 
     async def send_batch(self) -> None:
         async def send(data: bytes) -> int:
@@ -204,6 +219,14 @@ class Stream:
         assert 0 <= self.outgoing.missing <= self.unknown, f"{self.outgoing.missing} bytes unsent"
         self.outside.close()
         self.rest.close()
+
+
+@contextmanager
+def overwritten_after(data: bytes) -> Iterator[bytearray]:
+    """A buffer with *data* that is used for something else in the end."""
+    buffer = bytearray(data)
+    yield buffer
+    buffer[:] = bytes(len(buffer))
 
 
 class Pipe:
@@ -276,6 +299,7 @@ class Program:
         self.listener.listen()
         path = self.directory / "file"
         path.write_bytes(bytes(FILE_SIZE))
+        (self.directory / "numbers").write_bytes(b"".join(bytes([n] * 100) for n in range(6)))
         self.content = bytearray(FILE_SIZE)
         self.file_in_use = False
         actions = self.actions()
@@ -344,7 +368,9 @@ class Program:
         if each.closed or each.sends or each.unknown:
             return
         each.sends = True
-        name = self.random.choice(("send_all", "send_once", "send_zc", "send_batch"))
+        name = self.random.choice(
+            ("send_all", "send_once", "send_zc", "send_zc_batch", "send_batch")
+        )
         self.start(name, partial(self.one, each, "sends", getattr(each, name)))
 
     async def one(self, each: Stream, what: str, call: Callable[[], Awaitable[object]]) -> None:
@@ -421,15 +447,19 @@ class Program:
 
     def batch(self) -> None:
         async def reads() -> None:
-            fd = os.open(self.directory / "file", os.O_RDONLY)
+            fd = os.open(self.directory / "numbers", os.O_RDONLY)
             buffers = [bytearray(100) for _ in range(self.random.randint(1, 6))]
             reads = [operations.read(fd, b, 100 * n) for n, b in enumerate(buffers)]
+            outcomes = []
             try:
-                await perform_many(reads)
+                outcomes = await perform_many(reads)
             finally:
                 for buffer in buffers:
                     buffer.append(0)
                 os.close(fd)
+            for number, outcome in enumerate(outcomes):
+                if res := getattr(outcome, "value", 0):
+                    assert buffers[number][:res] == bytes([number] * res)
 
         self.start("batch", reads)
 
