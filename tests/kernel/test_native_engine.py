@@ -462,6 +462,22 @@ async def test_an_operation_that_is_done_cannot_be_aborted() -> None:
             await b.send_all(b"x")
 
 
+async def test_the_next_operation_has_another_user_data() -> None:
+    """Otherwise a cancellation that is submitted late would end it."""
+    async with warm_streams() as (a, b):
+        seen = set[int]()
+        for number in range(1, 11):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(a.receive_some)
+                await wait_all_tasks_blocked()
+                [receiver] = nursery.child_tasks
+                operation = receiver._abort_func
+                assert operation is not None
+                seen.add(operation.user_data)
+                await b.send_all(b"x")
+            assert len(seen) == number
+
+
 async def test_a_patched_method_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     async def patched(self: trio.SocketStream, max_bytes: int | None = None) -> bytes:
         return b"patched"
