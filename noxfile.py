@@ -131,6 +131,7 @@ MINUTES_FOR_TRIO_SUITE = 2  # on each of PYTHONS
 # starts other programs, what waits for the kernel's threads to fall asleep, and the fuzzing.
 SLOW_TESTS = [
     *("tests/test_examples.py", "tests/test_launcher.py", "tests/test_plugin.py"),
+    "tests/test_soak.py",
     *("tests/kernel/test_ring_setup.py", "tests/kernel/test_sqpoll.py"),
     "tests/fuzz",
 ]
@@ -375,6 +376,19 @@ def ledgers(session: nox.Session) -> None:
     )
 
 
+@nox.session(python=ONE_PYTHON)
+def soak(session: nox.Session) -> None:
+    """Do everything for minutes, on every kind of ring: `nox -s soak -- 30`. 10 without a number.
+
+    It prints a table, and leaves a plot in `.nox/soak.svg`. Two cores are busy all the time.
+    """
+    install_wheel(session, NEWEST_TRIO, *GROUPS["test"], "matplotlib", extras="[anyio]")
+    program = str(ROOT / "tests" / "soak" / "soak.py")
+    plot = str(ROOT / ".nox" / "soak.svg")
+    with elsewhere(session):
+        session.run("python", program, "--plot", plot, *session.posargs)
+
+
 # On the newest, since some peers need it.
 @nox.session(python=PYTHONS[-1] if PYTHONS else MAIN_PYTHON)
 def bench(session: nox.Session) -> None:
@@ -453,7 +467,7 @@ def full(session: nox.Session) -> None:
         *("lint", "types", "model", "tests"),
         *("trio_suite", "trio_suite_unused", "trio_suite_oldest"),
         *("anyio_suite", "anyio_suite_oldest", "suites", "examples", "docs"),
-        *("asan", "coverage", "fuzz", "simulation", "ledgers", "build", "bench"),
+        *("asan", "coverage", "fuzz", "simulation", "ledgers", "soak", "build", "bench"),
     ):
         session.notify(name)
 

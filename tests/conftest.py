@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 # Every test in these needs a ring.
 RING_TESTS = {
     Path(__file__).parent / name
-    for name in ("conformance", "kernel", "test_benchmarks.py", "test_examples.py")
+    for name in (
+        *("conformance", "kernel"),
+        *("test_benchmarks.py", "test_examples.py", "test_soak.py"),
+    )
 }
 
 _reports = pytest.StashKey[list[str]]()
