@@ -75,3 +75,9 @@ def test_every_workload_runs(
         # Not every system can do everything with files.
         assert {workload["baseline"], "python engine"} <= workload["samples"].keys() <= systems
         assert workload["title"] in (tmp_path / "found.md").read_text(encoding="utf-8")
+
+
+def test_tails_of_every_system() -> None:
+    output = benchmark("bench_tails", "--smoke")
+    for what in ("echo p99.9", "timer p99.9", "CPU p99.9"):
+        assert output.count(what) == 3
