@@ -377,6 +377,18 @@ def ledgers(session: nox.Session) -> None:
 
 
 @nox.session(python=ONE_PYTHON)
+def interrupts(session: nox.Session) -> None:
+    """Interrupt programs at 500 random moments, on each engine. Each ends within a second."""
+    install_wheel(session, NEWEST_TRIO, *GROUPS["test"])
+    for engine in (NATIVE, ON_PYTHON_ENGINE):
+        run_pytest(
+            session,
+            *("tests/kernel/test_signals.py", "-k", "at_any_moment"),
+            env={"TRIO_URING_INTERRUPTS": "500", **engine},
+        )
+
+
+@nox.session(python=ONE_PYTHON)
 def soak(session: nox.Session) -> None:
     """Do everything for minutes, on every kind of ring: `nox -s soak -- 30`. 10 without a number.
 
@@ -467,7 +479,8 @@ def full(session: nox.Session) -> None:
         *("lint", "types", "model", "tests"),
         *("trio_suite", "trio_suite_unused", "trio_suite_oldest"),
         *("anyio_suite", "anyio_suite_oldest", "suites", "examples", "docs"),
-        *("asan", "coverage", "fuzz", "simulation", "ledgers", "soak", "build", "bench"),
+        *("asan", "coverage", "fuzz", "simulation", "ledgers", "interrupts", "soak"),
+        *("build", "bench"),
     ):
         session.notify(name)
 

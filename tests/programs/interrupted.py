@@ -171,7 +171,24 @@ class Protected:
         os.close(self.write)
 
 
-PROGRAMS: dict[str, Callable[[], Protected | Unprotected]] = {
+class Alone(Unprotected):
+    """One task without a nursery, which gives exactly a KeyboardInterrupt, as on plain Trio."""
+
+    async def main(self) -> None:
+        a, b = trio.socket.socketpair()
+        with a, b, tempfile.TemporaryDirectory() as directory:
+            for _ in range(20):
+                await a.send(b"ping")
+                await b.recv(100)
+                with trio.move_on_after(0.001):
+                    await b.recv(100)
+                await trio.Path(directory, "file").write_bytes(b"data")
+                await trio.Path(directory, "file").read_bytes()
+            await self.pipe()
+
+
+PROGRAMS: dict[str, Callable[[], Alone | Protected | Unprotected]] = {
+    "alone": Alone,
     "protected": Protected,
     "unprotected": Unprotected,
 }
@@ -263,7 +280,8 @@ def run(
         with around:
             trio_uring.run(main, ring=RingConfig(require=True))
     except BaseException as exc:
-        if not is_interrupt(exc):
+        exactly = type(exc) is KeyboardInterrupt
+        if not (exactly if isinstance(program, Alone) else is_interrupt(exc)):
             raise
         ending = "interrupted"
     if program.interrupts:
@@ -295,9 +313,16 @@ def at_every_step(name: str, stride: int) -> None:
 
 
 def at_random(name: str, rounds: int) -> None:
-    """Interrupt at random times, mostly while it runs."""
+    """Interrupt at random times, mostly while it runs. Print the longest time to the end, too."""
+
+    def interrupt(*_: object) -> None:
+        nonlocal sent
+        sent = time.monotonic()
+        signal.raise_signal(signal.SIGINT)
+
+    sent = longest = 0.0
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGALRM, interrupt)
     run(name, nullcontext())
     before = open_fds()
     endings = Counter[str]()
@@ -307,6 +332,9 @@ def at_random(name: str, rounds: int) -> None:
         # Of what it takes now, on this machine: later it would be over, mostly.
         seconds = random.Random(seed).uniform(0.02, 0.8) * stopwatch.seconds
         # Inside: Trio itself leaves things open where it is interrupted as it starts.
-        endings[run(name, nullcontext(), at_some_moment(seconds))] += 1
+        ending = run(name, nullcontext(), at_some_moment(seconds))
+        if ending == "interrupted":
+            longest = max(longest, time.monotonic() - sent)
+        endings[ending] += 1
         assert open_fds() == before, f"round {seed}: {differing(before)}"
-    print(endings["interrupted"], endings["not interrupted"])
+    print(endings["interrupted"], endings["not interrupted"], longest)
