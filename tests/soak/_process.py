@@ -52,6 +52,7 @@ async def run_all(load: Load, *, probing: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="soak") as name:
         directory = Path(name)
         async with trio.open_nursery() as measuring:
+            measuring.start_soon(load.tick_repeatedly)
             if probing:
                 measuring.start_soon(probe_echo, load)
                 measuring.start_soon(probe_timer, load)

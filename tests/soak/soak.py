@@ -34,8 +34,8 @@ from _process import VARIANTS
 ENGINES: Final = ("native", "python")
 
 # A sample comes each second. Twelve processes share a machine's cores, perhaps with others.
-SILENCE_SECONDS: Final = 300
-LAST_ROUNDS_SECONDS: Final = 300
+SILENCE_SECONDS: Final = 600
+LAST_ROUNDS_SECONDS: Final = 900
 
 # Resident memory at the end, compared with that after a quarter of the time. Heaps fragment, and
 # the largest messages meet each other by chance; a leak of 100 bytes a round is more than this.
@@ -104,7 +104,7 @@ class Process:
                 self.total = found
 
     def _last_words(self) -> str:
-        return self.errors().strip().rpartition("\n")[2]
+        return self.errors().strip().rpartition("\n")[2].lstrip(" |")
 
     def errors(self) -> str:
         self._errors.seek(0)
@@ -157,15 +157,15 @@ def percentiles(what: str) -> Any:
 
 
 COLUMNS: Final = [
-    Column("rounds", 9, lambda process: sum(process.total.get("rounds", {}).values())),
-    Column("cancels", 9, lambda process: sum(process.total.get("cancelled", {}).values())),
-    Column("MiB", 8, lambda process: process.total.get("bytes", 0) // MIB),
-    Column("RSS MiB", 13, lambda p: " → ".join(f"{each / MIB:.1f}" for each in p.growth())),
+    Column("rounds", 9, greatest("rounds")),
+    Column("cancels", 9, greatest("cancelled")),
+    Column("MiB", 8, lambda process: greatest("bytes")(process) // MIB),
+    Column("RSS MiB", 16, lambda p: " → ".join(f"{each / MIB:.1f}" for each in p.growth())),
     Column("fds", 5, greatest("fds")),
     Column("threads", 8, greatest("threads")),
-    Column("in flight", 10, greatest("in_flight")),
-    Column("echo ms p50/p99/max", 24, percentiles("echo")),
-    Column("timer late ms p50/p99/max", 26, percentiles("timer")),
+    Column("in flight", 11, greatest("in_flight")),
+    Column("echo ms p50/p99/max", 26, percentiles("echo")),
+    Column("timer late ms p50/p99/max", 27, percentiles("timer")),
 ]
 
 
