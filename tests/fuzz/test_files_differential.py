@@ -1,8 +1,9 @@
 """Random calls on files of `trio.open_file` and of `open` have equal results.
 
 The tests compare results, exceptions, the position after each call, and the contents of the file at
-the end. A second test injects short transfers, interruptions and a full disk. In a third test,
-others use the position of the open file too: by a duplicate of the fd, in a thread, or in a child.
+the end. In each call, only a random part of the data can be read without a bridge. A second test
+injects short transfers, interruptions and a full disk. In a third test, others use the position of
+the open file too: by a duplicate of the fd, in a thread, or in a child.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import errno
 import faulthandler
 import io
 import os
+import random
 import tempfile
 import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 import trio_uring
 from trio_uring import RingConfig
 from trio_uring._engine._ring import Ring
+from trio_uring._files._bridge import INLINE_MAX
 from trio_uring._files._methods import raw_of
 from trio_uring._files._raw import RingFileIO
 from trio_uring._kernel.uapi import Opcode
@@ -41,7 +45,10 @@ EXAMPLES = max(int(os.environ.get("TRIO_URING_FUZZ_EXAMPLES", "0")) // 100, 8)
 CALLS = (30, 80) if LONG else (6, 30)
 
 # Python 3.12 warns of forks beside threads: the child makes a few calls and exits.
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+    pytest.mark.usefixtures("no_deterministic_scheduling"),
+]
 
 MODES = [base + plus + kind for base in "rwxa" for plus in ("", "+") for kind in ("b", "t")]
 ENCODINGS = ["utf-8", "utf-16", "iso2022_jp", "latin-1", "utf-8-sig"]
@@ -155,14 +162,28 @@ class Reference:
 
 
 class Ours:
-    """Our file, called as in a Trio program."""
+    """Our file, called as in a Trio program.
 
-    def __init__(self, file: Any) -> None:
+    Args:
+      file: The file of `trio.open_file`.
+      budgets: How many bytes each call may read without a bridge; 0 is as if none were cached.
+    """
+
+    def __init__(self, file: Any, budgets: Iterator[int]) -> None:
         self.wrapper = file
         self.file = file.wrapped
+        self.budgets = budgets
 
     async def call(self, name: str, args: tuple[Any, ...]) -> object:
-        return await getattr(self.wrapper, "aclose" if name == "close" else name)(*args)
+        method = getattr(self.wrapper, "aclose" if name == "close" else name)
+        hit = getattr(getattr(method, "__self__", None), "hit", None)
+        if hit is not None:
+            hit.budget = next(self.budgets)
+        return await method(*args)
+
+
+# Half of the calls can read all that they need.
+BUDGETS = (0, 1, 2, 7, 64, 4096, INLINE_MAX, INLINE_MAX, INLINE_MAX, INLINE_MAX)
 
 
 def fd_of(file: Any) -> int:
@@ -282,7 +303,11 @@ def compare(
             reference_path.write_bytes(content)
 
         async def main() -> tuple[object, object]:
-            ours = Ours(await trio.open_file(name_of(ours_path), mode, **arguments))
+            budgets = random.Random(len(content) + len(sequence))
+            ours = Ours(
+                await trio.open_file(name_of(ours_path), mode, **arguments),
+                iter(partial(budgets.choice, BUDGETS), None),
+            )
             assert raw_of(ours.file) is not None
             got = await outcomes(ours, [*sequence, CLOSE])
             reference = Reference(open_reference(name_of(reference_path), mode, **arguments))

@@ -90,6 +90,11 @@ def operations(monkeypatch: pytest.MonkeyPatch) -> Operations:
     return Operations(monkeypatch)
 
 
+def hit_of(method: Any) -> Any:
+    """Return what *method* of a file tries first, before it uses a bridge."""
+    return method.__self__.hit
+
+
 @pytest.fixture
 def nowait_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every transfer use the ring, as on a file system without RWF_NOWAIT."""
@@ -434,8 +439,9 @@ async def test_reading_all(
     assert await trio.Path(tmp_path / "file").read_bytes() == data
 
 
+@pytest.mark.parametrize("hit_budget", [0, 4])
 async def test_an_error_takes_nothing_with_it(
-    tmp_path: Path, operations: Operations, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, operations: Operations, monkeypatch: pytest.MonkeyPatch, hit_budget: int
 ) -> None:
     """The bytes before it are the result. The next read gets the error again."""
     (tmp_path / "file").write_bytes(b"0123456789")
@@ -450,7 +456,9 @@ async def test_an_error_takes_nothing_with_it(
         with monkeypatch.context() as patch:
             patch.setattr(os, "preadv", failing)
             operations.errors[Opcode.READ] = errno.EIO
+            hit_of(file.read).budget = hit_budget
             assert await file.read(8) == b"0123"
+            hit_of(file.read).budget = 0
             with pytest.raises(OSError, match="broken"):
                 await file.read(8)
         assert await file.read() == b"456789"

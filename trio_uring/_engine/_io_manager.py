@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final, Literal
 
 from trio_uring._kernel.uapi import Opcode
+from trio_uring._operations import send
 from trio_uring._statistics import RingStatistics, flag_names, totals
 from trio_uring._trio_private import current_io_manager, current_run_is_guest, current_run_queue
 
@@ -42,6 +43,8 @@ _OPCODE_NAMES: Final = tuple((int(opcode), opcode.name) for opcode in Opcode)
 # Returned by get_events() if there are no completions but the time did not run out: after a signal,
 # or in the worker thread of a guest run.
 _SPURIOUS: Final = ((IGNORED, 0, 0),)
+
+_SEND_OPCODE: Final = send(-1, b"").opcode
 
 # The most operations in flight for `is_quiet`: the watch, and another one.
 _QUIET_MAX: Final = 2
@@ -290,7 +293,7 @@ class UringIOManager(InFlightTable):
 
     def _completed_by_name(self) -> dict[str, int]:
         native, counts = self.native, self._completed.copy()
-        counts[Opcode.SEND] += self.sent_now
+        counts[_SEND_OPCODE] += self.sent_now
         if native is not None:
             counts = count_native(native, counts)
         return {name: n for opcode, name in _OPCODE_NAMES if (n := counts[opcode])}

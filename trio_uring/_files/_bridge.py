@@ -49,7 +49,6 @@ from weakref import WeakSet, ref
 import trio
 from outcome import capture
 from trio.lowlevel import (
-    cancel_shielded_checkpoint,
     checkpoint_if_cancelled,
     current_task,
     enable_ki_protection,
@@ -57,7 +56,7 @@ from trio.lowlevel import (
 
 from trio_uring._engine._io_manager import current_ring
 from trio_uring._engine._run_state import RunResource
-from trio_uring._trio_private import at_cancel_point
+from trio_uring._trio_private import at_cancel_point, schedule_point
 
 if TYPE_CHECKING:
     from greenlet import __version__ as _version, getcurrent, greenlet
@@ -226,6 +225,8 @@ class FilesRun(RunResource):
         self.is_exiting = _exit.adds(self)
         # For reads that do not wait, whose result is copied out before other code runs.
         self.scratch = memoryview(bytearray(_SCRATCH_SIZE))
+        if manager.native is not None:
+            manager.native.has_files = True
 
     @enable_ki_protection
     async def call(
@@ -253,6 +254,7 @@ class FilesRun(RunResource):
                 await self._acquire(bridge, raw, shielded=shielded)
             raw.busy = True
             raw.bridge = bridge
+            raw.lines = 0
         bridge.parent = getcurrent()
         bridge.cancellable = cancellable
         self.running += 1
@@ -275,8 +277,8 @@ class FilesRun(RunResource):
                 wait = bridge.switch(answer)
         value, failure = bridge.value, bridge.failure
         self._put_back(bridge, raw, waited)
-        if not waited:
-            await cancel_shielded_checkpoint()
+        if not waited and not self.manager.turn_budget.skip_schedule_point():
+            await schedule_point()
         if failure is None:
             return cast("T", value)
         try:
@@ -364,7 +366,8 @@ class FilesRun(RunResource):
         finally:
             raw.release()
         self.inline += 1
-        await cancel_shielded_checkpoint()
+        if not self.manager.turn_budget.skip_schedule_point():
+            await schedule_point()
         return value
 
     @enable_ki_protection
@@ -385,6 +388,7 @@ class FilesRun(RunResource):
             if raw.busy:
                 await raw.acquire()
             raw.busy = True
+            raw.lines = 0
             try:
                 return await trio.to_thread.run_sync(function, *args)
             finally:
@@ -395,7 +399,9 @@ class FilesRun(RunResource):
 
     def routes(self) -> Mapping[str, int]:
         """Return how many calls took which route."""
-        return {"ring": self.on_ring, "inline": self.inline, "thread": self.in_thread}
+        native = self.manager.native
+        inline = self.inline + (0 if native is None else native.file_hits)
+        return {"ring": self.on_ring, "inline": inline, "thread": self.in_thread}
 
     def refused(self) -> tuple[str, ...]:
         """Return why there are no bridges, if there are none."""

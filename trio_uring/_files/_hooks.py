@@ -16,6 +16,7 @@ from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 from trio_uring._trio_private import AsyncIOWrapper, trio_file_aclose, trio_file_getattr
 
 from ._bridge import BRIDGE_REFUSED, current_files
+from ._hits import hit_first
 from ._methods import ASYNC_METHODS, close, raw_of, way_of
 from ._routes import route
 from ._sync import fdatasync, fsync
@@ -70,6 +71,9 @@ def _async_method(file: object, name: str, raw: RingFileIO) -> Callable[..., Awa
     kind = type(file)
     method = getattr(file, name)
     call_on_ring = way_of(kind, name, raw)
+    tried_first = hit_first(kind, name, raw, method, call_on_ring)
+    if tried_first is not None:
+        return tried_first
 
     # Not a coroutine function: it would only await another coroutine, which costs time.
     def call(*args: Any, **keywords: Any) -> Awaitable[object]:  # noqa: ANN401 (the method's own)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from trio_uring._engine._file_systems import FileSystem
 
+from ._hits import never_waits
 from ._paths import TEXT_MAX
 from ._raw import RingFileIO
 
@@ -46,21 +47,6 @@ ASYNC_METHODS: Final = frozenset(
 _ROUTED: Final = ASYNC_METHODS | {"close", "detach"}
 _LONG_OF_LINES: Final = frozenset(("readlines", "writelines"))
 _LONG_OF_TEXT: Final = frozenset(("read", "write"))
-
-# What moves or returns the position without reading or writing: at most an lseek(2), which takes
-# 0.1 microseconds. (A text file's tell and a writer's seek flush first.)
-_INLINE: Final = frozenset(
-    (
-        (RingFileIO, "seek"),
-        (RingFileIO, "tell"),
-        (RingFileIO, "flush"),
-        (io.BufferedReader, "seek"),
-        (io.BufferedReader, "tell"),
-        (io.BufferedReader, "flush"),
-        (io.BufferedWriter, "tell"),
-        (io.BufferedRandom, "tell"),
-    )
-)
 
 
 def raw_of(file: object) -> RingFileIO | None:
@@ -114,14 +100,32 @@ def way_of(
             return files.call_in_thread(method, args, raw)
         return files.call(method, args, raw, cancellable)
 
+    def counting_lines(
+        files: FilesRun, method: Callable[..., T], args: tuple[Any, ...]
+    ) -> Awaitable[T]:
+        return files.call(_read_line, (raw, method, *args), raw)
+
     def in_thread(files: FilesRun, method: Callable[..., T], args: tuple[Any, ...]) -> Awaitable[T]:
         return files.call_in_thread(method, args, raw)
 
     if raw.file_system is FileSystem.SERVER:
         return in_thread
-    if (kind, name) in _INLINE:
+    if never_waits(kind, name):
         return inline
+    if raw.counts_lines and name == "readline":
+        return counting_lines
     return by_length if may_be_long(kind, name) else on_bridge
+
+
+def _read_line(raw: RingFileIO, method: Callable[..., T], *args: object) -> T:
+    """Read a line on the bridge, after which `RingFileIO.lines` is right."""
+    try:
+        line = method(*args)
+    except BaseException:
+        raw.lines = 0
+        raise
+    raw.lines = max(raw.lines - 1, 0) if line else 0
+    return line
 
 
 def may_be_long(kind: type, name: str) -> bool:

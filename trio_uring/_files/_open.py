@@ -79,6 +79,10 @@ _MODES: Final = {
     for letters in itertools.permutations(base + plus + kind)
 }
 
+# With these, each byte "\n" of a text file ends a line. Others may end at "\r".
+_SPLIT_AT_LF: Final = (None, "", "\n")
+_ASCII_CODECS: Final = ("utf-8", "iso8859-1", "ascii")
+
 _NEWLINES: Final = ("", "\n", "\r", "\r\n")
 
 # Python's own error handlers, which are written in C. Those of the program may be slow.
@@ -193,12 +197,18 @@ def open_file(
         line_buffering = buffering == 1 or (buffering < 0 and raw.isatty())
         result = text = io.TextIOWrapper(buffered, encoding, errors, newline, line_buffering)
         text.mode = mode  # type: ignore[misc]  # read-only in typeshed
+        raw.counts_lines = newline in _SPLIT_AT_LF and _codec(text.encoding) in _ASCII_CODECS
         if opener is open_on_ring:
             raw.set_private()  # Python 3.10 called fileno() to find the encoding
     except BaseException:
         result.close()
         raise
     return text
+
+
+@cache
+def _codec(encoding: str) -> str:
+    return codecs.lookup(encoding).name
 
 
 def _buffer_size(raw: RingFileIO) -> int:

@@ -38,6 +38,7 @@ from trio.lowlevel import ParkingLot
 from trio_uring import _operations as operations
 from trio_uring._engine._file_systems import FileSystem, file_system_of
 from trio_uring._errors import UnsupportedOpcodeError
+from trio_uring._kernel import native, why_no_native
 
 from ._bridge import current_bridge, getcurrent
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from trio_uring._operations import Operation
 
     from ._bridge import GreenletBridge
+    from ._hits import PythonHit
 
 # In bytes. A kernel worker performs larger transfers, so that copying does not block the event
 # loop. Copying 256 KiB takes 25 microseconds, and handing it to a worker takes about as long. At
@@ -71,17 +73,25 @@ _fileno: Final = _file_io.fileno
 
 
 class _Forks:
-    """How often this process has forked. A file is shared with each child forked since."""
+    """Knows whether this process has forked. A file is shared with each child forked since.
 
-    count = 0
+    Attributes:
+      era: An object that stands for the time since the last fork.
+    """
+
+    def __init__(self) -> None:
+        self.begin_era()
+
+    def begin_era(self) -> None:
+        """Note that the process is about to fork."""
+        self.era = object()
+        if not why_no_native:
+            native.set_era(self.era)
 
 
-def _count_fork() -> None:
-    _Forks.count += 1
-
-
+forks: Final = _Forks()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_count_fork)
+    os.register_at_fork(before=forks.begin_era)
 
 
 class RingFileIO(io.FileIO):
@@ -96,7 +106,14 @@ class RingFileIO(io.FileIO):
 
     closing = False  # a task waits to close the file
     used_ring = False
-    _forks = -1  # the number of forks when the file was last private
+    _era: object = None  # the era in which the file is private
+
+    # For hits; see `_hits`. The native engine reads these, and `busy`, from the instance.
+    direct: object = None  # the era in which the file may be read without a bridge
+    lines = 0  # how many lines, at least, are decoded and not yet read
+    hit: PythonHit | None = None  # what reads it without waiting at this moment
+    counts_lines = False  # whether each newline byte ends a line of text
+
     _streams: bool | None = None
     _appends: bool | None = None
     _ended = False  # whether the last read reached the end of the file
@@ -107,7 +124,7 @@ class RingFileIO(io.FileIO):
     # calls fails with EOPNOTSUPP. Then only files in memory are tried.
     _nowait_read = True
     _nowait_write = True
-    _nowait_flags = _RWF_NOWAIT
+    nowait_flags = _RWF_NOWAIT
 
     def __init__(
         self,
@@ -137,16 +154,19 @@ class RingFileIO(io.FileIO):
 
     def set_private(self) -> None:
         """Note that the file is private: nobody else has it open or can move its position."""
-        self._forks = _Forks.count
+        self._era = forks.era
+        if self._nowait_read and not self.is_stream and self.file_system is not FileSystem.SERVER:
+            self.direct = self._era
+            self._is_memory(_fileno(self))
 
     @property
     def is_shared(self) -> bool:
         """Return whether others may have the file open too, and move its position."""
-        return self._forks != _Forks.count and not self.is_stream
+        return self._era is not forks.era and not self.is_stream
 
     def fileno(self) -> int:
         """See `io.IOBase.fileno`. The file is not private from now on."""
-        self._forks = -1
+        self._era = self.direct = None
         return _fileno(self)
 
     @property
@@ -181,6 +201,8 @@ class RingFileIO(io.FileIO):
 
     def readinto(self, buffer: Buffer, /) -> int | None:
         """See `io.RawIOBase.readinto`."""
+        if self.hit is not None:
+            return self.hit.readinto(buffer)
         bridge = self.bridge
         if bridge is None or getcurrent() is not bridge or not self._may_read():
             return _file_io.readinto(self, buffer)
@@ -188,7 +210,10 @@ class RingFileIO(io.FileIO):
             buffer = memoryview(buffer)
         if buffer.readonly or not buffer.c_contiguous:
             return _file_io.readinto(self, buffer)
-        return self._read(bridge, buffer)
+        count = self._read(bridge, buffer)
+        if count and self.counts_lines:
+            self.lines += bytes(buffer[:count]).count(b"\n")
+        return count
 
     def read(self, size: int | None = -1, /) -> bytes | None:  # type: ignore[override]
         """See `io.RawIOBase.read`."""
@@ -205,6 +230,8 @@ class RingFileIO(io.FileIO):
 
     def readall(self) -> bytes | None:  # type: ignore[override]
         """See `io.RawIOBase.readall`."""
+        if self.hit is not None:
+            return self.hit.readall()
         bridge = self.bridge
         if bridge is None or getcurrent() is not bridge or not self._may_read():
             return _file_io.readall(self)
@@ -279,7 +306,7 @@ class RingFileIO(io.FileIO):
         try:
             while done < size:
                 part = view[done:] if done else view
-                count = os.preadv(fd, (part,), _HERE, self._nowait_flags)
+                count = os.preadv(fd, (part,), _HERE, self.nowait_flags)
                 if count == 0:
                     self._ended = True
                     break
@@ -292,7 +319,9 @@ class RingFileIO(io.FileIO):
             pass
         except OSError as exc:
             if exc.errno == errno.EOPNOTSUPP:
-                self._nowait_read = self._is_memory(fd)
+                self._nowait_read = bool(self.nowait_flags) and self._is_memory(fd)
+                if not self._nowait_read:
+                    self.direct = None
                 return self._read_at_once(bridge, view)
             if not done:  # otherwise the next read gets the error again
                 raise
@@ -301,8 +330,8 @@ class RingFileIO(io.FileIO):
     def _is_memory(self, fd: int) -> bool:
         """Return whether to try without RWF_NOWAIT: for files in memory, but not FIFOs there."""
         in_memory = self.file_system is FileSystem.MEMORY
-        if in_memory and self._nowait_flags and stat.S_ISREG(os.fstat(fd).st_mode):
-            self._nowait_flags = 0
+        if in_memory and stat.S_ISREG(os.fstat(fd).st_mode):
+            self.nowait_flags = 0
             return True
         return False
 
@@ -374,13 +403,13 @@ class RingFileIO(io.FileIO):
         done = 0
         while self._may_write_at_once() and size <= bridge.budget:
             try:
-                done = os.pwritev(_fileno(self), (view,), _HERE, self._nowait_flags)
+                done = os.pwritev(_fileno(self), (view,), _HERE, self.nowait_flags)
             except BlockingIOError:
                 pass
             except OSError as exc:
                 if exc.errno != errno.EOPNOTSUPP:
                     raise
-                self._nowait_write = self._is_memory(_fileno(self))
+                self._nowait_write = bool(self.nowait_flags) and self._is_memory(_fileno(self))
                 continue
             bridge.budget -= done
             break

@@ -1,5 +1,6 @@
 """Types of the native engine (engine/), in the order of module.c."""
 
+import io
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TypeVar
 
@@ -32,6 +33,8 @@ class Loop:
     send_operation: Operation[object]
     receive_operation: Operation[object] | None
     sent_now: int
+    has_files: bool
+    file_hits: int
     def __init__(
         self,
         ring: int,
@@ -62,6 +65,19 @@ class Loop:
     def cancel_all(self) -> None: ...
     def close(self) -> None: ...
 
+class FileHit:
+    """One method of one file, for calls that need neither the ring nor a greenlet."""
+
+    due: bool
+    missed: bool
+    flags: int
+    budget: int
+    def __init__(
+        self, what: int, raw: io.FileIO, method: Callable[..., object], flags: int
+    ) -> None: ...
+    def __call__(self, *args: object) -> object: ...
+    def take(self) -> object: ...
+
 def setup(api: int, names: dict[str, object], /) -> None: ...
 def set_twin(
     name: str,
@@ -71,6 +87,16 @@ def set_twin(
     /,
 ) -> None: ...
 def set_guard(name: str, socket: str, guard: str, held: str, guard_type: type, /) -> None: ...
+def set_files(
+    raw_type: type,
+    fileno: Callable[[io.FileIO], int],
+    readinto: Callable[..., int | None],
+    readall: Callable[..., bytes | None],
+    otherwise: object,
+    inline_max: int,
+    /,
+) -> None: ...
+def set_era(era: object, /) -> None: ...
 def step(runner: object, batch: list[object], /) -> None: ...
 def perform(table: InFlightTable, operation: Operation[_T], /) -> Awaitable[_T]: ...
 def perform_shielded(table: InFlightTable, operation: Operation[_T], /) -> Awaitable[_T]: ...

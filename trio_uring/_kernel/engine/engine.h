@@ -12,6 +12,7 @@
  *   sockets.c   receiving and sending: the SQEs, and the results
  *   perform.c   any other operation, as Python describes it
  *   files.c     reads from the page cache
+ *   hits.c      calls on files that need not wait
  *
  * Everything here runs with the GIL held. Errors are Python exceptions.
  */
@@ -154,6 +155,8 @@ struct Loop {
     uint32_t cqe_room, cqe_next, cqe_count;
     unsigned long long sent_now; /* the number of sends without the ring */
     unsigned long long completed[256]; /* the numbers of completions by opcode */
+    char has_files;                  /* whether the run uses the ring for files */
+    unsigned long long file_hits;    /* the number of calls of FileHit that needed nothing else */
 };
 extern PyTypeObject LoopType;
 
@@ -188,6 +191,12 @@ int op_release_token(Op *);
 
 PyObject *read_cached(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *read_many_cached(PyObject *module, PyObject *const *args, Py_ssize_t count);
+
+/* ---- hits.c ---------------------------------------------------------------------------- */
+
+extern PyTypeObject FileHitType;
+PyObject *set_files(PyObject *module, PyObject *args);
+PyObject *set_era(PyObject *module, PyObject *era);
 
 /* ---- For Python before 3.12 --------------------------------------------------------------- */
 

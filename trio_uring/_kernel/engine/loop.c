@@ -462,6 +462,8 @@ static PyMemberDef loop_members[] = {
     {"send_operation", T_OBJECT, offsetof(Loop, send_operation), READONLY, NULL},
     {"receive_operation", T_OBJECT, offsetof(Loop, receive_operation), READONLY, NULL},
     {"sent_now", T_ULONGLONG, offsetof(Loop, sent_now), READONLY, NULL},
+    {"has_files", T_BOOL, offsetof(Loop, has_files), 0, NULL},
+    {"file_hits", T_ULONGLONG, offsetof(Loop, file_hits), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -162,6 +162,8 @@ static PyMethodDef functions[] = {
     {"setup", setup, METH_VARARGS, NULL},
     {"set_twin", set_twin, METH_VARARGS, NULL},
     {"set_guard", set_guard, METH_VARARGS, NULL},
+    {"set_files", set_files, METH_VARARGS, NULL},
+    {"set_era", set_era, METH_O, NULL},
     FUNCTION("step", make_steps),
     FUNCTION("perform", new_perform),
     FUNCTION("perform_shielded", new_perform_shielded),
@@ -184,11 +186,13 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__native(void)
 {
-    if (PyType_Ready(&OpType) < 0 || PyType_Ready(&LoopType) < 0 || init_step() < 0)
+    if (PyType_Ready(&OpType) < 0 || PyType_Ready(&LoopType) < 0 ||
+        PyType_Ready(&FileHitType) < 0 || init_step() < 0)
         return NULL;
     PyObject *native = PyModule_Create(&module);
     if (native != NULL && (PyModule_AddObjectRef(native, "Op", (PyObject *)&OpType) < 0 ||
-                           PyModule_AddObjectRef(native, "Loop", (PyObject *)&LoopType) < 0))
+                           PyModule_AddObjectRef(native, "Loop", (PyObject *)&LoopType) < 0 ||
+                           PyModule_AddObjectRef(native, "FileHit", (PyObject *)&FileHitType) < 0))
         Py_CLEAR(native);
     return native;
 }
