@@ -26,7 +26,7 @@ from anyio._core import _eventloop, _fileio, _tempfile
 from outcome import acapture
 
 from ._anyio_versions import why_incompatible
-from ._files import ReadAhead, current_files, route
+from ._files import OTHERWISE, ReadAhead, current_files, quick_call, route
 from ._files._methods import raw_of
 from ._files._open import is_plain, open_file
 from ._run import asking, is_installed
@@ -108,6 +108,9 @@ class RingAwareBackend(anyio_trio.TrioBackend):
             paths = _paths_of_next(func, args)
             if paths is not None:
                 return cast("T", await cls._next(files, paths))
+            value = await quick_call(files, func, args)
+            if value is not OTHERWISE:
+                return cast("T", value)
             call = route(files, func, args) or route(
                 files, _unwrapped(func), _with_plain_paths(args)
             )

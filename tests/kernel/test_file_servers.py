@@ -14,7 +14,7 @@ from races import current_files
 import trio_uring
 from trio_uring._engine import _file_systems
 from trio_uring._engine._file_systems import FileSystem
-from trio_uring._files import _open
+from trio_uring._files import _open, _paths, _quick
 from trio_uring._files._raw import RingFileIO
 
 if TYPE_CHECKING:
@@ -167,6 +167,8 @@ def all_have_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_file_systems, "_known", {})
     monkeypatch.setattr(_file_systems, "_look_up", lambda _fd: FileSystem.SERVER)
     monkeypatch.setattr(_open, "path_is_without_server", lambda _path: False)
+    monkeypatch.setattr(_quick, "mode_cached", lambda *_args: -errno.EXDEV)
+    monkeypatch.setattr(_paths, "find_cached", lambda *_args: -errno.EXDEV)
 
 
 async def test_files_with_a_server_are_used_in_threads(

@@ -419,7 +419,7 @@ def fd_is_below(fd: int, path: Path) -> bool:
 async def test_a_status_that_a_server_might_know_is_asked_for(
     path: str, operations: Operations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_paths, "stat_cached", lambda *_args: None)
+    monkeypatch.setattr(_paths, "find_cached", lambda *_args: -errno.EAGAIN)
     status = await trio.Path(path).stat()
     assert (status.st_ino, status.st_mode) == (os.stat(path).st_ino, os.stat(path).st_mode)
     assert len(operations.of(Opcode.STATX)) == 1
@@ -637,7 +637,9 @@ async def test_exceptions_keep_their_context() -> None:
 
 
 async def test_bridges_are_pooled_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_paths, "stat_cached", lambda *_args: None)  # so that the call waits
+    monkeypatch.setattr(
+        _paths, "find_cached", lambda *_args: -errno.EAGAIN
+    )  # so that the call waits
     path = trio.Path("/proc/self")
     files = current_files()
     for _ in range(5):

@@ -7,10 +7,11 @@ thread, in a forked child or after `Ring.close` raise an exception; none accesse
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from trio_uring._errors import ring_error, setup_error
+from trio_uring._errors import operation_error, ring_error, setup_error
 from trio_uring._kernel import ffi, lib, why_no_core
 from trio_uring._kernel.uapi import (
     FeatureFlag,
@@ -35,7 +36,6 @@ Completion = tuple[int, int, int]  # user_data, res, flags
 REAP_MAX: Final = 1024
 
 # The size of struct statx in linux/stat.h, which has room for future fields.
-STATX_SIZE: Final = 256
 
 _CQE = struct.Struct("=QiI")
 _RESULT = struct.Struct("=iI")  # res and flags of an operation in a batch
@@ -376,6 +376,14 @@ def open_cached(path: bytes, flags: int) -> int | None:
     return fd if fd >= 0 else None
 
 
+def open_at_once(path: bytes, flags: int) -> int:
+    """Like `open_cached`, but open the file even if that blocks. Return the fd, or minus an errno.
+
+    For files that `mode_cached` has found: only if the cache has lost them since, this blocks.
+    """
+    return lib.open_at_once(path, flags)
+
+
 def can_block(fd: int) -> bool:
     """Whether a read or write of an open file can block indefinitely. Asks no file server.
 
@@ -407,19 +415,65 @@ def path_is_without_server(path: bytes) -> bool:
     return bool(lib.path_is_without_server(path))
 
 
-def stat_cached(path: bytes, flags: int) -> bytearray | None:
-    """Return the status of an existing file if that does not block, otherwise None.
+def is_missing(found: int) -> bool:
+    """Whether the answer of `find_cached` is that there is nothing at the path: it is certain."""
+    return -found in {errno.ENOENT, errno.ENOTDIR}
+
+
+def is_in_unknown_mount(found: int) -> bool:
+    """Whether the answer of `find_cached` is that `note_without_server` was not told."""
+    return found == -errno.EXDEV
+
+
+def find_cached(path: bytes, flags: int) -> int:
+    """Open what is at *path* with `os.O_PATH` if that does not block.
 
     Only in a mount of which `note_without_server` was told: see there, and `open_cached`. If
-    *flags* has `os.O_NOFOLLOW`, return the status of a symbolic link itself.
+    *flags* has `os.O_NOFOLLOW`, open a symbolic link itself.
 
     Returns:
-      A ``struct statx``.
+      The fd, or a negative errno. See `is_missing` and `is_in_unknown_mount`.
 
-    Source: openat2(2), statx(2).
+    Source: openat2(2).
     """
-    status = bytearray(STATX_SIZE)
-    return status if lib.stat_cached(path, flags, ffi.from_buffer("char[]", status)) == 0 else None
+    return lib.find_cached(path, flags)
+
+
+def mode_cached(path: bytes, flags: int, size_max: int = (1 << 64) - 1) -> int:
+    """Return the type and permissions of what `find_cached` would open, or a negative errno.
+
+    It is -EFBIG for what is larger than *size_max* bytes.
+    """
+    return lib.mode_cached(path, flags, size_max)
+
+
+class Reader:
+    """Reads small files whole, without waiting for a disk.
+
+    Args:
+      size: The size of the buffer.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._buffer = ffi.new("char[]", size)
+        self._size = size
+        self._rest = ffi.new("int *")
+
+    def read(self, path: str) -> tuple[bytes, int]:
+        """Read the regular file at *path*, which `mode_cached` has found.
+
+        Returns:
+          The data, and -1; or a part of the data, and the fd of the file that has more.
+
+        Raises:
+          OSError: as open(2).
+
+        Source: openat2(2), preadv2(2).
+        """
+        count = lib.read_cached(os.fsencode(path), self._buffer, self._size, self._rest)
+        if count < 0:
+            raise operation_error(count, path)
+        return ffi.buffer(self._buffer, count)[:], int(self._rest[0])
 
 
 # TCP_NOTSENT_LOWAT, as trio.SocketStream sets it: a socket with more unsent bytes is not writable.

@@ -3,6 +3,7 @@
 from ._bridge import current_files as current_files
 from ._direct import DirectFile as DirectFile, open_direct as open_direct
 from ._directories import ReadAhead as ReadAhead
+from ._hits import OTHERWISE as OTHERWISE
 from ._hooks import (
     file_aclose as file_aclose,
     file_getattr as file_getattr,
@@ -11,6 +12,7 @@ from ._hooks import (
 from ._open_fd import FallocateMode as FallocateMode
 from ._open_positional import open_positional as open_positional
 from ._positional import PositionalFile as PositionalFile
+from ._quick import quick_call as quick_call
 from ._registered_buffers import (
     BufferLease as BufferLease,
     RegisteredBuffers as RegisteredBuffers,

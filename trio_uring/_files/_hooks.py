@@ -8,7 +8,7 @@ line takes a third less time (benchmarks/bench_files.py).
 from __future__ import annotations
 
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
@@ -16,8 +16,9 @@ from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 from trio_uring._trio_private import AsyncIOWrapper, trio_file_aclose, trio_file_getattr
 
 from ._bridge import BRIDGE_REFUSED, current_files
-from ._hits import hit_first
+from ._hits import OTHERWISE, hit_first
 from ._methods import ASYNC_METHODS, close, raw_of, way_of
+from ._quick import quick_call
 from ._routes import route
 from ._sync import fdatasync, fsync
 
@@ -44,6 +45,9 @@ async def run_sync(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
     """
     files = current_files()
     if files is not None:
+        value = await quick_call(files, function, args)
+        if value is not OTHERWISE:
+            return cast("T", value)
         call = route(files, function, args)
         if call is not None:
             return await call()

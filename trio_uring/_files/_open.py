@@ -40,8 +40,13 @@ import trio
 
 from trio_uring import _operations as operations
 from trio_uring._engine._file_systems import FileSystem, note_file_system
-from trio_uring._engine._ring import open_cached, path_is_without_server, stat_cached
-from trio_uring._operations._attributes import stat_result
+from trio_uring._engine._ring import (
+    mode_cached,
+    open_at_once,
+    open_cached,
+    path_is_without_server,
+)
+from trio_uring._errors import operation_error
 
 from ._bridge import current_bridge
 from ._raw import RingFileIO
@@ -82,6 +87,9 @@ _MODES: Final = {
 # With these, each byte "\n" of a text file ends a line. Others may end at "\r".
 _SPLIT_AT_LF: Final = (None, "", "\n")
 _ASCII_CODECS: Final = ("utf-8", "iso8859-1", "ascii")
+
+# The modes of files that are only read.
+READING: Final = frozenset(letters for letters, mode in _MODES.items() if mode.raw == "r")
 
 _NEWLINES: Final = ("", "\n", "\r", "\r\n")
 
@@ -184,7 +192,8 @@ def open_file(
             return bridge.call_in_thread(partial(open_file, file, *arguments))
         opener = open_on_ring
     raw = RingFileIO(file, how.raw, closefd, opener)
-    if opener is open_on_ring:
+    is_private = opener is open_on_ring or opener is open_now
+    if is_private:
         raw.set_private()
     result: io.RawIOBase | io.BufferedIOBase | io.TextIOWrapper = raw
     try:
@@ -198,7 +207,7 @@ def open_file(
         result = text = io.TextIOWrapper(buffered, encoding, errors, newline, line_buffering)
         text.mode = mode  # type: ignore[misc]  # read-only in typeshed
         raw.counts_lines = newline in _SPLIT_AT_LF and _codec(text.encoding) in _ASCII_CODECS
-        if opener is open_on_ring:
+        if is_private:
             raw.set_private()  # Python 3.10 called fileno() to find the encoding
     except BaseException:
         result.close()
@@ -227,6 +236,20 @@ def path_has_server(bridge: GreenletBridge, path: _Path) -> bool:
     if b"\0" in encoded or path_is_without_server(encoded):
         return False
     return bridge.wait_for(_look_for_server(bridge.files.manager, encoded))
+
+
+def learn_mount(path: bytes, flags: int) -> bool:
+    """Note the mount of what is at *path*; return whether that is in the cache and has no server.
+
+    Of the *flags* of open(2), only `os.O_NOFOLLOW` is used. Asks no server.
+    """
+    fd = open_cached(path, flags & os.O_NOFOLLOW | _O_PATH)
+    if fd is None:
+        return False
+    try:
+        return note_file_system(fd) is not FileSystem.SERVER
+    finally:
+        os.close(fd)
 
 
 async def _look_for_server(manager: UringIOManager, path: bytes) -> bool:
@@ -271,6 +294,17 @@ async def open_fd(manager: UringIOManager, path: _Path, flags: int, mode: int) -
 # workers may wait in opens. Beyond that, an open waits in a thread, as in Trio.
 
 
+def open_now(path: _Path, flags: int) -> int:
+    """Open the regular file at *path* without a bridge. The kernel's cache has the path.
+
+    This is an opener. If the cache has just lost it, this waits for a disk.
+    """
+    fd = open_at_once(os.fsencode(path), flags)
+    if fd < 0:
+        raise operation_error(fd, path)
+    return fd
+
+
 def open_on_ring(path: _Path, flags: int) -> int:
     """Open *path* like open(2). This is the opener that `RingFileIO` calls on a bridge."""
     bridge = current_bridge()
@@ -285,8 +319,8 @@ def open_on_ring(path: _Path, flags: int) -> int:
 
 def _create(bridge: GreenletBridge, path: _Path, flags: int) -> int:
     if flags & os.O_ACCMODE == os.O_WRONLY:
-        status = stat_cached(os.fsencode(path), 0)
-        if status is not None and stat.S_ISFIFO(stat_result(status).st_mode):
+        mode = mode_cached(os.fsencode(path), 0)
+        if mode >= 0 and stat.S_ISFIFO(mode):
             return bridge.wait_for(_open_waiting(bridge.files, path, flags))
     # Cancellable, because it may be a FIFO that was not cached. Cancellation loses no fd.
     return bridge.perform_cancellable(operations.openat(path, flags, _MODE))

@@ -73,12 +73,12 @@ def route(
             return file_call(files, function, owner, args, keywords)
         if is_builtin:
             return _function_call(files, function, args, keywords)
-        name = _PATHLIB.get(function.__func__)  # type: ignore[attr-defined]
+        name = PATHLIB.get(function.__func__)  # type: ignore[attr-defined]
         if name is not None and type(owner) is pathlib.PosixPath:
             return _path_call(files, name, owner, args, keywords, _as_it_is)
         return _inline_call(files, function.__func__, (owner, *args), keywords)  # type: ignore[attr-defined]
     if kind is FunctionType and args:
-        name = _TRIO_PATH.get(function)
+        name = TRIO_PATH.get(function)
         if name is not None and type(args[0]) is trio.PosixPath:
             return _path_call(files, name, args[0], args[1:], keywords, _as_trio)
         return _inline_call(files, function, args, keywords)
@@ -339,8 +339,8 @@ def _is_made_of(name: str, parts: str) -> bool:
 _METHODS: Final = {
     name: is_right for name, (is_right, parts) in _ROWS.items() if _is_made_of(name, parts)
 }
-_PATHLIB: Final[dict[object, str]] = {getattr(pathlib.Path, name): name for name in _METHODS}
-_TRIO_PATH: Final[dict[object, str]] = {
+PATHLIB: Final[dict[object, str]] = {getattr(pathlib.Path, name): name for name in _METHODS}
+TRIO_PATH: Final[dict[object, str]] = {
     function: name for function, name in trio_path_functions().items() if name in _METHODS
 }
 _WATCHED: Final[tuple[tuple[object, str], ...]] = (

@@ -5,6 +5,7 @@
  */
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 
 /* From linux/openat2.h: Linux 5.6, and 5.12 for RESOLVE_CACHED. */
 #define URING_RESOLVE_CACHED 0x20
@@ -19,6 +20,7 @@ struct uring_open_how { uint64_t flags, mode, resolve; };
 #define URING_STATX_BASIC_STATS 0x7ff
 #define URING_STATX_MNT_ID_UNIQUE 0x4000 /* Linux 6.8 */
 #define URING_STATX_SIZE 256
+#define URING_RWF_NOWAIT 8
 
 /* With O_NONBLOCK, opening a FIFO or a file with a lease does not block. With O_PATH it never
  * does. F_SETFL ignores those of the flags that only open(2) sets. */
@@ -33,6 +35,18 @@ static int open_cached(const char *path, int flags)
     if (nonblock & ~flags)
         fcntl(fd, F_SETFL, flags);
     return fd;
+}
+
+/* Open a file that was in the cache a moment ago. */
+static int open_at_once(const char *path, int flags)
+{
+    int fd = open_cached(path, flags);
+    if (fd != -EAGAIN)
+        return fd;
+    fd = open(path, flags | O_NONBLOCK | O_CLOEXEC);
+    if (fd >= 0)
+        fcntl(fd, F_SETFL, flags);
+    return fd < 0 ? -errno : fd;
 }
 
 /* The status of an open file, into the 256 bytes of a struct statx. A file system that would ask a
@@ -128,16 +142,57 @@ static int path_is_without_server(const char *path)
     return result > 0;
 }
 
-/* What statx(2) says of an existing file in such a mount. flags are those of open(2) that say which
- * file. */
-static int stat_cached(const char *path, int flags, void *status)
+/* Open what is at path with O_PATH, in such a mount. flags are those of open(2) that say which file.
+ * -ENOENT and -ENOTDIR are certain: the kernel's cache also knows which names do not exist. */
+static int find_cached(const char *path, int flags)
 {
+    int fd = open_cached(path, flags | O_PATH);
+    if (fd >= 0 && !is_without_server(mount_of(fd))) {
+        close(fd);
+        return -EXDEV;
+    }
+    return fd;
+}
+
+/* Return the mode of what is at path, in such a mount; -EFBIG if it is larger than size_max. */
+static int mode_cached(const char *path, int flags, uint64_t size_max)
+{
+    char status[URING_STATX_SIZE];
+    uint16_t mode;
+    uint64_t size;
     int fd = open_cached(path, flags | O_PATH);
     if (fd < 0)
         return fd;
     int result = stat_fd(fd, status);
     close(fd);
-    if (result == 0 && !is_without_server(mount_in(status)))
+    if (result < 0)
+        return result;
+    if (!is_without_server(mount_in(status)))
         return -EXDEV;
-    return result;
+    memcpy(&mode, status + 0x1c, sizeof mode);
+    memcpy(&size, status + 0x28, sizeof size);
+    return size > size_max ? -EFBIG : mode;
+}
+
+/* Open a regular file that mode_cached() has found, and read it without waiting for a disk. Returns
+ * how many bytes were read. If there may be more, *rest is set to the fd. */
+static int read_cached(const char *path, char *buffer, int size, int *rest)
+{
+    int fd = open_at_once(path, O_RDONLY | O_NONBLOCK), done = 0;
+    *rest = -1;
+    while (fd >= 0) {
+        struct iovec part = {buffer + done, (size_t)(size - done)};
+        long count = syscall(__NR_preadv2, fd, &part, 1UL, (long)done, 0L, URING_RWF_NOWAIT);
+        if (count == 0) {
+            close(fd);
+            return done;
+        }
+        done += count > 0 ? (int)count : 0;
+        if (count < 0 || done == size) {
+            fcntl(fd, F_SETFL, O_RDONLY);
+            *rest = fd;
+            return done;
+        }
+    }
+    return fd;
 }

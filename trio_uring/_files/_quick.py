@@ -1,0 +1,303 @@
+"""Calls on paths that the kernel's cache can answer: no bridge, no ring, and few system calls.
+
+Facts. Finding a path in the kernel's cache takes a microsecond, and asks neither disk nor server.
+The cache also knows which names do not exist, once somebody has looked for them. Trio's and AnyIO's
+paths call a worker thread through several layers. A bridge takes longer than the answer.
+
+What does this mean for us? `quick_call` recognizes the functions that those layers would call in a
+thread. It makes the call if the cache has the whole path, in a mount without a server. For a file
+that is read, it must be regular and small. It does not begin if that is not known before the call
+raises its audit event. The event comes first, and once.
+
+If somebody has replaced one of the functions that a method is made of, the method goes to a thread,
+as described in `_routes`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import stat
+import sys
+from functools import cache, partial
+from operator import is_
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import trio
+from trio.lowlevel import current_task
+
+from trio_uring import _operations as operations
+from trio_uring._engine._ring import Reader, is_in_unknown_mount, is_missing, mode_cached
+from trio_uring._errors import operation_error
+from trio_uring._trio_private import at_cancel_point, is_cancelled, schedule_point
+
+from ._hits import OTHERWISE
+from ._open import READING, is_plain, learn_mount, open_file, open_now
+from ._paths import stat_known
+from ._routes import PATHLIB, TRIO_PATH
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ._bridge import FilesRun
+
+# The largest file that is read whole here. At double, the copy out of the buffer would not fit in
+# the processor's nearest caches; at half, fewer files fit.
+_SIZE_MAX: Final = 65536
+
+_READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC  # as FileIO says to audit hooks
+
+
+async def quick_call(
+    files: FilesRun, function: Callable[..., object], args: tuple[Any, ...]
+) -> object:
+    """Return or raise what ``function(*args)`` does, or return `OTHERWISE`: nothing was done.
+
+    A checkpoint, unless it returns `OTHERWISE`. If cancelled, it returns that.
+    """
+    task = current_task()
+    call = _find(function, args)
+    if call is None or is_cancelled(task):
+        return OTHERWISE
+    try:
+        value = call()
+    except TypeError:  # wrong arguments, for which the function itself raises an error
+        return OTHERWISE
+    except (OSError, ValueError):
+        await _pass_checkpoint(files)
+        raise
+    if value is OTHERWISE:
+        return value
+    if type(value) is Unfinished:
+        at_cancel_point(task)
+        return await value.finish(files)
+    await _pass_checkpoint(files)
+    return value
+
+
+async def _pass_checkpoint(files: FilesRun) -> None:
+    files.inline += 1
+    at_cancel_point(current_task())
+    if not files.manager.turn_budget.skip_schedule_point():
+        await schedule_point()
+
+
+class Unfinished:
+    """A file of which a part has been read.
+
+    Args:
+      fd: The open file, which `finish` closes.
+      data: The part.
+      convert: Makes the result of all the data.
+    """
+
+    def __init__(self, fd: int, data: bytes, convert: Callable[[bytes], object]) -> None:
+        self._fd = fd
+        self._data = data
+        self._convert = convert
+
+    async def finish(self, files: FilesRun) -> object:
+        """Read the rest on the ring."""
+        files.on_ring += 1
+        data = bytearray(self._data)
+        try:
+            while True:
+                piece = bytearray(_SIZE_MAX)
+                count = await files.manager.perform_shielded(
+                    operations.read(self._fd, piece, len(data), cancellable=False)
+                )
+                if not count:
+                    return self._convert(bytes(data))
+                data += piece[:count]
+        finally:
+            os.close(self._fd)
+
+
+# --- The calls ------------------------------------------------------------------------------
+#
+# Each gets the path, and the arguments of the method. They return OTHERWISE if these are unusual.
+
+
+def _stat(path: str, *, follow_symlinks: object = True) -> object:
+    if type(follow_symlinks) is not bool:
+        return OTHERWISE
+    status = stat_known(path, follow_symlinks=follow_symlinks)
+    return OTHERWISE if status is None else status
+
+
+def _lstat(path: str) -> object:
+    return _stat(path, follow_symlinks=False)
+
+
+def _exists(path: str, *, follow_symlinks: object = True) -> object:
+    return _is(lambda _mode: True, path, follow_symlinks=follow_symlinks)
+
+
+def _mode(path: str, flags: int = 0, size_max: int = (1 << 64) - 1) -> int:
+    encoded = os.fsencode(path)
+    mode = mode_cached(encoded, flags, size_max)
+    if is_in_unknown_mount(mode) and learn_mount(encoded, flags):
+        mode = mode_cached(encoded, flags, size_max)
+    return mode
+
+
+def _is(is_it: Callable[[int], bool], path: str, *, follow_symlinks: object = True) -> object:
+    if type(follow_symlinks) is not bool:
+        return OTHERWISE
+    mode = _mode(path, 0 if follow_symlinks else os.O_NOFOLLOW)
+    if mode >= 0:
+        return is_it(mode)
+    return False if is_missing(mode) else OTHERWISE
+
+
+def _is_symlink(path: str) -> object:
+    return _is(stat.S_ISLNK, path, follow_symlinks=False)
+
+
+def _read_bytes(path: str) -> object:
+    return _read(path, bytes)
+
+
+def _read(path: str, convert: Callable[[bytes], object]) -> object:
+    mode = _mode(path, size_max=_SIZE_MAX)
+    if not is_missing(mode) and not (mode >= 0 and stat.S_ISREG(mode)):
+        return OTHERWISE
+    sys.audit("open", path, "r", _READ_FLAGS)
+    if mode < 0:
+        raise operation_error(mode, path)
+    data, rest = _reader().read(path)
+    return convert(data) if rest < 0 else Unfinished(rest, data, convert)
+
+
+@cache
+def _reader() -> Reader:
+    # One more byte, to detect the end of the file. The GIL protects the buffer.
+    return Reader(_SIZE_MAX + 1)
+
+
+def _read_text(
+    path: str, encoding: object = None, errors: object = None, newline: object = None
+) -> object:
+    if sys.flags.warn_default_encoding or not is_plain("", "r", -1, encoding, errors, newline):
+        return OTHERWISE
+
+    def decode(data: bytes) -> str:
+        with io.TextIOWrapper(io.BytesIO(data), encoding, errors, newline) as file:  # type: ignore[arg-type]
+            return file.read()
+
+    return _read(path, decode)
+
+
+def _open(
+    path: str,
+    mode: Any = "r",  # noqa: ANN401 (is_plain checks them)
+    *args: Any,  # noqa: ANN401
+    opener: object = None,
+) -> object:
+    opener = args[5] if len(args) > 5 else opener
+    if sys.flags.warn_default_encoding or opener is not None or mode not in READING:
+        return OTHERWISE
+    if not is_plain(path, mode, *args):
+        return OTHERWISE
+    found = _mode(path)
+    if not is_missing(found) and not (found >= 0 and stat.S_ISREG(found)):
+        return OTHERWISE
+    return partial(open_file, path, mode, opener=open_now)(*args[:5])
+
+
+# --- Which function is which call -----------------------------------------------------------
+
+
+@attrs.frozen
+class _Row:
+    """A call, and what must be the standard library's for it to be right."""
+
+    call: Callable[..., object]
+    owners: tuple[object, ...]
+    names: tuple[str, ...]
+    things: tuple[object, ...]
+
+    @property
+    def is_intact(self) -> bool:
+        return all(map(is_, map(getattr, self.owners, self.names), self.things))
+
+
+def _row(call: Callable[..., object], *names: str) -> _Row:
+    owners: list[object] = []
+    for name in names:
+        owner, _, _ = name.partition(".")
+        owners.append({"os": os, "io": io, "Path": pathlib.Path}[owner])
+    attributes = tuple(name.partition(".")[2] for name in names)
+    things = tuple(map(getattr, owners, attributes))
+    return _Row(call, tuple(owners), attributes, things)
+
+
+def _tests() -> dict[str, _Row]:
+    tests = {
+        "is_dir": stat.S_ISDIR,
+        "is_file": stat.S_ISREG,
+        "is_socket": stat.S_ISSOCK,
+        "is_fifo": stat.S_ISFIFO,
+        "is_block_device": stat.S_ISBLK,
+        "is_char_device": stat.S_ISCHR,
+    }
+    return {
+        name: _row(partial(_is, is_it), f"Path.{name}", "Path.stat", "os.stat")
+        for name, is_it in tests.items()
+    }
+
+
+_METHODS: Final = {
+    "stat": _row(_stat, "Path.stat", "os.stat"),
+    "lstat": _row(_lstat, "Path.lstat", "Path.stat", "os.lstat", "os.stat"),
+    "exists": _row(_exists, "Path.exists", "Path.stat", "os.stat"),
+    **_tests(),
+    "is_symlink": _row(_is_symlink, "Path.is_symlink", "Path.lstat", "Path.stat", "os.stat"),
+    "read_bytes": _row(_read_bytes, "Path.read_bytes", "Path.open", "io.open"),
+    "read_text": _row(_read_text, "Path.read_text", "Path.open", "io.open"),
+    "open": _row(_open, "Path.open", "io.open"),
+}
+_FUNCTIONS: Final[dict[object, _Row]] = {
+    io.open: _row(_open, "io.open"),
+    os.stat: _row(_stat, "os.stat"),
+    os.lstat: _row(_lstat, "os.lstat"),
+}
+_PATHLIB: Final[dict[object, _Row]] = {
+    method: _METHODS[name] for method, name in PATHLIB.items() if name in _METHODS
+}
+_TRIO: Final[dict[object, _Row]] = {
+    function: _METHODS[name] for function, name in TRIO_PATH.items() if name in _METHODS
+}
+_TRIO_OPEN: Final = next((function for function, name in TRIO_PATH.items() if name == "open"), None)
+_KEYWORDS: Final = {"follow_symlinks", "encoding", "errors", "newline", "mode", "buffering"}
+
+
+def _find(function: Any, args: tuple[Any, ...]) -> Callable[[], object] | None:  # noqa: ANN401
+    """Return how to call ``function(*args)``, if it may be a quick call."""
+    keywords: Mapping[str, Any] = {}
+    if type(function) is partial:
+        args, keywords, function = (*function.args, *args), function.keywords, function.func
+    kinds: tuple[type, ...] = (pathlib.PosixPath,)
+    if type(function) is MethodType:
+        row, args = _PATHLIB.get(function.__func__), (function.__self__, *args)
+    elif type(function) is FunctionType:
+        row, kinds = _TRIO.get(function), (trio.PosixPath,)
+    elif isinstance(function, BuiltinFunctionType):
+        row, kinds = _FUNCTIONS.get(function), (str, pathlib.PosixPath, trio.PosixPath)
+    else:
+        return None
+    if row is None or not args or type(args[0]) not in kinds:
+        return None
+    path = str(args[0])
+    if "\0" in path or not keywords.keys() <= _KEYWORDS or not row.is_intact:
+        return None
+    call = partial(row.call, path, *args[1:], **keywords)
+    return call if function is not _TRIO_OPEN else partial(_wrapped, call)
+
+
+def _wrapped(call: Callable[[], object]) -> object:
+    file = call()
+    return file if file is OTHERWISE else trio.wrap_file(file)
