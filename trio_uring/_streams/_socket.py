@@ -192,7 +192,7 @@ class UringSocket(TrioSocket):
         if manager is not None and fd >= 0 and _only(flags, _SEND_FLAGS):
             if manager.is_quiet():
                 manager.sent_now += 1
-                return await super().send(bytes, flags)
+                return await super().send(bytes, flags | abi.MSG_NOSIGNAL)  # as an operation
             try:
                 operation = operations.send(fd, bytes, flags | abi.MSG_DONTWAIT)
             except _NOT_PLAIN:
