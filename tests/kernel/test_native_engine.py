@@ -476,6 +476,7 @@ async def test_the_next_operation_has_another_user_data() -> None:
                 seen.add(operation.user_data)
                 await b.send_all(b"x")
             assert len(seen) == number
+        assert len({user_data & 0xFFFFFFFF for user_data in seen}) == 1  # they share a slot
 
 
 async def test_a_patched_method_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 import select
@@ -501,6 +502,39 @@ def test_the_memory_of_a_ring_is_not_inherited() -> None:
         pool = BufferPool(ring, group=1, count=4, size=64)
         assert mappings_not_inherited() == before + 3
         pool.close()
+
+
+def test_the_entries_of_buffers_that_the_kernel_may_still_use_stay() -> None:
+    before = mappings_not_inherited()
+    with opened(SMALL) as ring:
+        pool = BufferPool(ring, group=1, count=4, size=64)
+        ring.close()
+        with pytest.raises(RuntimeError, match="this ring is closed"):
+            pool.close()
+    assert mappings_not_inherited() == before + 1
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_unmaps_nothing_of_its_own(ring: KeptRing, pool: BufferPool) -> None:
+    """The places of what it did not inherit are free there, until something is mapped."""
+
+    def use() -> None:
+        pages = [mmap.mmap(-1, size) for size in (4096, 8192) for _ in range(100)]
+        pool.close()
+        ring.close()
+        assert not any(page[0] or page[-1] for page in pages)
+
+    assert in_child(use) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_keeps_what_has_the_fd_of_a_closed_duplicate(ring: KeptRing) -> None:
+    fd = ring.dup_fd()
+    os.close(fd)
+    ring.forget_dup_fd()
+    with open(os.devnull) as file:
+        assert file.fileno() == fd  # the lowest number that is free
+        assert in_child(lambda: os.fstat(fd)) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
