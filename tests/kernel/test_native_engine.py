@@ -737,3 +737,25 @@ async def test_an_asynchronous_generator_between() -> None:
         for number in range(3):
             await b.send_all(b"%d" % number)
             assert await anext(received) == b"%d" % number
+
+
+# --- The turn budget ------------------------------------------------------------------------
+
+
+class Spent:
+    """A native loop whose turn budget is spent."""
+
+    def within_budget(self) -> bool:
+        return False
+
+
+@pytest.mark.usefixtures("no_deterministic_scheduling")
+@pytest.mark.ring(turn_budget=1.0)
+async def test_the_engine_and_python_share_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    budget, loop = manager().turn_budget, manager().native
+    assert loop is not None
+    assert budget.native is loop
+    assert loop.within_budget()
+    assert budget.skip_schedule_point()
+    monkeypatch.setattr(budget, "native", Spent())
+    assert not budget.skip_schedule_point()

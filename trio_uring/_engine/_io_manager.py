@@ -136,6 +136,7 @@ class UringIOManager(InFlightTable):
                 turn_budget=self.config.turn_budget,
                 may_send_now=self._may_send_now,
             )
+            self.turn_budget.native = self.native
         self._is_plain = self._guest is None and self.mailbox is None
         self._watch()
 
@@ -327,7 +328,7 @@ class UringIOManager(InFlightTable):
             _leaked.append((self.leak(), self.pools))
         else:
             self.pools.close_all()
-        self.native = self.ring.native = None
+        self.native = self.ring.native = self.turn_budget.native = None
         self._run_queue = ()
         self.ring.close()
         self.run_state.close(drained=drained)

@@ -9,8 +9,12 @@ not switch while the loop iteration is within its budget. The cancel point remai
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from trio_uring._trio_private import count_schedule_point, counts_steps
+
+if TYPE_CHECKING:
+    from trio_uring._kernel._native import Loop
 
 
 class TurnBudget:
@@ -22,25 +26,30 @@ class TurnBudget:
     Attributes:
       end: When this iteration's budget ends, by `time.perf_counter`. Each iteration sets it to 0,
         and the first call of `skip_schedule_point` starts the budget.
+      native: The native engine's loop, if it is in use. It counts for both, then.
     """
 
-    __slots__ = ("_seconds", "end")
+    __slots__ = ("_seconds", "end", "native")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self.end: float = 0.0
+        self.native: Loop | None = None
 
     def skip_schedule_point(self) -> bool:
         """Whether the current task may continue without a schedule point; if so, count one.
 
         If it returns False, the caller must execute a schedule point.
         """
-        if not self._seconds or counts_steps():
-            return False
-        now = time.perf_counter()
-        if not self.end:
-            self.end = now + self._seconds
-        if now >= self.end:
+        if not self._seconds or counts_steps() or not self._is_within():
             return False
         count_schedule_point()
         return True
+
+    def _is_within(self) -> bool:
+        if self.native is not None:
+            return self.native.within_budget()
+        now = time.perf_counter()
+        if not self.end:
+            self.end = now + self._seconds
+        return now < self.end

@@ -171,6 +171,7 @@ int loop_push(Loop *, Op *, struct sqe_fields *, PyObject *fd);
 Loop *current_loop(void);
 int is_cancelled(Loop *);
 int loop_is_quiet(Loop *);
+int within_budget(Loop *);
 int pass_cancel_point(Loop *);
 int reschedule(Loop *, PyObject *task, PyObject *value);
 PyObject *make_steps(PyObject *module, PyObject *const *args, Py_ssize_t count);

@@ -379,6 +379,11 @@ static PyObject *loop_completed(Loop *loop, PyObject *unused)
     return counts;
 }
 
+static PyObject *loop_within_budget(Loop *loop, PyObject *unused)
+{
+    return PyBool_FromLong(within_budget(loop));
+}
+
 static PyObject *loop_cancel_all(Loop *loop, PyObject *unused)
 {
     for (uint32_t i = 0; i < loop->slot_count; i++)
@@ -451,6 +456,7 @@ static PyMethodDef loop_methods[] = {
     {"dispatch", (PyCFunction)loop_dispatch, METH_NOARGS, NULL},
     {"discard", (PyCFunction)loop_discard, METH_NOARGS, NULL},
     {"has_fetched", (PyCFunction)loop_has_fetched, METH_O, NULL},
+    {"within_budget", (PyCFunction)loop_within_budget, METH_NOARGS, NULL},
     {"completed", (PyCFunction)loop_completed, METH_NOARGS, NULL},
     {"cancel_all", (PyCFunction)loop_cancel_all, METH_NOARGS, NULL},
     {"close", (PyCFunction)loop_close, METH_NOARGS, NULL},

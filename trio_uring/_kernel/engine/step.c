@@ -98,6 +98,17 @@ static int64_t nanoseconds(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* Whether this loop iteration is within its turn budget, which the first call starts. */
+int within_budget(Loop *loop)
+{
+    if (loop->budget == 0)
+        return 0;
+    int64_t now = nanoseconds();
+    if (loop->budget_end == 0)
+        loop->budget_end = now + loop->budget;
+    return now < loop->budget_end;
+}
+
 /* As TurnBudget.skip_schedule_point, for a task that need not wait. Counts a cancel point. Returns
  * 1 if the task may continue without a schedule point, which is counted too; 0 if it must execute
  * one; -1 with an exception. */
@@ -105,12 +116,7 @@ int pass_cancel_point(Loop *loop)
 {
     if (add_one(loop->task, trio.cancel_points) < 0)
         return -1;
-    if (loop->budget == 0 || PyDict_GET_SIZE(loop->hooks) > 1)
-        return 0;
-    int64_t now = nanoseconds();
-    if (loop->budget_end == 0)
-        loop->budget_end = now + loop->budget;
-    if (now >= loop->budget_end)
+    if (PyDict_GET_SIZE(loop->hooks) > 1 || !within_budget(loop))
         return 0;
     return add_one(loop->task, trio.schedule_points) < 0 ? -1 : 1;
 }
