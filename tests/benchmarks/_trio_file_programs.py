@@ -34,7 +34,6 @@ from _file_steps import (
 from _trio_programs import checked, runner
 
 import trio_uring
-from trio_uring.lowlevel import operations
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -71,14 +70,11 @@ async def read_at() -> AsyncIterator[Step]:
 @asynccontextmanager
 async def read_batch() -> AsyncIterator[Step]:
     """Read many pages in one call."""
-    buffer = bytearray(READS_IN_BATCH * PAGE)
     async with await trio_uring.open_positional(LARGE) as file:
 
         async def step() -> int:
-            offsets = [random_page() for _ in range(READS_IN_BATCH)]
-            reads = operations.read_many(file.fileno(), buffer, offsets, PAGE)
-            outcomes = await trio_uring.perform_many(reads)
-            assert outcomes[-1].unwrap() == PAGE
+            pages = [(PAGE, random_page()) for _ in range(READS_IN_BATCH)]
+            assert len((await file.read_many_at(pages))[-1]) == PAGE
             return READS_IN_BATCH
 
         yield step

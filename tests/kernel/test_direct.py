@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 from children import in_child
+from races import current_manager
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import DirectFile, RegisteredBuffers, RingConfig, open_direct
 from trio_uring._files import _direct
+from trio_uring._files._spare_buffers import SPARE_SIZE, SpareBuffers
 from trio_uring.lowlevel import RingStatistics, operations
 
 if TYPE_CHECKING:
@@ -492,3 +494,77 @@ def test_as_much_as_may_be_locked_is_registered(path: Path) -> None:
 
 def test_it_is_a_resource() -> None:
     assert issubclass(DirectFile, trio.abc.AsyncResource)
+
+
+async def test_a_direct_file_is_duplicated_and_appended_to(path: Path) -> None:
+    async def test() -> None:
+        path.write_bytes(CONTENT)
+        with RegisteredBuffers(1, SIZE) as buffers, mmap.mmap(-1, SIZE) as memory:
+            async with await open_direct(path, "r+") as file, file.dup() as other:
+                assert type(other) is DirectFile
+                assert other.block_size == file.block_size
+                assert await other.append(memory) == len(CONTENT)
+                with await buffers.lease() as lease:
+                    lease.memory[:] = b"l" * SIZE
+                    assert await file.append(lease, dsync=True) == len(CONTENT) + SIZE
+                    await other.write_all_at(lease, 0)
+                    with pytest.raises(ValueError, match="size"):
+                        await file.append(lease.memory[:1])
+                assert await file.read_exactly_at(SIZE, 0) == b"l" * SIZE
+                await file.truncate(SIZE + 1)
+                with pytest.raises(EOFError, match="after 1 of them"):
+                    await file.read_exactly_at(SIZE, SIZE)
+                with pytest.raises(EOFError, match="after 0 of them"):
+                    await file.read_exactly_at(SIZE, 2 * SIZE)
+
+    await in_both_ways(test)
+
+
+async def test_many_direct_reads_in_one_call(path: Path) -> None:
+    async def test() -> None:
+        async with await open_direct(path) as file:
+            parts = [(SIZE, number * SIZE) for number in range(16)]
+            assert b"".join(await file.read_many_at(parts)) == CONTENT
+            assert await file.read_many_at([(3 * SIZE, SIZE), (2 * SIZE, 15 * SIZE), (0, 0)]) == [
+                CONTENT[SIZE : 4 * SIZE],
+                CONTENT[15 * SIZE :],
+                b"",
+            ]
+            assert await file.read_many_at([]) == []
+            with pytest.raises(ValueError, match="offset, 1, is not a multiple"):
+                await file.read_many_at([(SIZE, 1)])
+
+    await in_both_ways(test)
+
+
+async def test_direct_reads_use_their_memory_again(path: Path) -> None:
+    async with await open_direct(path) as file:
+
+        async def read(number: int) -> None:
+            for _ in range(3):
+                assert await file.read_at(SIZE, number * SIZE) == CONTENT[number * SIZE :][:SIZE]
+
+        async with trio.open_nursery() as nursery:
+            for number in range(16):
+                nursery.start_soon(read, number)
+        large = SPARE_SIZE + SIZE
+        assert await file.read_at(large, 0) == CONTENT[:large]
+    assert statistics().completed["READ_FIXED"] >= 48
+    assert len(current_manager().run_state.get(SpareBuffers)._free) == 16
+
+
+async def test_a_lease_that_was_forgotten_is_reported() -> None:
+    buffers = RegisteredBuffers(1, SIZE)
+    with pytest.warns(ResourceWarning, match="a BufferLease was not released"):
+        buffers.lease_nowait()
+    buffers.close()
+
+
+async def test_memory_of_a_released_lease_is_not_used(path: Path) -> None:
+    with RegisteredBuffers(1, SIZE) as buffers:
+        lease = buffers.lease_nowait()
+        memory = lease.memory
+        lease.release()
+        async with await open_direct(path) as file:
+            with pytest.raises(ValueError, match="released memoryview"):
+                await file.read_into_at(memory, 0)

@@ -228,6 +228,24 @@ class DirectFile(PositionalFile):
             self._check_aligned(buffer, offset)
         return await super()._read(buffers, offset, lease)
 
+    async def append(self, data: Buffer | BufferLease, /, *, dsync: bool = False) -> int:
+        """Append *data* to the file, and return the offset at which it begins.
+
+        As `PositionalFile.append`.
+
+        Args:
+          data: A lease, or contiguous and aligned memory.
+          dsync: As for `PositionalFile.write_at`.
+
+        Raises:
+          OSError: ``EINVAL`` if the end of the file is not aligned.
+          ValueError: *data*'s size or its address are not aligned.
+
+        Source: pwritev2(2), ``RWF_APPEND``.
+        """
+        self._check_aligned(data.memory if isinstance(data, BufferLease) else data, 0)
+        return await super().append(data, dsync=dsync)
+
     async def _write(
         self,
         buffers: Sequence[Buffer],

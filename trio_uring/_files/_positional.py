@@ -57,7 +57,7 @@ class PositionalFile(OpenFd):
     reads and writes of files are not interrupted. A buffer must not be resized while it is read
     into.
 
-    Where a method takes a buffer, it also takes a `BufferLease`, which is used as a whole. If its
+    Where a method takes one buffer, it also takes a `BufferLease`, which is used as a whole. If its
     `RegisteredBuffers` are registered with the run's ring, the kernel need not map the memory.
 
     Args:
@@ -327,6 +327,8 @@ class PositionalFile(OpenFd):
         Source: io_uring_prep_write(3), pwritev2(2).
         """
         fd = self._check(offset)
+        if isinstance(data, BufferLease):
+            data.users += 1
         self._users += 1
         try:
             done = await self.write_at(data, offset, dsync=dsync)
@@ -335,6 +337,8 @@ class PositionalFile(OpenFd):
                 while done < view.nbytes:
                     done += await self._write([view[done:]], offset + done, dsync, fd=fd)
         finally:
+            if isinstance(data, BufferLease):
+                data.users -= 1
             self._leave()
 
     async def writev_at(
@@ -355,7 +359,7 @@ class PositionalFile(OpenFd):
         return await self._write(buffers, offset, dsync)
 
     @enable_ki_protection
-    async def append(self, data: Buffer, /, *, dsync: bool = False) -> int:
+    async def append(self, data: Buffer | BufferLease, /, *, dsync: bool = False) -> int:
         """Append *data* to the file, and return the offset at which it begins.
 
         Other programs and tasks may append to the file at the same time. The kernel's operation
@@ -364,7 +368,7 @@ class PositionalFile(OpenFd):
         the file, which nobody else may use meanwhile.
 
         Args:
-          data: Contiguous, of any size.
+          data: A lease, or contiguous memory of any size.
           dsync: Return only when the data is on the disk, as after `fdatasync`.
 
         Returns:
@@ -377,6 +381,13 @@ class PositionalFile(OpenFd):
 
         Source: pwritev2(2), ``RWF_APPEND``.
         """
+        if isinstance(data, BufferLease):
+            memory = data.memory
+            data.users += 1
+            try:
+                return await self.append(memory, dsync=dsync)
+            finally:
+                data.users -= 1
         with memoryview(data).cast("B") as view:
             fd = self._check()
             self._users += 1
