@@ -56,6 +56,7 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
         *("kernel/test_fd_waiters.py", "kernel/test_in_flight.py", "kernel/test_closing.py"),
         SIMULATION,
     ),
+    "_engine/_file_calls.py": ("kernel/test_positional.py", "kernel/test_file_sync.py"),
     "_engine/_file_systems.py": ("kernel/test_file_servers.py", "kernel/test_files.py"),
     "_engine/_guest.py": ("kernel/test_guest.py",),
     "_engine/_in_flight.py": (

@@ -149,7 +149,7 @@ class Stream:
             try:
                 async for lease in leases:
                     with lease:
-                        self.got(lease.data)
+                        self.got(lease.memory)
                     wanted -= 1
                     if not wanted:
                         break
