@@ -11,7 +11,7 @@ of it, and whether it fails. It does whatever a kernel may do:
 - A cancel finds it waiting, running, done, or not at all, and is answered before it or after.
 - The CQ overflows, the SQ is taken in parts, an enter fails with EINTR, EAGAIN or EBUSY, buffers
   run out, multishot operations end, transfers are short, and operations fail with EIO.
-- It is an older kernel, without some of the flags and buffer rings.
+- It is an older kernel, without some of the flags, buffer rings, or receives with a limit.
 
 It raises `BrokenError` if what runs on it makes an error that a kernel does not forgive: if a queue
 runs over, if a buffer is provided twice, if the ring is closed with operations in flight, if it
@@ -182,6 +182,7 @@ class SimulatedKernel:
             opcode for opcode in (RegisterOpcode.PBUF_RING,) if random.random() < 0.1
         }
         self.incremental = random.random() < 0.7
+        self.limits_receives = random.random() < 0.8  # since Linux 6.17
         self.workers_max = random.randint(1, 3)
         self.counts: Counter[str] = Counter()  # how often each thing happened
         self.requests: dict[int, Request] = {}  # by their order
@@ -553,6 +554,9 @@ class SimulatedKernel:
         sqe = request.sqe
         if sqe.opcode == Opcode.NOP:
             return 0, 0
+        if sqe.opcode == Opcode.RECV and sqe.splice_fd_in and not self.limits_receives:
+            self.counts["RECV with a limit"] += 1
+            return -errno.EINVAL, 0
         if sqe.opcode == Opcode.TIMEOUT:
             return -errno.ETIME, 0
         if sqe.opcode == Opcode.POLL_ADD:

@@ -276,7 +276,7 @@ class Program:
             turn_budget=random.choice((0.0, 1.0)),
             require=True,
         )
-        _buffer_pool._recv_once_works = random.random() < 0.9
+        _buffer_pool._recv_once_works = self.kernel.limits_receives and random.random() < 0.9
         trio_run._r.seed(random.randrange(2**32))
         with tempfile.TemporaryDirectory() as directory:
             self.directory = Path(directory)
@@ -491,6 +491,10 @@ class Program:
     def check(self, manager: UringIOManager) -> None:
         statistics = manager.statistics()
         assert statistics.in_flight == 0, statistics
+        if not self.kernel.limits_receives:  # which is found out once, and told
+            tried = self.kernel.counts["RECV with a limit"]
+            told = sum(step.startswith("RECV with a limit: ") for step in statistics.refused)
+            assert (tried, told) in ((0, 0), (1, 1))
         waiting = [entry for entries in manager.fd_waiters.values() for entry in entries]
         assert waiting in ([], [manager._watch_entry]), waiting
         limiter = manager.file_limiter
