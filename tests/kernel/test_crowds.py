@@ -11,6 +11,7 @@ import pytest
 import trio
 from anyio._backends import _trio as anyio_trio
 from trio.lowlevel import FdStream, checkpoint
+from trio.testing import wait_all_tasks_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -91,3 +92,33 @@ async def test_a_crowd_that_always_has_data(
             nursery.cancel_scope.cancel()
     assert min(received) >= TURNS // 4 * len(BLOCK)
     assert max(received) <= 2 * min(received)
+
+
+LARGE_CROWD: Final = 2000  # more than one turn fetches
+
+
+async def test_a_crowd_that_one_turn_cannot_fetch() -> None:
+    """Those who are served ask again at once. They must not come before those who still wait."""
+    received = [0] * LARGE_CROWD
+    done = trio.Event()
+
+    async def receive(number: int, receive_some: Callable[[], Awaitable[bytes]]) -> None:
+        while True:
+            received[number] += len(await receive_some()) // len(BLOCK)
+            if received[number] == 10:
+                done.set()
+
+    with ExitStack() as stack:
+        async with trio.open_nursery() as nursery:
+            gives: list[Callable[[], object]] = []
+            for number in range(LARGE_CROWD):
+                receive_some, give = streams(stack)
+                gives.append(give)
+                nursery.start_soon(receive, number, receive_some)
+            await wait_all_tasks_blocked()
+            for give in gives:
+                for _ in range(12):
+                    give()
+            await done.wait()
+            nursery.cancel_scope.cancel()
+    assert min(received) >= 5

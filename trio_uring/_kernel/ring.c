@@ -459,8 +459,13 @@ static unsigned ring_drain(struct ring *ring, struct io_uring_cqe *out, unsigned
 
 #define WORK_ITEMS_MAX 20 /* what one enter runs, IO_LOCAL_TW_DEFAULT_MAX (Linux 6.13) */
 
-/* Whether the kernel has work to run in this thread, or completions for which the CQ had no room.
- * Only with TASKRUN_FLAG does it tell of work. */
+/* Whether the kernel has work to run in this thread. Only with TASKRUN_FLAG does it tell. */
+static int ring_has_work(struct ring *ring)
+{
+    return (__atomic_load_n(ring->sq_flags, __ATOMIC_ACQUIRE) & IORING_SQ_TASKRUN) != 0;
+}
+
+/* The same, or whether it has completions for which the CQ had no room. */
 static int ring_has_more(struct ring *ring)
 {
     unsigned flags = __atomic_load_n(ring->sq_flags, __ATOMIC_ACQUIRE);
@@ -522,14 +527,16 @@ static int ring_submit_and_wait(struct ring *ring, double timeout, struct io_uri
             result = sys_enter(ring, to_submit, 0, flags, NULL, 0);
     }
     unsigned count = ring_drain(ring, out, room);
-    /* The kernel has more: the CQ was full, or one enter did not run all work items, behind which a
-     * crowd that always has data would starve. Fetch while there is room; the next call goes on. */
-    while (count < room && ring_has_more(ring)) {
+    /* The kernel has more: the CQ was full, or one enter did not run all work items. Run them all,
+     * also if there is no room for their completions, which stay in the CQ, or the kernel keeps
+     * them. Otherwise those who are served now and ask again at once would come before those whose
+     * work item waits: of 3,000 connections that always have data, 2,000 were never served. */
+    while (ring_has_work(ring) || (count < room && ring_has_more(ring))) {
         if (sys_enter(ring, 0, 0, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
             break;
         unsigned more = ring_drain(ring, out + count, room - count);
         count += more;
-        if (more < WORK_ITEMS_MAX)
+        if (count < room && more < WORK_ITEMS_MAX)
             break; /* it had no more than this */
     }
     if (count > 0)
