@@ -26,7 +26,15 @@ from anyio._core import _eventloop, _fileio, _tempfile
 from outcome import acapture
 
 from ._anyio_versions import why_incompatible
-from ._files import OTHERWISE, ReadAhead, current_files, quick_call, route
+from ._files import (
+    ARGUMENTS,
+    OTHERWISE,
+    ReadAhead,
+    async_file_method,
+    current_files,
+    quick_call,
+    route,
+)
 from ._files._methods import raw_of
 from ._files._open import is_plain, open_file
 from ._run import asking, is_installed
@@ -382,6 +390,10 @@ def register() -> None:
     if _eventloop.loaded_backends.get("trio") is anyio_trio.TrioBackend:
         _eventloop.loaded_backends["trio"] = RingAwareBackend
     _PathIterator.__anext__ = _read_ahead
+    for name in ARGUMENTS:
+        original = vars(anyio.AsyncFile)[name]
+        if {"to_thread", "run_sync", "_fp", name} <= set(original.__code__.co_names):
+            setattr(anyio.AsyncFile, name, async_file_method(name, original))
 
 
 register()

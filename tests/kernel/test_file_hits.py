@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
 import pytest
 import trio
 from accounting import steps_beside
@@ -459,3 +460,104 @@ async def test_finalisers_of_other_files_block_as_always(path: Path) -> None:
         assert await file.readline() == b"line 0\n"
         assert other.readall() == LINES
     other.close()
+
+
+# --- AnyIO ----------------------------------------------------------------------------------
+
+
+async def open_with_anyio(path: Path, mode: str) -> Any:
+    if mode == "raw":
+        return await anyio.open_file(path, "rb", buffering=0)
+    return await anyio.open_file(path, mode)
+
+
+async def use_async_file(path: Path) -> None:
+    async with await open_with_anyio(path, "rb") as file:
+        assert await file.read(5) == LINES[:5]
+        assert await file.readline() == b"0\n"
+        assert await file.tell() == 7
+        assert await file.seek(-7, os.SEEK_END) == len(LINES) - 7
+        assert await file.seek(offset=2) == 2
+        assert await file.read1(size=2) == b"ne"
+        buffer = bytearray(4)
+        assert await file.readinto(buffer) == await file.readinto1(buffer) == 4
+        await file.seek(0)
+        assert await file.read() == LINES
+        await file.seek(0)
+        assert b"".join([line async for line in file]) == LINES
+        for call in (file.readline, file.tell, file.flush):
+            with pytest.raises(TypeError):
+                await call(1)
+        with pytest.raises(TypeError):
+            await file.read("1")
+    with pytest.raises(ValueError, match="closed"):
+        await file.read()
+    async with await open_with_anyio(path, "r") as file:
+        assert [line async for line in file] == LINES.decode().splitlines(keepends=True)
+
+
+async def test_files_of_anyio(path: Path) -> None:
+    before = bridged()
+    await use_async_file(path)
+    async with await open_with_anyio(path, "rb") as file:
+        assert file.read.__name__ == "read"
+        count = current_files().routes()["inline"]
+        for _ in range(10):
+            await file.read(10)
+        assert current_files().routes()["inline"] == count + 10
+    assert bridged() - before < 300
+
+
+def test_files_of_anyio_without_a_ring(path: Path) -> None:
+    for backend in ("asyncio", "trio"):
+        anyio.run(use_async_file, path, backend=backend)
+
+
+async def test_a_file_of_anyio_that_is_used_on_asyncio_too(path: Path) -> None:
+    file = await open_with_anyio(path, "rb")
+    assert await file.read(5) == LINES[:5]
+    assert await trio.to_thread.run_sync(partial(anyio.run, file.read, 2)) == LINES[5:7]
+    assert await trio.to_thread.run_sync(partial(anyio.run, file.readline)) == b"line 1\n"
+    assert await file.read(4) == b"line"
+    await file.aclose()
+
+
+@pytest.mark.ring(turn_budget=AMPLE)
+async def test_every_method_of_anyio_counts_as_a_checkpoint(path: Path) -> None:
+    for name, mode in CASES:
+        if name in {"peek", "readall", "fsync"} or name.startswith("readlines"):
+            continue
+        call = CALLS[name][1]
+        file = await open_with_anyio(path, mode)
+        for _ in range(3):
+            with assert_checkpoints(), suppress(OSError, ValueError, TypeError):
+                await call(file)
+        await file.aclose()
+        with assert_checkpoints(), trio.CancelScope() as scope:
+            scope.cancel()
+            await call(file)
+        path.write_bytes(LINES)
+
+
+async def test_a_file_of_anyio_with_a_limiter_is_used_in_threads(path: Path) -> None:
+    try:
+        file = await anyio.open_file(path, "rb", limiter=anyio.CapacityLimiter(1))
+    except TypeError:
+        pytest.skip("this AnyIO has no limiters for files")
+    count = current_files().routes()["inline"]
+    async with file:
+        assert await file.read(5) == LINES[:5]
+        assert await file.tell() == 5
+    assert current_files().routes()["inline"] == count
+
+
+async def test_a_replaced_method_of_anyios_files(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def replaced(_self: object, *_args: int) -> str:
+        return "replaced"
+
+    async with await open_with_anyio(path, "rb") as file:
+        assert await file.read(5) == LINES[:5]
+        monkeypatch.setattr(anyio.AsyncFile, "read", replaced)
+        assert await file.read(5) == "replaced"

@@ -1,5 +1,6 @@
 """Files and paths on the ring, through Trio's own API and the package's."""
 
+from ._async_file import ARGUMENTS as ARGUMENTS, async_file_method as async_file_method
 from ._bridge import current_files as current_files
 from ._direct import DirectFile as DirectFile, open_direct as open_direct
 from ._directories import ReadAhead as ReadAhead

@@ -97,16 +97,30 @@ def hit_first(
 
     Return None if there are no hits for the method *name* of a file of class *kind* over *raw*.
     """
+    found = file_method(kind, name, raw, method, way)
+    return None if found is None else MethodType(_shell(kind, name), found)
+
+
+def file_method(
+    kind: type,
+    name: str,
+    raw: RingFileIO,
+    method: Callable[..., Any],
+    way: Callable[[FilesRun, Callable[..., Any], tuple[Any, ...]], Awaitable[Any]],
+) -> FileMethod | None:
+    """Return what `hit_first` needs for a method; None if it has no hits."""
     what = _WHAT.get((kind, name))
     if what is None or raw.file_system is FileSystem.SERVER:
         return None
     if what == _TEXT_LINE and not raw.counts_lines:
         return None
-    manager = current_io_manager()
+    try:
+        manager = current_io_manager()
+    except RuntimeError:  # AnyIO's files can be used on asyncio, too
+        return None
     is_native = isinstance(manager, UringIOManager) and manager.native is not None
     kind_of_hit = native.FileHit if is_native else PythonHit
-    hit = kind_of_hit(what, raw, method, raw.nowait_flags)
-    return MethodType(_shell(kind, name), FileMethod(hit, method, raw, way))
+    return FileMethod(kind_of_hit(what, raw, method, raw.nowait_flags), method, raw, way)
 
 
 class PythonHit:
@@ -148,8 +162,11 @@ class PythonHit:
 
     def __call__(self, *args: Any) -> object:  # noqa: ANN401 (the method's own)
         raw = self._raw
-        files = current_files()
-        task = current_task()
+        try:
+            files = current_files()
+            task = current_task()
+        except RuntimeError:  # on asyncio
+            return OTHERWISE
         if files is None or raw.busy or is_cancelled(task) or not self._may_try(args):
             return OTHERWISE
         value = failure = None
@@ -318,6 +335,7 @@ class FileMethod:
             return result
         if type(part) is int:
             if self.method.__name__ == "readinto1":  # one read is all
+                at_cancel_point(current_task())
                 await schedule_point()
                 return part
             spent = part
