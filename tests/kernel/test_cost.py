@@ -42,7 +42,7 @@ COSTS: Final = {
         "anyio_echo": Cost((42, 43, 41, 41), 4.0, 0),
         "accept": Cost((255, 260, 250, 250), 1.0, 0),
         "cached_read": Cost((2, 2, 2, 2), 0.0, 0),
-        "path_stat": Cost((27, 27, 27, 27), 0.0, 0),
+        "path_stat": Cost((28, 28, 28, 28), 0.0, 0),
         "empty_turn": Cost((20, 21, 19, 19), 0.0, 0),
     },
     "python": {
@@ -52,7 +52,7 @@ COSTS: Final = {
         "anyio_echo": Cost((128, 129, 127, 127), 4.0, 0),
         "accept": Cost((278, 283, 273, 273), 1.0, 0),
         "cached_read": Cost((37, 37, 37, 37), 0.0, 0),
-        "path_stat": Cost((27, 27, 27, 27), 0.0, 0),
+        "path_stat": Cost((28, 28, 28, 28), 0.0, 0),
         "empty_turn": Cost((27, 28, 26, 26), 0.0, 0),
     },
 }

@@ -133,6 +133,15 @@ async def test_relative_paths(tree: pathlib.Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tree)
     assert await trio.Path("file").read_bytes() == b"text \xc3\xa9\r\n"
     assert not await trio.Path("missing").exists()
+    for odd in ("./file", "directory/../file", "directory//../file", ".//directory/./../file"):
+        for path in (trio.Path(odd), trio.Path("directory", "..", "file"), trio.Path(tree / odd)):
+            assert await path.is_file()
+        with pytest.raises(NotADirectoryError) as caught:
+            await trio.Path(odd, "x").stat()
+        assert caught.value.filename == str(pathlib.Path(odd, "x"))
+        with pytest.raises(FileNotFoundError) as missing:
+            await trio.Path(odd + ".x").read_bytes()
+        assert missing.value.filename == str(pathlib.Path(odd + ".x"))
     assert await trio.Path().is_dir()
 
 

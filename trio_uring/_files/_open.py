@@ -194,7 +194,7 @@ def open_file(
     raw = RingFileIO(file, how.raw, closefd, opener)
     is_private = opener is open_on_ring or opener is open_now
     if is_private:
-        raw.set_private()
+        raw.set_private(is_regular=opener is open_now)
     result: io.RawIOBase | io.BufferedIOBase | io.TextIOWrapper = raw
     try:
         if buffering == 0:

@@ -34,6 +34,7 @@ from trio_uring._engine._ring import Reader, is_in_unknown_mount, is_missing, mo
 from trio_uring._errors import operation_error
 from trio_uring._trio_private import at_cancel_point, is_cancelled, schedule_point
 
+from ._directories import string_of
 from ._hits import OTHERWISE
 from ._open import READING, is_plain, learn_mount, open_file, open_now
 from ._paths import stat_known
@@ -291,7 +292,7 @@ def _find(function: Any, args: tuple[Any, ...]) -> Callable[[], object] | None: 
         return None
     if row is None or not args or type(args[0]) not in kinds:
         return None
-    path = str(args[0])
+    path = string_of(args[0])
     if "\0" in path or not keywords.keys() <= _KEYWORDS or not row.is_intact:
         return None
     call = partial(row.call, path, *args[1:], **keywords)

@@ -111,7 +111,7 @@ class RingFileIO(io.FileIO):
     # For hits; see `_hits`. The native engine reads these, and `busy`, from the instance.
     direct: object = None  # the era in which the file may be read without a bridge
     lines = 0  # how many lines, at least, are decoded and not yet read
-    hit: PythonHit | None = None  # what reads it without waiting at this moment
+    hit: PythonHit | None = None  # what reads it now without waiting
     counts_lines = False  # whether each newline byte ends a line of text
 
     _streams: bool | None = None
@@ -152,8 +152,9 @@ class RingFileIO(io.FileIO):
         else:
             self.busy = False
 
-    def set_private(self) -> None:
+    def set_private(self, *, is_regular: bool = False) -> None:
         """Note that the file is private: nobody else has it open or can move its position."""
+        self._streams = False if is_regular else self._streams
         self._era = forks.era
         if self._nowait_read and not self.is_stream and self.file_system is not FileSystem.SERVER:
             self.direct = self._era
