@@ -237,8 +237,20 @@ class PythonHit:
     # ---- For `RingFileIO`, while the call is made ------------------------------------------
 
     def readinto(self, buffer: Buffer) -> int | None:
-        """Read once at the file's position, which moves. Return None if that would wait."""
-        view = memoryview(buffer)
+        """Read like one read(2), or read nothing and return None if that would wait."""
+        done = self._fill(memoryview(buffer))
+        # With a part, CPython's buffer would differ from what one read(2) leaves in it.
+        if self.missed:
+            self._give_up(done)
+            return None
+        return done
+
+    def _give_up(self, done: int) -> None:
+        """Move the position back by *done* bytes, which are not used."""
+        self.missed = True
+        self._raw.seek(-done, os.SEEK_CUR)
+
+    def _read_once(self, view: memoryview) -> int | None:
         self.missed = True
         if self._left < view.nbytes:
             if not self._left:
@@ -258,8 +270,7 @@ class PythonHit:
         data = self._read(65536 + 1)
         if self.missed or len(data) > 65536:
             # The bridge reads into the final object, which saves a copy.
-            self._raw.seek(-len(data), os.SEEK_CUR)
-            self.missed = True
+            self._give_up(len(data))
             return None
         return data
 
@@ -273,7 +284,7 @@ class PythonHit:
         """Read until *view* is full, or the file ends, or the rest would wait."""
         done = 0
         while True:
-            count = self.readinto(view[done:] if done else view)
+            count = self._read_once(view[done:] if done else view)
             if not count:
                 return done
             done += count

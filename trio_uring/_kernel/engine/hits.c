@@ -87,6 +87,18 @@ static Py_ssize_t fill_now(struct attempt *now, char *buffer, Py_ssize_t size)
     return done;
 }
 
+/* Move the position back by done bytes, which are not used. */
+static PyObject *give_up(struct attempt *now, Py_ssize_t done)
+{
+    now->missed = 1;
+    PyObject *moved =
+        done > 0 ? PyObject_CallMethod(now->raw, "seek", "ni", -done, SEEK_CUR) : Py_NewRef(Py_None);
+    if (moved == NULL)
+        return NULL;
+    Py_DECREF(moved);
+    Py_RETURN_NONE;
+}
+
 /* Read to the end of the file, or nothing. Most files that are read whole are short. */
 static PyObject *read_all_now(struct attempt *now)
 {
@@ -94,14 +106,7 @@ static PyObject *read_all_now(struct attempt *now)
     Py_ssize_t done = fill_now(now, scratch, sizeof scratch);
     if (done < (Py_ssize_t)sizeof scratch && !now->missed)
         return PyBytes_FromStringAndSize(scratch, done);
-    if (done > 0) { /* the bridge reads into the final object, which saves a copy */
-        PyObject *moved = PyObject_CallMethod(now->raw, "seek", "ni", -done, SEEK_CUR);
-        if (moved == NULL)
-            return NULL;
-        Py_DECREF(moved);
-    }
-    now->missed = 1;
-    Py_RETURN_NONE;
+    return give_up(now, done); /* the bridge reads into the final object, which saves a copy */
 }
 
 /* RingFileIO.readinto and readall. */
@@ -114,11 +119,10 @@ static PyObject *raw_readinto(PyObject *raw, PyObject *buffer)
         return PyObject_CallFunctionObjArgs(readinto_twin, raw, buffer, NULL);
     if (PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE) < 0)
         return NULL;
-    Py_ssize_t count = read_now(now, view.buf, view.len);
+    Py_ssize_t done = fill_now(now, view.buf, view.len);
     PyBuffer_Release(&view);
-    if (count < 0)
-        Py_RETURN_NONE;
-    return PyLong_FromSsize_t(count);
+    /* With a part, CPython's buffer would differ from what one read(2) leaves in it. */
+    return now->missed ? give_up(now, done) : PyLong_FromSsize_t(done);
 }
 
 static PyObject *raw_readall(PyObject *raw, PyObject *unused)
