@@ -167,10 +167,12 @@ class AwaitedFile:
         return trio.from_thread.run(call, trio_token=self.token)
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(self._file, name)
-        if name not in AWAITED:
-            return value
-        return lambda *args, **keywords: self._run(partial(value, *args, **keywords))
+        if name not in AWAITED or not hasattr(self._file.wrapped, name):
+            return getattr(self._file, name)
+        # Taken where it is awaited, as in a program.
+        return lambda *args, **keywords: self._run(
+            lambda: getattr(self._file, name)(*args, **keywords)
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_file":
