@@ -608,6 +608,16 @@ async def test_an_old_kernel_truncates_in_a_thread(
     assert routes()["thread"] == 1
 
 
+@pytest.mark.parametrize("mode", ["rb", "r"])
+async def test_methods_can_be_taken_in_a_thread(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"one\ntwo\n")
+    async with await trio.open_file(path, mode) as file:
+        line = await trio.to_thread.run_sync(lambda: trio.from_thread.run(file.readline))
+        assert line in {b"one\n", "one\n"}
+        assert await file.readline() in {b"two\n", "two\n"}
+
+
 # --- The bridge -----------------------------------------------------------------------------
 
 

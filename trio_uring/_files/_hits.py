@@ -116,7 +116,7 @@ def file_method(
         return None
     try:
         manager = current_io_manager()
-    except RuntimeError:  # AnyIO's files can be used on asyncio, too
+    except RuntimeError:  # taken in a thread, before the run, or by AnyIO on asyncio
         return None
     is_native = isinstance(manager, UringIOManager) and manager.native is not None
     kind_of_hit = native.FileHit if is_native else PythonHit
