@@ -122,6 +122,14 @@ nox.options.sessions = [
     *("trio_suite", "anyio_suite"),
 ]
 
+# What `kernels` runs where processors are simulated, and so are slower by a factor of ten.
+KERNEL_TESTS = [
+    *("tests/kernel/test_ring.py", "tests/kernel/test_in_flight.py"),
+    *("tests/kernel/test_crowds.py", "tests/kernel/test_closing.py"),
+    *("tests/kernel/test_datagrams.py", "tests/kernel/test_listeners.py"),
+    *("tests/kernel/test_file_operations.py", "tests/kernel/test_write_file.py"),
+]
+
 # On two cores with nothing else to do, with the time that it takes to make the environments.
 MINUTES_FOR_ALL_PYTHONS = 6
 MINUTES_FOR_OWN_TESTS = 3  # on each of FEW_PYTHONS, and again on each of ENGINE_PYTHONS
@@ -401,6 +409,28 @@ def soak(session: nox.Session) -> None:
         session.run("python", program, "--plot", plot, *session.posargs)
 
 
+@nox.session(python=ONE_PYTHON)
+def kernels(session: nox.Session) -> None:
+    """Run tests on Debian's own kernel, in QEMU: `apt-get install qemu-system-x86 busybox-static`.
+
+    Arguments are other linux-image packages, and tests. All of `tests/kernel` takes hours.
+    """
+    if missing := [name for name in ("qemu-system-x86_64", "busybox") if not shutil.which(name)]:
+        session.error(f"{' and '.join(missing)} must be installed")
+    install_wheel(session, NEWEST_TRIO, *GROUPS["test"], extras="[anyio]")
+    python = session_python(session)
+    guest = str(ROOT / "tests" / "guests" / "guest.py")
+    packages = [name for name in session.posargs if name.endswith(".deb")]
+    tests = [name for name in session.posargs if name not in packages] or KERNEL_TESTS
+    with elsewhere(session):
+        for package in packages or [downloaded_kernel(session)]:
+            session.run(
+                *("python", guest, package, "--", python, "-m", "pytest", *pytest_options()),
+                *("--basetemp=/dev/shm/pytest", "--color=no", "-o", "timeout=3600"),
+                *(str(ROOT / test) for test in tests),
+            )
+
+
 # On the newest, since some peers need it.
 @nox.session(python=PYTHONS[-1] if PYTHONS else MAIN_PYTHON)
 def bench(session: nox.Session) -> None:
@@ -575,6 +605,17 @@ def check_echo(session: nox.Session, runs_on: str, env: dict[str, str] | None = 
     program = ROOT / "tests" / "programs" / "installed.py"
     with elsewhere(session):
         session.run("python", str(program), runs_on, env=env)
+
+
+def downloaded_kernel(session: nox.Session) -> str:
+    """Download the package with the kernel of this release of Debian, and return its name."""
+    depends = session.run(
+        *("apt-cache", "depends", "linux-image-amd64"), external=True, silent=True, log=False
+    )
+    package = next(word for word in str(depends).split()[1:] if word.startswith("linux-image-"))
+    session.run("apt-get", "download", package, external=True, silent=True)
+    [path] = Path.cwd().glob(f"{package}_*.deb")
+    return str(path)
 
 
 @contextmanager
