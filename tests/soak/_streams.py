@@ -110,7 +110,7 @@ async def accepted_in_bulk(load: Load) -> None:
                         break
                     if lease is not None:
                         with lease:
-                            await stream.send_all(lease.data)
+                            await stream.send_all(lease.memory)
 
     await clients_of("accepted in bulk", load, serve, plain_client, trio_uring.accept_many)
 
