@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 # the processor's nearest caches; at half, fewer files fit.
 _SIZE_MAX: Final = 65536
 
-_READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC  # as FileIO says to audit hooks
+_READ_FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)  # as FileIO says to audit hooks
 
 
 async def quick_call(
