@@ -48,7 +48,7 @@ class Lease:
         """Raise `BufferError` if something uses the memory that its exports do not tell of."""
 
     def _give_back(self) -> None:
-        raise NotImplementedError
+        """Give the buffer back to its owner."""
 
     def __enter__(self) -> Self:
         return self

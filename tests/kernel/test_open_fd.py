@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -173,6 +174,16 @@ async def test_size_and_status(tmp_path: Path) -> None:
     assert current_files().routes()["thread"] == 0
 
 
+async def test_the_size_of_a_block_device_is_where_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its status has no size. Here a file stands in for a device."""
+    monkeypatch.setattr(stat, "S_ISBLK", stat.S_ISREG)
+    async with await open_positional(tmp_path / "file", "w") as file:
+        await file.truncate(12345)
+        assert await file.size() == 12345
+
+
 async def test_the_size_of_a_block_device_is_that_of_the_device() -> None:
     for device in Path("/sys/class/block").iterdir():
         sectors = int((device / "size").read_text())
@@ -216,6 +227,18 @@ async def test_holes_are_punched_and_found(tmp_path: Path) -> None:
                 await file.fallocate(0, 0)
 
     await in_both_ways(test)
+
+
+async def test_other_errors_of_seeking_are_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with await open_positional(tmp_path / "file", "w+") as file:
+        monkeypatch.setattr(os, "lseek", refuse)
+        with pytest.raises(OSError, match="Input/output error"):
+            await file.seek_hole(0)
 
 
 async def test_a_part_is_written_to_the_disk(tmp_path: Path) -> None:

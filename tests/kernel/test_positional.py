@@ -292,6 +292,105 @@ async def test_more_calls_than_the_bound_on_operations_all_end(tmp_path: Path) -
     assert current_files().routes()["ring"] >= count
 
 
+def test_within_the_turn_budget_a_task_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+
+    async def main() -> None:
+        steps: list[int] = []
+
+        async def count() -> None:
+            for number in range(100):
+                steps.append(number)
+                await trio.lowlevel.checkpoint()
+
+        async with await open_positional(tmp_path / "file", "r+") as file:
+            for call in (
+                partial(file.read_at, 2, 0),
+                partial(file.read_into_at, bytearray(2), 0),
+                partial(file.read_many_at, [(2, 0)]),
+                partial(file.write_at, b"01", 0),
+            ):
+                await call()  # which may have to wait
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(count)
+                    await trio.lowlevel.checkpoint()
+                    before = len(steps)
+                    for _ in range(5):
+                        await call()
+                    assert len(steps) < before + 5
+                    nursery.cancel_scope.cancel()
+
+    trio_uring.run(main, ring=trio_uring.RingConfig(require=True, turn_budget=1))
+
+
+@pytest.mark.ring(turn_budget=0)
+async def test_without_a_turn_budget_other_tasks_run_after_each_call(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    async with await open_positional(tmp_path / "file", "r+") as file:
+        for call in (
+            partial(file.read_at, 2, 0),
+            partial(file.read_into_at, bytearray(2), 0),
+            partial(file.read_many_at, [(2, 0)]),
+            partial(file.write_at, b"01", 0),
+        ):
+            steps: list[int] = []
+
+            async def count(steps: list[int] = steps) -> None:
+                for number in range(3):
+                    steps.append(number)
+                    await trio.lowlevel.checkpoint()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(count)
+                for number in range(3):
+                    await call()
+                    assert len(steps) >= number
+
+
+@pytest.mark.parametrize("error", [errno.EAGAIN, errno.EOPNOTSUPP, errno.EIO])
+async def test_what_cannot_be_read_without_waiting_is_read_by_the_ring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """An error is reported by the ring, too, or at once."""
+    (tmp_path / "file").write_bytes(b"0123456789")
+
+    def refuse(*_args: object) -> int:
+        raise OSError(error, os.strerror(error))
+
+    async with await open_positional(tmp_path / "file") as file:
+        monkeypatch.setattr(os, "preadv", refuse)
+        buffer = bytearray(4)
+        if error == errno.EIO:
+            with pytest.raises(OSError, match="Input/output error"):
+                await file.read_into_at(buffer, 0)
+        else:
+            for _ in range(2):
+                assert await file.read_into_at(buffer, 0) == 4
+            assert buffer == b"0123"
+        assert await file.read_many_at([(4, 0)]) == [b"0123"]
+
+
+async def test_a_short_read_without_waiting_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    preadv, calls = os.preadv, 0
+
+    def read_a_part(fd: int, buffers: Any, offset: int, flags: int) -> int:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise BlockingIOError
+        return preadv(fd, [memoryview(buffers[0])[:2]], offset, flags)
+
+    async with await open_positional(tmp_path / "file") as file:
+        monkeypatch.setattr(os, "preadv", read_a_part)
+        buffer = bytearray(4)
+        assert await file.read_into_at(buffer, 0) == 4
+        assert buffer == b"0123"
+    assert calls == 2
+
+
 # --- Exact reads, all of a write, appending -------------------------------------------------
 
 

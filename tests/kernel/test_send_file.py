@@ -161,6 +161,36 @@ async def test_the_send_buffer_is_as_before_afterwards(tmp_path: Path, as_stream
         assert len(await theirs.receive_some(SIZE)) > 0
 
 
+async def test_a_full_socket_is_waited_for(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sendfile, calls = os.sendfile, 0
+
+    def full_at_first(*args: int) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise BlockingIOError
+        return sendfile(*args)
+
+    monkeypatch.setattr(os, "sendfile", full_at_first)
+    with connected("TCP") as (ours, theirs):
+        assert await transferred(ours, theirs, file) == DATA
+
+
+async def test_a_tcp_stream_that_is_closed_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(bytes(32 << 20))
+    with connected("TCP") as (ours, _), path.open("rb") as file:
+        async with trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                with pytest.raises(trio.ClosedResourceError):
+                    await send_file(ours, file)
+
+            nursery.start_soon(send)
+            await wait_all_tasks_blocked()
+            await ours.aclose()
+
+
 async def test_a_cached_file_that_knows_no_sendfile_is_read(
     file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

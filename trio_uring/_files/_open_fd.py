@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 import sys
 from contextlib import asynccontextmanager
 from enum import IntFlag
@@ -26,7 +27,6 @@ from trio_uring import _operations as operations
 from trio_uring._engine import _file_calls as file_calls
 
 from ._owned_fd import OwnedFd
-from ._record_locks import set_lock
 
 if sys.platform != "win32":
     import fcntl
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 # later; with half, 100 tasks that wait would take more than a tenth of a CPU.
 _LOCK_DELAY_MIN: Final = 0.001
 _LOCK_DELAY_MAX: Final = 0.05
+
+# struct flock: the kind, the base of the offset, the offset, the size, and a pid, which must be 0.
+_FLOCK: Final = struct.Struct("@hhqqi")
+_F_OFD_SETLK: Final = 37  # from linux/fcntl.h, in case Python was built without it
 
 # In bytes. The most that one call of a thread copies. A copy can be cancelled between two calls. At
 # half, a thread switch would be a thousandth of the time, too.
@@ -340,7 +344,7 @@ class OpenFd(OwnedFd):
         _check_part(offset, size)
         kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
         try:
-            await self._call_directly(set_lock, kind, offset, size)
+            await self._call_directly(_set_lock, kind, offset, size)
         except OSError as exc:
             if exc.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
@@ -365,7 +369,7 @@ class OpenFd(OwnedFd):
         Source: fcntl(2), ``F_OFD_SETLK``.
         """
         _check_part(offset, size)
-        await self._call_directly(set_lock, fcntl.F_UNLCK, offset, size)
+        await self._call_directly(_set_lock, fcntl.F_UNLCK, offset, size)
 
     @asynccontextmanager
     async def locked(
@@ -398,3 +402,20 @@ def _size_of(fd: int) -> int:
 def _check_part(offset: int, size: int) -> None:
     if offset < 0 or size < 0:
         raise ValueError("offset and size must be 0 or more")
+
+
+def _set_lock(fd: int, kind: int, offset: int, size: int) -> None:
+    """Lock or unlock *size* bytes of a file; 0 for all that follow *offset*. Does not wait.
+
+    Args:
+      fd: An open file.
+      kind: ``fcntl.F_RDLCK``, ``F_WRLCK`` or ``F_UNLCK``.
+      offset: In bytes.
+      size: In bytes.
+
+    Raises:
+      OSError: ``EAGAIN`` if somebody else has a lock on the part; ``EBADF``, ``ENOLCK``.
+
+    Source: fcntl(2), ``F_OFD_SETLK``.
+    """
+    fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, size, 0))

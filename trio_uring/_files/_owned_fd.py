@@ -79,12 +79,7 @@ class OwnedFd(trio.abc.AsyncResource):
 
         Source: dup(2).
         """
-        fd = os.dup(self._check())
-        try:
-            other = self._with_fd(fd)
-        except BaseException:
-            os.close(fd)
-            raise
+        other = self._with_fd(os.dup(self._check()))
         other._position = self._position  # noqa: SLF001 (the same class)
         return other
 

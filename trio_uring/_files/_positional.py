@@ -111,8 +111,11 @@ class PositionalFile(OpenFd):
                 if not files.manager.turn_budget.skip_schedule_point():
                     await cancel_shielded_checkpoint()
                 return data
-        buffer = bytearray(size)
-        count = await self.read_into_at(buffer, offset)
+            buffer = bytearray(size)
+            count = await self._read_on_ring(files, fd, [buffer], offset, size)
+        else:
+            buffer = bytearray(size)
+            count = await self.read_into_at(buffer, offset)
         return bytes(buffer) if count == size else bytes(memoryview(buffer)[:count])
 
     async def read_exactly_at(self, size: int, offset: int, /) -> bytes:
@@ -256,6 +259,17 @@ class PositionalFile(OpenFd):
                 if exc.errno != errno.EOPNOTSUPP:
                     raise
                 self._nowait_read = False
+        return await self._read_on_ring(files, fd, buffers, offset, size, lease)
+
+    async def _read_on_ring(
+        self,
+        files: FilesRun,
+        fd: int,
+        buffers: Sequence[Buffer],
+        offset: int,
+        size: int,
+        lease: BufferLease | None = None,
+    ) -> int:
         in_worker = self._reads_in_worker(size)
         operation = None
         if lease is not None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from socket import AF_UNIX, IPPROTO_TCP
 from typing import TYPE_CHECKING, Final
 
@@ -191,7 +191,8 @@ def _full_send_buffer(sink: Sink) -> Generator[None]:
     task would be woken up ten times as often.
     """
     sock = sink.sock
-    if sock is None or sock.family == AF_UNIX:
+    assert sock is not None
+    if sock.family == AF_UNIX:
         yield
         return
     with sink.errors():
@@ -200,7 +201,7 @@ def _full_send_buffer(sink: Sink) -> Generator[None]:
     try:
         yield
     finally:
-        if sock.fileno() >= 0:
+        with suppress(OSError):  # it was closed
             sock.setsockopt(IPPROTO_TCP, _NOTSENT_LOWAT, before)
 
 
