@@ -176,6 +176,29 @@ def test_every_completion_arrives_in_one_flood_of_a_turn(ring: KeptRing, pair: P
     assert Counter(number for number, _, _ in first + rest) == Counter(range(count))
 
 
+def test_a_turn_fetches_no_more_than_there_is_room_for() -> None:
+    with opened(RingConfig(entries=256, completion_entries=4096)) as ring:
+        count = REAP_MAX + 500
+        ring.nops(range(count))
+        first, rest = ring.submit_and_wait(LONG), ring.submit_and_wait(LONG)
+        assert first is not None
+        assert rest is not None
+        assert (len(first), len(rest)) == (REAP_MAX, 500)
+        assert [number for number, _, _ in first + rest] == [*range(count)]
+
+
+def test_a_flush_lets_what_was_cancelled_release_its_file(ring: KeptRing, pair: Pair) -> None:
+    ours, theirs = pair
+    theirs.setblocking(False)
+    ring.push(operations.recv(ours.fileno(), bytearray(1)), 1)
+    ring.flush()
+    ring.push(operations.async_cancel(1), 2)
+    ring.flush()
+    ours.close()
+    assert theirs.recv(1) == b""  # its peer holds it no more
+    ring.reap(2)
+
+
 # --- A full completion queue ----------------------------------------------------------------
 
 
@@ -530,6 +553,7 @@ def test_a_forked_child_unmaps_nothing_of_its_own(ring: KeptRing, pool: BufferPo
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_child_keeps_what_has_the_fd_of_a_closed_duplicate(ring: KeptRing) -> None:
     fd = ring.dup_fd()
+    assert not os.get_inheritable(fd)
     os.close(fd)
     ring.forget_dup_fd()
     with open(os.devnull) as file:
@@ -793,6 +817,7 @@ def test_the_kernel_gets_more_buffers_when_it_finds_none(ring: KeptRing) -> None
                 pool.failed(res, flags)
         return sum(res > 0 for _, res, _ in completions)
 
+    pool.failed(-errno.ECONNRESET, 0)  # for another reason
     assert received() == 1
     assert received() == 4  # there are no more than that
     assert received() == 4
