@@ -23,7 +23,7 @@ from trio_uring._engine._buffer_pool import BufferPool, BufferPools
 from trio_uring._engine._in_flight import BATCH_DONE
 from trio_uring._engine._ring import REAP_MAX, Completion, Ring
 from trio_uring._kernel import ffi
-from trio_uring._kernel.uapi import RegisterOpcode, SetupFlag, SqeFlag
+from trio_uring._kernel.uapi import CqeFlag, RegisterOpcode, SetupFlag, SqeFlag
 from trio_uring.lowlevel import Operation, operations
 
 if TYPE_CHECKING:
@@ -821,6 +821,24 @@ def test_the_kernel_gets_more_buffers_when_it_finds_none(ring: KeptRing) -> None
     assert received() == 1
     assert received() == 4  # there are no more than that
     assert received() == 4
+    for end in (end for pair in pairs for end in pair):
+        end.close()
+    pool.close()
+
+
+def test_receives_share_an_incremental_buffer(ring: KeptRing) -> None:
+    try:
+        pool = BufferPool(ring, group=1, count=1, size=64, incremental=True)
+    except OSError as exc:
+        pytest.skip(f"since Linux 6.12: {exc}")
+    pairs = [socket.socketpair() for _ in range(3)]
+    for number, (a, b) in enumerate(pairs):
+        b.send(b"data")
+        ring.push(operations.recv_select(a.fileno(), pool, 64), number)
+    for _, res, flags in ring.reap(3):
+        assert res == 4
+        assert flags & CqeFlag.BUFFER
+        assert flags & CqeFlag.BUF_MORE
     for end in (end for pair in pairs for end in pair):
         end.close()
     pool.close()
