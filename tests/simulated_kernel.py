@@ -14,10 +14,11 @@ of it, and whether it fails. It does whatever a kernel may do:
 - It is an older kernel, without some of the flags, buffer rings, or receives with a limit.
 
 It raises `BrokenError` if what runs on it makes an error that a kernel does not forgive: if a queue
-runs over, if a buffer is provided twice, if the ring is closed with operations in flight, if it
-enters again and again for nothing, or if it sleeps when nothing is left that could wake it. And it
-writes wherever the kernel may write: into the memory of a receive until it has completed, into
-provided buffers, and into fetched entries of the queues. What is still used there is lost.
+runs over, if a buffer is provided twice or never again, if the ring is closed with operations in
+flight, if it enters again and again for nothing, or if it sleeps when nothing is left that could
+wake it. And it writes wherever the kernel may write: into the memory of a receive until it has
+completed, into provided buffers, and into fetched entries of the queues. What is still used there
+is lost.
 """
 
 from __future__ import annotations
@@ -275,7 +276,7 @@ class SimulatedKernel:
                 ctypes.string_at(argument, _BUFFER_REGISTRATION.size)
             )
             if opcode == RegisterOpcode.UNREGISTER_PBUF_RING:
-                del self.groups[group]
+                self.groups.pop(group).check_all_are_here()
             elif flags and not self.incremental:
                 return -errno.EINVAL
             else:

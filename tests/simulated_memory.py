@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from trio_uring._engine._buffer_pool import RECEIVE_BUFFER_SIZE
 from trio_uring._kernel.uapi import CQE_BUFFER_SHIFT, CqeFlag, SqFlag
 
 if TYPE_CHECKING:
@@ -174,6 +175,8 @@ class BufferGroup:
         self._head = 0
         self._seen = 0  # the tail up to which entries were looked at
         self._owned: set[int] = set()
+        self._known: set[int] = set()
+        self._size = 0
 
     def _at(self, index: int) -> int:
         return self._address + _BUFFER_SIZE * (index & (self._entries - 1))
@@ -190,9 +193,17 @@ class BufferGroup:
             address, size, buffer_id = self._entry(self._seen)
             check(buffer_id not in self._owned, f"buffer {buffer_id} was provided twice")
             self._owned.add(buffer_id)
+            self._known.add(buffer_id)
+            self._size = size
             ctypes.memset(address, GARBAGE, min(size, 64))  # nobody may still read from it
             self._seen = (self._seen + 1) & 0xFFFF
         return count
+
+    def check_all_are_here(self) -> None:
+        """Fail if a buffer was not given back, except of a pool that one stream had to itself."""
+        self.available()
+        if self._size == RECEIVE_BUFFER_SIZE:
+            check(self._owned == self._known, f"not given back: {self._known - self._owned}")
 
     def first(self) -> tuple[int, int]:
         """Return the address and size of what the next transfer may fill."""

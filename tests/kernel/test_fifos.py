@@ -325,3 +325,23 @@ async def test_terminals() -> None:
             os.write(master, b"typed\n")
         assert await file.write(b"shown") == 5
     os.close(master)
+
+
+# --- Terminals ------------------------------------------------------------------------------
+
+
+async def test_a_terminal_is_waited_for() -> None:
+    """The kernel reads from it only if there is something, and else fails with EAGAIN."""
+    ours, theirs = os.openpty()
+    received: list[bytes] = []
+    async with trio.lowlevel.FdStream(ours) as stream, trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            received.append(await stream.receive_some(10))
+
+        nursery.start_soon(receive)
+        await wait_all_tasks_blocked()
+        assert not received
+        os.write(theirs, b"typed")
+    assert received == [b"typed"]
+    os.close(theirs)

@@ -94,7 +94,7 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
         *("kernel/test_receive_file.py", "kernel/test_receive_many.py"),
     ),
     "_streams/_fd_stream.py": (
-        *("conformance/test_stream_semantics.py", "kernel/test_processes.py", SIMULATION),
+        *("kernel/test_fifos.py", "conformance/test_stream_semantics.py", SIMULATION),
     ),
     "_streams/_listener.py": ("kernel/test_listeners.py",),
     "_streams/_native.py": (
