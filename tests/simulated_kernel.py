@@ -563,7 +563,8 @@ class SimulatedKernel:
         if sqe.opcode == Opcode.POLL_ADD:
             events = _ready(sqe.fd, sqe.op_flags)
             return (events, 0) if events else None
-        if sqe.opcode in _FAIL_AT_RANDOM and self.chance(self.faults / 3):
+        often = 1 if sqe.flags & _BUFFER_SELECT else 3
+        if sqe.opcode in _FAIL_AT_RANDOM and self.chance(self.faults / often):
             return self._fail(sqe)
         if sqe.opcode in _WAITS_FOR and not _ready(sqe.fd, _WAITS_FOR[sqe.opcode]):
             if request.state == "runs" and sqe.opcode in (Opcode.RECVMSG, Opcode.ACCEPT):
@@ -590,7 +591,7 @@ class SimulatedKernel:
     def _fail(self, sqe: Sqe) -> tuple[int, int]:
         self.counts["failed"] += 1
         flags = 0
-        if sqe.flags & _BUFFER_SELECT and self.chance(0.5):
+        if sqe.flags & _BUFFER_SELECT and self.chance(0.8):
             group = self.groups.get(sqe.buf_index)
             if group is not None and group.available():
                 flags = group.use(0)
