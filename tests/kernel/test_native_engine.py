@@ -30,7 +30,7 @@ from trio_uring._kernel import native, why_no_native
 from trio_uring._streams import _native
 from trio_uring._streams._native import use_native_engine
 from trio_uring._trio_private import current_io_manager
-from trio_uring.lowlevel import RingStatistics
+from trio_uring.lowlevel import RingStatistics, operations, perform
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -412,6 +412,56 @@ async def test_a_task_that_takes_over_from_a_cancelled_one() -> None:
         with trio.CancelScope(shield=True):
             await b.socket.send(b"x")
             assert await a.receive_some() == b"x"
+
+
+async def test_taking_over_in_the_same_turn() -> None:
+    async with warm_streams() as (a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(a.receive_some)
+        await wait_all_tasks_blocked()
+        assert in_flight() == 1
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            os.write(b.socket.fileno(), b"x")
+            assert await a.receive_some() == b"x"
+
+
+async def test_cancelled_before_it_was_closed() -> None:
+    async with warm_streams() as (a, _), trio.open_nursery() as nursery:
+        nursery.start_soon(a.receive_some)
+        await wait_all_tasks_blocked()
+        assert in_flight() == 1
+        nursery.cancel_scope.cancel()
+        a.socket.close()
+    assert nursery.cancel_scope.cancelled_caught
+
+
+async def test_a_cancelled_task_performs_nothing() -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await perform(operations.nop())
+    assert scope.cancelled_caught
+
+
+async def test_an_operation_with_many_completions() -> None:
+    async with warm_streams() as (a, b):
+        pool, received = manager().buffers, list[bytes]()
+        assert pool is not None
+
+        def take(res: int, flags: int) -> None:
+            assert pool is not None
+            received.append(pool.take(res, flags))
+
+        async def receive() -> None:
+            received.append(await perform(operations.recv_multishot(a.socket.fileno(), pool, take)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            for data in (b"1", b"2", b"3"):
+                await wait_all_tasks_blocked()
+                await b.send_all(data)
+            await wait_all_tasks_blocked()
+            b.socket.close()
+        assert received == [b"1", b"2", b"3", b""]
 
 
 async def test_a_coroutine_closed_in_flight() -> None:
