@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 from children import output_of, run_python
+from programs import seccomp
 
 from trio_uring import RingConfig
 from trio_uring._kernel.uapi import FeatureFlag, RegisterOpcode, SetupFlag
@@ -563,3 +564,40 @@ def test_the_kernel_is_asked_for_its_opcodes_once() -> None:
     first, second = probe(RingConfig()), probe(RingConfig())
     assert first.supported
     assert second.supported is first.supported
+
+
+# --- Denied in the middle of a run ----------------------------------------------------------
+
+WORK = (
+    *("sockets", "sockets guest", "first_receive", "files", "batch", "multishot", "cancelled"),
+    *("goes_on", "goes_on guest"),
+)
+
+
+def denied(call: str, work: str) -> list[str]:
+    """Return how the run ends, how the next one ends, and the fds that are left."""
+    code = "import denied; denied.main()"
+    lines = output_of(run_python(code, getattr(seccomp, call), *work.split()))
+    assert lines[:2] == ["io_uring", "io_uring"]  # the two runs before
+    return lines[2:]
+
+
+@pytest.mark.parametrize("work", WORK[:-2])
+@pytest.mark.parametrize("call", ["SETUP", "REGISTER"])
+def test_a_call_that_a_run_can_do_without_is_denied(call: str, work: str) -> None:
+    """The run goes on, and leaves nothing behind."""
+    next_run = "epoll" if call == "SETUP" else "io_uring"
+    assert denied(call, work) == ["io_uring", next_run, "{}"]
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_entering_the_ring_is_denied(work: str) -> None:
+    """What was in flight fails with the cause. The run goes on without the ring."""
+    *ends, next_run, left = denied("ENTER", work)
+    if work in ("batch", "goes_on", "goes_on guest"):
+        assert ends == ["io_uring"]
+    else:
+        for end in ends:
+            assert "the run lost its ring: io_uring_enter failed with EPERM" in end
+            assert "seccomp" in end
+    assert (next_run, left) == ("epoll", "{}")

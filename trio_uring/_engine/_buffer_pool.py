@@ -238,9 +238,14 @@ class BufferPools:
 
     def close(self, pool: BufferPool) -> None:
         """Close *pool*; see `BufferPool.close`."""
+        try:
+            pool.close()
+        except OSError:
+            # The kernel refuses (a seccomp filter was installed). The pool stays registered until
+            # the ring is closed, and its group number stays in use.
+            return
         del self._open[pool.group]
         self._free_groups.append(pool.group)
-        pool.close()
 
     def close_all(self) -> None:
         """Close all open pools."""

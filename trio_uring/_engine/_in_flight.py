@@ -181,6 +181,9 @@ class InFlightTable:
         self._completed: list[int] = [0] * 256  # counts by opcode, which is one byte
         self.native: Loop | None = None  # None if the native engine is not in use
         self._cancelled = 0
+        self._is_plain = False  # whether a loop iteration only submits and waits
+        self._refusal: OSError | None = None  # why the kernel refused to take a batch
+        self.fallback_reason: str = ""  # why the run has lost its ring, if it has
 
     # ---- Performing ------------------------------------------------------------------------
 
@@ -306,22 +309,14 @@ class InFlightTable:
     def _push_many(
         self, array: OperationArray[object], start: int, end: int, user_data: int
     ) -> None:
-        while (start := self.ring.push_many(array.fields, start, end, user_data)) < end:
-            self._backlog += self.ring.submit_and_wait(0) or ()
-
-    @trio.lowlevel.enable_ki_protection
-    def perform_now(self, operation: Operation[object]) -> tuple[int, int]:
-        """Perform *operation*, which must not block; return its ``res`` and ``flags``."""
-        ring, found = self.ring, None
-        while not ring.push(operation, IGNORED):
-            self._backlog += ring.submit_and_wait(0) or ()
-        while found is None:
-            for completion in ring.submit_and_wait(1.0) or ():
-                if completion[0] == IGNORED:
-                    found = completion[1:]
-                else:
-                    self._backlog.append(completion)
-        return found
+        try:
+            while (start := self.ring.push_many(array.fields, start, end, user_data)) < end:
+                self._backlog += self.ring.submit_and_wait(0) or ()
+        except OSError as exc:
+            # Some may be in flight, so no error can be raised here. The next loop iteration does
+            # without the ring, and they all fail.
+            self._refusal = exc
+            self._is_plain = False
 
     # ---- Completions -----------------------------------------------------------------------
 
@@ -369,7 +364,9 @@ class InFlightTable:
                 ask_again()
 
     def _batch_done(self, number: int) -> None:
-        batch = self._batches.close(number)
+        self._finish_batch(self._batches.close(number))
+
+    def _finish_batch(self, batch: CompletionBatch) -> None:
         for opcode, count in batch.opcodes.items():
             self._completed[opcode] += count
         self.file_limiter.release_many(batch.tokens)
@@ -407,6 +404,8 @@ class InFlightTable:
                 raise no_worker
         if res == -errno.ETIME and operation.etime_is_success:
             return operation.decode(0, entry.flags)
+        if self.fallback_reason:
+            raise OSError(-res, self.fallback_reason)
         if res == -errno.EINVAL and operation.opcode not in self.ring.supported:
             raise unsupported_opcode(operation.opcode)
         if res == -errno.EACCES and not self.ring.allows(operation.opcode):
@@ -535,10 +534,6 @@ class InFlightTable:
             entry.user_data = IGNORED
             self.fd_waiters.unregister(entry)
             entry.operation.release()
-
-    def leak(self) -> Sequence[object]:
-        """Return the objects that the kernel may still write to. They must never be freed."""
-        return [*self._entries.values(), *self._batches.values(), self.native]
 
 
 def _ignore(_res: int) -> None:

@@ -7,9 +7,15 @@ task. `_readiness.py` explains what is still done with epoll.
 
 from __future__ import annotations
 
+import errno
 import time
+import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal
 
+from trio.lowlevel import enable_ki_protection
+
+from trio_uring._errors import setup_error
 from trio_uring._kernel.uapi import Opcode
 from trio_uring._operations import send
 from trio_uring._statistics import RingStatistics, flag_names, totals
@@ -25,9 +31,10 @@ from ._run_state import RunState, run_state_without_ring
 from ._turn_budget import TurnBudget
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence, Sized
+    from collections.abc import Iterable, Iterator, Sequence, Sized
 
     from trio_uring._config import RingConfig
+    from trio_uring._operations import Operation
 
     from ._buffer_pool import BufferPool
     from ._in_flight import InFlight
@@ -103,7 +110,6 @@ class UringIOManager(InFlightTable):
         self.pools: BufferPools = BufferPools(ring, config.receive_buffers)
         self.run_state: RunState = RunState()
         self.mailbox: Mailbox | None = None
-        self._is_plain = False  # no guest run, no mailbox: an iteration only submits and waits
         self.turn_budget: TurnBudget = TurnBudget(config.turn_budget)
         self._may_send_now = config.allowed_operations is None and config.sqpoll is None
         self._run_queue: Sized = ()
@@ -154,6 +160,20 @@ class UringIOManager(InFlightTable):
             receive_natively(native, self.pools.for_native_engine(pool))
         return pool
 
+    @enable_ki_protection
+    def perform_now(self, operation: Operation[object]) -> tuple[int, int]:
+        """Perform *operation*, which must not block; return its ``res`` and ``flags``."""
+        ring, found = self.ring, None
+        while not ring.push(operation, IGNORED):
+            self._backlog += ring.submit_and_wait(0) or ()
+        while found is None:
+            for completion in ring.submit_and_wait(1.0) or ():
+                if completion[0] == IGNORED:
+                    found = completion[1:]
+                else:
+                    self._backlog.append(completion)
+        return found
+
     def open_mailbox(self) -> Mailbox:
         """Return the run's mailbox. On the first call it is created: only channels need one."""
         if self.mailbox is None:
@@ -167,7 +187,7 @@ class UringIOManager(InFlightTable):
 
     # ---- Trio's loop -----------------------------------------------------------------------
 
-    def get_events(self, timeout: float) -> Sequence[Completion]:
+    def get_events(self, timeout: float) -> Iterable[Completion]:
         """Submit, wait at most *timeout* seconds, and return the completions.
 
         The result is falsy only if the time ran out. Trio's clocks rely on that.
@@ -179,13 +199,25 @@ class UringIOManager(InFlightTable):
             and not self._cancels
             and not self._backlog
         ):
-            completions = ring.submit_and_wait(timeout)
+            try:
+                completions = ring.submit_and_wait(timeout)
+            except OSError as exc:
+                return self._go_on_without_ring(exc)
             if completions is None:
                 return _SPURIOUS
             self._undispatched = completions
             return completions
+        try:
+            return self._get_events(timeout)
+        except OSError as exc:
+            return self._go_on_without_ring(exc)
+
+    def _get_events(self, timeout: float) -> Sequence[Completion]:
+        ring = self.ring
         if not self.begun:
             self._begin()
+        if self._refusal is not None:
+            raise self._refusal
         if self._guest is not None:
             if ring.usable:
                 self._guest.drain()
@@ -218,7 +250,7 @@ class UringIOManager(InFlightTable):
         self._undispatched = completions
         return completions
 
-    def process_events(self, events: Sequence[Completion]) -> None:
+    def process_events(self, events: Iterable[Completion]) -> None:
         """Reschedule the tasks whose operations completed."""
         self.turn_budget.end = 0.0
         if events:
@@ -240,6 +272,59 @@ class UringIOManager(InFlightTable):
             and not self._run_queue
             and not self.ring.unsubmitted
         )
+
+    def _go_on_without_ring(self, error: OSError) -> Iterator[Completion]:
+        """Leave everything to Trio, because the kernel refuses to enter the ring.
+
+        For example, a seccomp filter was installed, or the program has closed the ring's fd. The
+        result is for `process_events`, and only there this does anything: `get_events` of a guest
+        run may be called in another thread.
+        """
+        reason = setup_error(-(error.errno or 0), "io_uring_enter").reason
+        self.fallback_reason = f"the run lost its ring: {reason}"
+        warnings.warn(f"trio_uring: {self.fallback_reason}", RuntimeWarning, stacklevel=2)
+        self.disabled = frozenset(LAYERS)
+        _leaked.append((self._leak(), self.pools))
+        yield from self._fail_everything(error)
+        self.ring.close()
+        # From here on the run's loop is Trio's own.
+        trios = self._readiness
+        self.get_events = trios.get_events  # type: ignore[method-assign, assignment]
+        self.process_events = trios.process_events  # type: ignore[method-assign, assignment]
+        self.notify_closing = trios.notify_closing  # type: ignore[method-assign]
+
+    def _leak(self) -> Sequence[object]:
+        """Return the memory that the kernel may still write to. It must never be freed."""
+        operations = [entry.operation for entry in self._entries.values()]
+        memory: list[object] = [self.native]
+        for batch in self._batches.values():
+            operations += batch.array.operations
+            memory.append(batch.array.pins)
+            batch.array.pins = ()
+        for operation in operations:
+            memory.append((operation.sqe, operation.pins))
+            operation.pins = ()  # so that its task does not release them
+        return memory
+
+    def _fail_everything(self, error: OSError) -> Iterator[Completion]:
+        """Yield a failed completion, to be dispatched, for each operation in flight.
+
+        The kernel will report none. The caller has called `_leak`, because it may still access the
+        memory.
+        """
+        res = -(error.errno or errno.EIO)
+        self._cancels.clear()
+        backlog, self._backlog = self._backlog, []
+        yield from backlog
+        if self.native is not None:
+            self.native.fail_all(res)
+            self.native.dispatch()
+        for user_data in tuple(self._entries):
+            yield (user_data, res, 0)
+        for number, batch in tuple(self._batches.items()):
+            del self._batches[number]
+            batch.results = [(res, 0)] * (batch.end - batch.start)
+            self._finish_batch(batch)
 
     def _watch(self) -> None:
         """Make the ring watch the epoll fd until an fd is ready there."""
@@ -290,6 +375,7 @@ class UringIOManager(InFlightTable):
             limits={"max_file_operations": self.config.max_file_operations, **ring.worker_limits},
             engine="python" if self.why_python else "native",
             engine_reason=self.why_python,
+            fallback_reason=self.fallback_reason,
         )
 
     def _completed_by_name(self) -> dict[str, int]:
@@ -306,7 +392,8 @@ class UringIOManager(InFlightTable):
         if not isinstance(fd, int):
             fd = fd.fileno()
         if self.ring.usable:  # not in a forked child, whose epoll is its parent's
-            self.close_fd(fd)
+            with suppress(OSError):  # the kernel refuses; the next loop iteration deals with that
+                self.close_fd(fd)
             self._readiness.fd_closing(fd)
 
     def close(self) -> None:
@@ -324,10 +411,10 @@ class UringIOManager(InFlightTable):
         drained = self.ring.usable and self.drain()
         if self.native is not None:
             self.native.close()
-        if not drained:
-            _leaked.append((self.leak(), self.pools))
-        else:
+        if drained:
             self.pools.close_all()
+        elif not self.fallback_reason:
+            _leaked.append((self._leak(), self.pools))
         self.native = self.ring.native = self.turn_budget.native = None
         self._run_queue = ()
         self.ring.close()

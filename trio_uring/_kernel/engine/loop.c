@@ -392,6 +392,34 @@ static PyObject *loop_cancel_all(Loop *loop, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+/* fail_all(res): make up a completion for each operation in flight, because the kernel will report
+ * none. It may still access their memory, which is never released. */
+static PyObject *loop_fail_all(Loop *loop, PyObject *number)
+{
+    long res = PyLong_AsLong(number);
+    if (res == -1 && PyErr_Occurred())
+        return NULL;
+    uint32_t room = loop->cqe_count + loop->in_flight + REAP_MAX;
+    struct io_uring_cqe *cqes = PyMem_Realloc(loop->cqes, room * sizeof *cqes);
+    if (cqes == NULL)
+        return PyErr_NoMemory();
+    loop->cqes = cqes;
+    loop->cqe_room = room;
+    for (uint32_t i = 0; i < loop->slot_count; i++) {
+        Op *op = loop->slots[i].op;
+        if (op == NULL)
+            continue;
+        op->view.obj = NULL;
+        if (op->pinned) {
+            op->pinned = 0;
+            Py_INCREF(op->argument); /* which has the pins */
+        }
+        cqes[loop->cqe_count++] =
+            (struct io_uring_cqe){.user_data = op->user_data, .res = (int32_t)res};
+    }
+    Py_RETURN_NONE;
+}
+
 /* The run ends: release it. The kernel may still write to the memory of operations in flight, so
  * their references are never released. */
 static int loop_clear(Loop *loop)
@@ -459,6 +487,7 @@ static PyMethodDef loop_methods[] = {
     {"within_budget", (PyCFunction)loop_within_budget, METH_NOARGS, NULL},
     {"completed", (PyCFunction)loop_completed, METH_NOARGS, NULL},
     {"cancel_all", (PyCFunction)loop_cancel_all, METH_NOARGS, NULL},
+    {"fail_all", (PyCFunction)loop_fail_all, METH_O, NULL},
     {"close", (PyCFunction)loop_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
