@@ -51,6 +51,7 @@ from ._trio_private import (
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence
+    from types import FrameType
 
     import outcome
     from trio.abc import Clock, Instrument
@@ -387,9 +388,22 @@ def open_ring(config: RingConfig) -> Ring:
 
 
 def _warn(reason: str) -> None:
-    """Warn of a fallback, once for each *reason*."""
+    """Warn of a fallback, once for each *reason*, at the line that starts the run."""
     if reason not in _warned:
         _warned.add(reason)
-        warnings.warn(
-            f"trio_uring falls back to Trio's epoll: {reason}", RuntimeWarning, stacklevel=4
-        )
+        level = 1
+        frame = sys._getframe()  # noqa: SLF001 (public, but for some Pythons)
+        while frame.f_back is not None and _package_of(frame) in _STARTERS:
+            frame = frame.f_back
+            level += 1
+        message = f"trio_uring falls back to Trio's epoll: {reason}"
+        warnings.warn(message, RuntimeWarning, stacklevel=level)
+
+
+# What is between the program's line and here. (Python 3.12 could skip them itself.)
+_STARTERS: Final = frozenset({"trio_uring", "trio", "anyio", "contextlib"})
+
+
+def _package_of(frame: FrameType) -> str:
+    name = frame.f_globals.get("__name__")
+    return name.partition(".")[0] if isinstance(name, str) else ""

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 import trio
 from accounting import open_fds
@@ -14,7 +15,7 @@ from scenarios import cancel, close, datagrams, echo, others
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
-from trio_uring import RingConfig
+from trio_uring import RingConfig, _run
 from trio_uring._statistics import totals
 from trio_uring.lowlevel import on_ring
 
@@ -365,3 +366,25 @@ def test_a_layer_that_is_unknown(
             trio_uring.run(backend)
     assert open_fds() == before
     assert trio.run(backend) == "epoll"  # a run without a ring does not care
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "trio_uring.run(trio.sleep, 0)",
+        "trio_uring.install(); trio.run(trio.sleep, 0)",
+        "trio_uring.install(); anyio.run(anyio.sleep, 0, backend='trio')",
+    ],
+)
+def test_the_warning_of_a_fallback_names_the_line_that_starts_the_run(
+    start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = f"there is no ring for {start}"  # each reason is told once
+    monkeypatch.setattr(_run, "why_no_core", reason)
+    program = compile(start, "the_program.py", "exec")
+    names = {"__name__": "__main__", "trio": trio, "trio_uring": trio_uring, "anyio": anyio}
+    with pytest.warns(RuntimeWarning, match="falls back") as caught:
+        exec(program, names)
+    assert [(str(each.message)[-len(reason) :], each.filename) for each in caught] == [
+        (reason, "the_program.py")
+    ]
