@@ -542,6 +542,24 @@ def test_doctor_as_text(tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_doctor_into_a_pipe_that_nobody_reads(tmp_path: Path, options: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [*map(str, LAUNCHER), "doctor", *options],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=CHILD_SECONDS,
+    )
+    os.close(writer)
+    assert result.stderr == ""
+
+
 def test_doctor_where_io_uring_is_forbidden(tmp_path: Path) -> None:
     result = without_io_uring("doctor", "--json", cwd=tmp_path, status=1)
     report = json.loads(result.stdout)

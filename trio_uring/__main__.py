@@ -132,10 +132,12 @@ def _set_first_path(directory: str, *, always: bool = False) -> None:
 
 def _doctor(*, as_json: bool) -> int:
     report = examine()
-    if as_json:
-        print(json.dumps(report.as_dict(), indent=2))
-    else:
-        print(report.as_text())
+    text = json.dumps(report.as_dict(), indent=2) if as_json else report.as_text()
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader, such as head, has enough
+        # Python flushes once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0 if report.ok else 1
 
 
