@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import tempfile
+import types
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,10 +21,12 @@ from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import SendProgress, send_file
+from trio_uring._engine._file_systems import FileSystem
+from trio_uring._streams import _endpoints
 from trio_uring._transfers import _send_file, _splice_pipes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 SIZE: Final = (3 << 20) + 12345
 DATA: Final = os.urandom(SIZE)
@@ -405,3 +408,28 @@ def test_bad_arguments_are_refused(run: str, file: int, tmp_path: Path) -> None:
             await send_file(sock, file)
 
     RUNS[run](main)
+
+
+@pytest.mark.parametrize("system", [FileSystem.SERVER, FileSystem.DISK])
+def test_a_collected_transfer_closes_its_file_at_once(
+    system: FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a crash of the run nobody can wait for a thread."""
+
+    @types.coroutine
+    def wait() -> Generator[None, None, None]:
+        yield
+
+    async def use() -> None:
+        with open(tmp_path / "file", "wb") as file:
+            async with _endpoints.dup_file(file) as fd:
+                fds.append(fd)
+                await wait()
+
+    fds: list[int] = []
+    monkeypatch.setattr(_endpoints, "file_system_of", lambda _fd: system)
+    task = use()
+    task.send(None)
+    task.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fds[0])

@@ -76,12 +76,21 @@ async def dup_file(file: int | HasFileNo) -> AsyncGenerator[int, None]:
         if can_block(fd):
             os.lseek(fd, 0, os.SEEK_CUR)
         yield fd
-    finally:
-        if file_system_of(fd) is FileSystem.SERVER:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(os.close, fd)
-        else:
-            os.close(fd)
+    except GeneratorExit:  # the run crashed, and its tasks are being collected
+        os.close(fd)
+        raise
+    except BaseException:
+        await _close(fd)
+        raise
+    await _close(fd)
+
+
+async def _close(fd: int) -> None:
+    if file_system_of(fd) is FileSystem.SERVER:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(os.close, fd)
+    else:
+        os.close(fd)
 
 
 # ---- Where bytes go ------------------------------------------------------------------------
