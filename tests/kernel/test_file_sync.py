@@ -258,10 +258,26 @@ def test_threads_flush_too(
         async with await trio.open_file(tmp_path / "file", mode) as file:
             await file.write(written(mode))
             await sync(file)
-            await getattr(file, name)()
+            assert not hasattr(file, name)  # the run did not ask for a ring
 
     trio.run(main)
-    assert synced == [(name, b"data"), (name, b"data")]
+    assert synced == [(name, b"data")]
+
+
+def test_files_have_the_methods_only_in_runs_that_asked_for_a_ring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> list[bool]:
+        async with await trio.open_file(tmp_path / "file", "wb") as file:
+            if hasattr(file, "fsync"):
+                await file.fsync()
+                await file.fdatasync()
+            return [hasattr(file, name) for _, name in SYNCS]
+
+    assert trio_uring.run(main, ring=trio_uring.RingConfig(require=True)) == [True, True]
+    assert trio.run(main) == [False, False]
+    monkeypatch.setenv("TRIO_URING", "off")
+    assert trio_uring.run(main) == [True, True]
 
 
 def test_a_file_of_a_run_with_a_ring_in_one_without(tmp_path: Path) -> None:

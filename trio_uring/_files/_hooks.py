@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
-from trio_uring._trio_private import AsyncIOWrapper, trio_file_aclose, trio_file_getattr
+from trio_uring._trio_private import (
+    AsyncIOWrapper,
+    TrioIOManager,
+    current_io_manager,
+    trio_file_aclose,
+    trio_file_getattr,
+)
 
 from ._bridge import BRIDGE_REFUSED, current_files
 from ._hits import OTHERWISE, hit_first
@@ -66,9 +72,14 @@ def file_getattr(self: AsyncIOWrapper[object], name: str) -> object:
             method = _async_method(self.wrapped, name, raw)
             setattr(self, name, method)
             return method
-    if name in _ADDED:
+    if name in _ADDED and not _is_in_plain_run():
         return partial(_ADDED[name], self)  # type: ignore[arg-type]  # the file has what it needs
     return trio_file_getattr(self, name)
+
+
+def _is_in_plain_run() -> bool:
+    """Whether the current run did not ask for a ring, so that its files are as in Trio."""
+    return trio.lowlevel.in_trio_run() and type(current_io_manager()) is TrioIOManager
 
 
 def _async_method(file: object, name: str, raw: RingFileIO) -> Callable[..., Awaitable[object]]:
