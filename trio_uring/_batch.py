@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 from collections import Counter, deque
 from copy import copy
+from functools import cache
 from itertools import repeat
 from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeVar, cast
@@ -31,13 +32,18 @@ from trio.lowlevel import (
 from ._engine._completion_batches import CompletionBatch
 from ._engine._in_flight import InFlight
 from ._engine._io_manager import UringIOManager
-from ._errors import CANCELLED_RESULTS, OperationCancelledError, operation_cancelled
+from ._errors import (
+    CANCELLED_RESULTS,
+    OperationCancelledError,
+    no_worker_error,
+    operation_cancelled,
+)
 from ._operations import Linked, Operation, OperationArray
 from ._operations._arrays import array_of
 from ._trio_private import current_io_manager, is_cancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from trio.lowlevel import RaiseCancelT
 
@@ -199,18 +205,24 @@ def _values(values: Sequence[T]) -> list[outcome.Outcome[T]]:
 
 
 def _outcome_of(
-    operation: Operation[T], entry: InFlight, res_before: int = 0
+    operation: Operation[T],
+    entry: InFlight,
+    res_before: int,
+    probe: Callable[[], RuntimeError | None],
 ) -> outcome.Outcome[T]:
     """Return the outcome of a completed operation: what `perform` would return or raise.
 
-    *res_before* is the ``res`` of the operation before it in its linked chain, if there is one.
+    *res_before* is the ``res`` of the operation before it in its linked chain, or 0. *probe* is
+    `no_worker_error`, which starts a thread. It is called once for a batch at most, because each
+    chain with a short read needs it: the operations behind it have the same result as those for
+    which the kernel found no worker.
     """
     if res_before < 0 and entry.res in CANCELLED_RESULTS and not entry.cancel_asked:
         return outcome.Error(operation_cancelled(_BY_THE_CHAIN))
     try:
         if entry.res >= 0:
             return outcome.Value(operation.decode(entry.res, entry.flags))
-        return outcome.Value(entry.table.failed(operation, entry))
+        return outcome.Value(entry.table.failed(operation, entry, probe))
     except OSError as exc:
         if exc.errno == errno.ECANCELED and not isinstance(exc, OperationCancelledError):
             return outcome.Error(operation_cancelled(_BY_THE_CHAIN))
@@ -310,12 +322,13 @@ def _outcomes(
         return _values([operation.decode(res, flags) for operation, (res, flags) in together])
     firsts = {id(unit[0]) for unit in units} if units is not None else None
     outcomes = []
+    probe = cache(no_worker_error)
     res_before = 0
     for operation, (res, flags) in together:
         if firsts is None or id(operation) in firsts:
             res_before = 0
         entry = InFlight(manager, operation, res=res, flags=flags)
-        outcomes.append(_outcome_of(operation, entry, res_before))
+        outcomes.append(_outcome_of(operation, entry, res_before, probe))
         res_before = res
     missing = array.count - len(outcomes)
     outcomes += [outcome.Error(operation_cancelled(_BY_THE_TASK)) for _ in range(missing)]
@@ -484,7 +497,8 @@ class Batch(Generic[T]):
     # ---- Outcomes --------------------------------------------------------------------------
 
     def _outcomes(self, stopped: trio.Cancelled | None) -> list[outcome.Outcome[T]]:
-        outcomes = [self._outcome(operation) for operation in self._operations]
+        probe = cache(no_worker_error)
+        outcomes = [self._outcome(operation, probe) for operation in self._operations]
         if not any(map(_is_value, outcomes)):
             if stopped is not None:
                 raise stopped
@@ -492,11 +506,13 @@ class Batch(Generic[T]):
                 self._raise_cancel()
         return outcomes
 
-    def _outcome(self, operation: Operation[T]) -> outcome.Outcome[T]:
+    def _outcome(
+        self, operation: Operation[T], probe: Callable[[], RuntimeError | None]
+    ) -> outcome.Outcome[T]:
         entry = self._entries.get(operation)
         if entry is not None:
             before = self._before.get(operation)
-            return _outcome_of(operation, entry, 0 if before is None else before.res)
+            return _outcome_of(operation, entry, 0 if before is None else before.res, probe)
         refused = self._refused.get(operation)
         return outcome.Error(refused or operation_cancelled(_BY_THE_TASK))
 

@@ -18,6 +18,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import (
+    Linked,
     OperationCancelledError,
     RingConfig,
     UnsupportedOpcodeError,
@@ -708,7 +709,7 @@ async def test_a_failed_chain_starts_no_thread_for_each_operation(
     file: int, monkeypatch: pytest.MonkeyPatch, *, waits: bool
 ) -> None:
     asked: list[object] = []
-    monkeypatch.setattr("trio_uring._engine._in_flight.no_worker_error", lambda: asked.append(0))
+    monkeypatch.setattr("trio_uring._batch.no_worker_error", lambda: asked.append(0))
     with pairs(1) as [(ours, theirs)]:
         theirs.send(b"x")
         first = operations.recv(ours.fileno(), bytearray(1)) if waits else operations.nop()
@@ -720,6 +721,26 @@ async def test_a_failed_chain_starts_no_thread_for_each_operation(
         assert isinstance(error(result), OperationCancelledError)
         assert "linked chain" in str(error(result))
     assert not asked
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_short_reads_in_chains_start_one_thread_at_most(
+    file: int, monkeypatch: pytest.MonkeyPatch, *, waits: bool
+) -> None:
+    """It finds out whether the kernel lacks a worker, which looks the same."""
+    asked: list[object] = []
+    monkeypatch.setattr("trio_uring._batch.no_worker_error", lambda: asked.append(0))
+
+    def chain() -> Linked[Any]:
+        short = operations.read(file, bytearray(2), len(DATA) - 1)
+        return linked([short, operations.fsync(file), operations.fsync(file)])
+
+    wait = [operations.timeout(0)] if waits else []  # can be cancelled
+    results = await perform_many([*wait, *(chain() for _ in range(20))])
+    chains = results[len(wait) :]
+    assert unwrapped(chains[::3]) == [1] * 20
+    assert all(isinstance(error(r), OperationCancelledError) for r in chains[1::3] + chains[2::3])
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("first_has_come", [False, True])

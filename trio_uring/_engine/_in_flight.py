@@ -387,8 +387,13 @@ class InFlightTable:
             entry.trap = None
         return operation.decode(res, flags)
 
-    def failed(self, operation: Operation[T], entry: InFlight | Op) -> T:
-        """Raise the exception for a negative result."""
+    def failed(
+        self,
+        operation: Operation[T],
+        entry: InFlight | Op,
+        probe: Callable[[], RuntimeError | None] | None = None,
+    ) -> T:
+        """Raise the exception for a negative result. *probe* replaces `no_worker_error`."""
         res = entry.res
         if operation.buffers is not None:
             operation.buffers.failed(res, entry.flags)
@@ -399,7 +404,7 @@ class InFlightTable:
                 self._cancelled += 1
                 entry.raise_cancel()
         if res == -errno.ECANCELED and not entry.cancel_asked:
-            no_worker = no_worker_error()
+            no_worker = (probe or no_worker_error)()
             if no_worker is not None:
                 raise no_worker
         if res == -errno.ETIME and operation.etime_is_success:
