@@ -333,6 +333,7 @@ class SimulatedRing:
     worker_limits: Mapping[str, int] = {}
     supported = frozenset(Opcode)
     fd = -1
+    credentials = None
 
     def __init__(self, kernel: SimulatedKernel, before_sleep: Callable[[], None]) -> None:
         self._kernel = kernel

@@ -114,6 +114,10 @@ async def perform_many(
         await checkpoint()
         return []
     flat = [operation for unit in units for operation in unit]
+    credentials = manager.ring.credentials
+    if credentials is not None:
+        for operation in flat:
+            credentials.check(operation)
     _use(flat)
     if any(operation.cancellable or operation.on_cqe_more is not None for operation in flat):
         return await Batch(manager, units).perform()

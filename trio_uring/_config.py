@@ -25,9 +25,9 @@ class SQPoll:
     CPU core until it has been idle for *idle* seconds, and the completions of a program that waits
     for them arrive later. It is off by default.
 
-    Warning: the thread has the privileges that the process had when the run began. If the program
-    drops privileges later (setuid(2)), operations still have the old ones, for example when they
-    open files.
+    Warning: the thread has the privileges that the process had when the run began. If the process
+    changes its user or groups later (setuid(2)), operations on paths raise `PermissionError`, since
+    they would have the old ones. If it drops capabilities, they do have the old ones.
 
     Args:
       idle: After how many seconds without work the thread goes to sleep; at least 0.001.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 from accounting import ByteLedger, Rounds
+from children import output_of, run_python
 from races import current_manager, driven, every_order, race
 from trio.testing import wait_all_tasks_blocked
 
@@ -381,3 +382,66 @@ def polling_threads() -> list[str]:
         if name.startswith("iou-sqp-") and fields[0] not in "XZ":
             names.append(name)
     return names
+
+
+AS_NOBODY = """
+import os, sys
+import trio, trio_uring
+from trio_uring.lowlevel import operations, perform
+
+async def refused(operation):
+    try:
+        await perform(operation)
+    except PermissionError as exc:
+        assert "SQPOLL thread still has the old" in str(exc), exc
+    else:
+        raise AssertionError("it was allowed")
+
+async def main():
+    folder = trio.Path(sys.argv[1])
+    secret = folder / "secret"
+    await secret.write_bytes(b"secret")
+    await secret.chmod(0o600)
+    listener = trio.socket.socket(trio.socket.AF_UNIX)
+    await listener.bind(str(folder / "socket"))
+    listener.listen()
+    await (folder / "socket").chmod(0o600)
+    async with await secret.open("r+b") as file:
+        os.seteuid(65534)
+        for call in (secret.read_bytes, secret.unlink, (folder / "new").mkdir):
+            try:
+                await call()
+            except PermissionError:
+                continue
+            raise AssertionError("it was allowed")
+        await refused(operations.openat(str(secret), os.O_RDONLY))
+        await refused(operations.linkat(str(secret), str(folder / "other")))
+        for others in ([], [operations.timeout(0)]):
+            batch = [*others, operations.unlinkat(str(secret))]
+            try:
+                await trio_uring.perform_many(batch)
+            except PermissionError:
+                continue
+            raise AssertionError("it was allowed")
+        with trio.socket.socket(trio.socket.AF_UNIX) as client:
+            try:
+                await client.connect(str(folder / "socket"))
+            except PermissionError:
+                pass
+            else:
+                raise AssertionError("it was allowed")
+        assert await file.read() == b"secret"  # an open file needs no permission
+        os.seteuid(0)
+    assert await secret.read_bytes() == b"secret"
+    with trio.socket.socket(trio.socket.AF_UNIX) as client:
+        await client.connect(str(folder / "socket"))
+    listener.close()
+
+trio_uring.run(main, ring=trio_uring.RingConfig(require=True, sqpoll=trio_uring.SQPoll()))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_the_old_credentials_of_the_thread_are_not_used(tmp_path: Path) -> None:
+    """The thread keeps those with which the run began."""
+    output_of(run_python(AS_NOBODY, tmp_path))

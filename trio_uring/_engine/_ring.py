@@ -22,6 +22,7 @@ from trio_uring._kernel.uapi import (
 )
 
 from ._ring_setup import SetupLog, note_close, open_ring
+from ._sqpoll import SqpollCredentials
 
 if TYPE_CHECKING:
     from trio_uring._config import RingConfig
@@ -86,6 +87,9 @@ class Ring:
         self.entries: int = lib.ring_sq_entries(self._ring)
         self.completion_entries: int = lib.ring_cq_entries(self._ring)
         self.closed: bool = False
+        self.credentials: SqpollCredentials | None = None  # those of the SQPOLL thread
+        if config.sqpoll is not None:
+            self.credentials = SqpollCredentials()
         self.worker_limits: dict[str, int] = {}  # as reported by the kernel
         self.native: Loop | None = None  # fetches the completions, unless it is None
         self._cqes = ffi.new("struct io_uring_cqe[]", REAP_MAX)
@@ -242,7 +246,10 @@ class Ring:
         Raises:
           ForkedRingError: in a child of the process that made the ring.
           RuntimeError: in another thread, or the ring is closed.
+          PermissionError: an SQPOLL thread would perform it with old credentials.
         """
+        if self.credentials is not None:
+            self.credentials.check(operation)
         # This runs once per operation, so it is a single C call. Filling the SQE field by field
         # through cffi takes more than twice as long.
         result = lib.ring_push(self._ring, user_data, *operation.sqe)

@@ -360,6 +360,9 @@ class UringSocket(TrioSocket):
             raw = operations.encode_sockaddr(self.family, address)
             if raw is None:
                 return await super().connect(address)
+            credentials = manager.ring.credentials
+            if credentials is not None and credentials.changed:
+                return await super().connect(address)
             sys.audit("socket.connect", self._sock, address)
             await manager.perform(operations.connect(self._sock.fileno(), raw))
         except trio.Cancelled:
