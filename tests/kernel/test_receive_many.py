@@ -756,3 +756,34 @@ def test_outside_a_run_it_is_refused() -> None:
     ours, _ = memory_stream_pair()
     with pytest.raises(RuntimeError, match="async context"):
         receive_many(ours)
+
+
+def test_what_outlives_its_run_never_waits() -> None:
+    """Nothing would wake a task of another run."""
+
+    async def first() -> tuple[Any, Any]:
+        left, right = (trio.SocketStream(sock) for sock in trio.socket.socketpair())
+        receiver = receive_many(left)
+        await right.send_all(b"x")
+        (await receiver.receive()).release()
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        accepting = trio_uring.accept_many(listener)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accepting.accept)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        kept.extend((left, right, listener))
+        return receiver, accepting
+
+    async def later(receiver: Any, accepting: Any) -> None:
+        for wait in (receiver.receive, accepting.accept):
+            with pytest.raises(RuntimeError, match="belongs to another run"):
+                await wait()
+        await receiver.aclose()
+        await accepting.aclose()
+        for each in kept:
+            await each.aclose()
+
+    kept: list[trio.abc.AsyncResource] = []
+    ring = RingConfig(require=True)
+    trio_uring.run(later, *trio_uring.run(first, ring=ring), ring=ring)

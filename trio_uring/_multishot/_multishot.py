@@ -99,7 +99,10 @@ class MultishotOperation(ABC):
 
         Raises:
           trio.BusyResourceError: another task waits already.
+          RuntimeError: the operation belongs to another run, so nothing would end the wait.
         """
+        if not self._manager.ring.usable:
+            raise RuntimeError("this belongs to another run, which has ended or has its own thread")
         if self.busy:
             raise trio.BusyResourceError("another task is waiting for this already")
         self._task = current_task()
