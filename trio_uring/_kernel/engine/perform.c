@@ -98,9 +98,12 @@ static PySendResult start_perform(Op *op, PyObject **result)
     if (pushed == 1) {
         pushed = push_operation(op, loop);
         if (pushed != 1) { /* the twin acquires a token itself */
+            PyObject *error = pushed < 0 ? PyErr_GetRaisedException() : NULL;
             op->loop = op->limited ? (Loop *)Py_NewRef((PyObject *)loop) : NULL;
             if (op_release_token(op) < 0)
                 pushed = -1;
+            if (error != NULL)
+                PyErr_SetRaisedException(error);
         }
     }
     if (pushed == 0)
