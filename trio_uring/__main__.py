@@ -24,7 +24,7 @@ from types import ModuleType
 
 from ._doctor import examine
 from ._errors import RingUnavailableError
-from ._run import install
+from ._run import check_required_ring, install
 
 _USAGE = """\
 usage: python -m trio_uring program.py [arguments]
@@ -63,7 +63,10 @@ def _launch() -> None:
         os.environ["TRIO_URING"] = "1"
     try:
         install()
-    except (RingUnavailableError, ValueError) as exc:
+        check_required_ring()
+    except RingUnavailableError as exc:
+        sys.exit(f"trio_uring: {exc.reason} (TRIO_URING is require)")
+    except ValueError as exc:
         sys.exit(f"trio_uring: {exc}")
 
 

@@ -29,9 +29,10 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
+from ._arguments import wrong_type
 from ._engine._completion_batches import CompletionBatch
 from ._engine._in_flight import InFlight
-from ._engine._io_manager import UringIOManager
+from ._engine._io_manager import UringIOManager, no_ring_error
 from ._errors import (
     CANCELLED_RESULTS,
     OperationCancelledError,
@@ -51,6 +52,8 @@ T = TypeVar("T")
 
 # One operation, or the operations of a linked chain.
 Unit = tuple[Operation[T], ...]
+
+_NOT_ITERABLE: Final = (Linked, OperationArray)
 
 _BY_THE_CHAIN: Final = "an operation before it in its linked chain did not succeed"
 _BY_THE_TASK: Final = "the task was cancelled before this operation did anything"
@@ -100,12 +103,11 @@ async def perform_many(
 
     Source: io_uring_enter(2).
     """
+    if not hasattr(type(operations), "__iter__") and type(operations) not in _NOT_ITERABLE:
+        raise wrong_type("operations", operations, "a list of operations")
     manager = current_io_manager()
     if not isinstance(manager, UringIOManager):
-        raise RuntimeError(
-            "this Trio run is not on io_uring: start it with trio_uring.run, or see "
-            "trio.lowlevel.current_statistics().io_statistics for why it fell back"
-        )
+        raise no_ring_error()
     if isinstance(operations, OperationArray):
         operations.use()
         return await _perform_batches(manager, operations, None)
@@ -136,10 +138,10 @@ def _units(
             _check_chain(item, manager)
             units.append(item.operations)
         else:
-            raise TypeError(f"expected operations, and chains of them, not {type(item).__name__}")
+            raise wrong_type("each of operations", item, "an operation, or a chain by linked()")
     seen = [id(operation) for unit in units for operation in unit]
     if len(set(seen)) != len(seen):
-        raise ValueError("the same operation occurs twice: make a new one for each time")
+        raise ValueError("operations has the same operation twice: make a new one for each time")
     return units
 
 
@@ -155,11 +157,15 @@ def _use(operations: Sequence[Operation[T]]) -> None:
 def _check_chain(chain: Linked[T], manager: UringIOManager) -> None:
     count, entries = len(chain.operations), manager.ring.entries
     if count > entries:
-        raise ValueError(f"a chain of {count} operations is longer than the ring's {entries}")
+        raise ValueError(
+            f"operations has a chain of {count}, and the ring has {entries} entries: make the "
+            "chain shorter, or raise RingConfig.entries"
+        )
     tokens, limit = _tokens(chain.operations), manager.config.max_file_operations
     if tokens > limit:
         raise ValueError(
-            f"a chain of {tokens} operations on files is longer than max_file_operations, {limit}"
+            f"operations has a chain of {tokens} on files, and the limit is {limit}: make the "
+            "chain shorter, or raise RingConfig.max_file_operations"
         )
 
 

@@ -2,19 +2,8 @@
 
 import attrs
 
+from ._arguments import check_int, check_type
 from ._kernel.uapi import Opcode
-
-
-def _check_type(name: str, value: object, *types: type) -> None:
-    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        expected = " or ".join(type_.__name__ for type_ in types)
-        raise TypeError(f"{name} must be {expected}, not {type(value).__name__}")
-
-
-def _check(name: str, value: int, low: int, high: int) -> None:
-    _check_type(name, value, int)
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be between {low} and {high}, not {value}")
 
 
 @attrs.frozen(kw_only=True)
@@ -40,11 +29,11 @@ class SQPoll:
     cpu: int | None = None
 
     def __attrs_post_init__(self) -> None:
-        _check_type("idle", self.idle, int, float)
+        check_type("idle", self.idle, (int, float), "a number of seconds")
         if not 0.001 <= self.idle <= 3600:
             raise ValueError(f"idle must be between 0.001 and 3600 seconds, not {self.idle}")
         if self.cpu is not None:
-            _check("cpu", self.cpu, 0, 65535)
+            check_int("cpu", self.cpu, 0, 65535)
 
 
 @attrs.frozen(kw_only=True)
@@ -98,22 +87,36 @@ class RingConfig:
     require: bool = False
 
     def __attrs_post_init__(self) -> None:
-        _check("entries", self.entries, 1, 32768)
-        _check("completion_entries", self.completion_entries, self.entries, 65536)
-        _check("bounded_workers", self.bounded_workers, 1, 4096)
-        _check("unbounded_workers", self.unbounded_workers, 1, 65536)
-        _check("max_file_operations", self.max_file_operations, 1, 32768)
-        _check("receive_buffers", self.receive_buffers, 1, 32768)
+        check_int("entries", self.entries, 1, 32768)
+        check_int("completion_entries", self.completion_entries, 1, 65536)
+        if self.completion_entries < self.entries:
+            raise ValueError(
+                f"completion_entries must be at least entries, which is {self.entries}, "
+                f"not {self.completion_entries}"
+            )
+        check_int("bounded_workers", self.bounded_workers, 1, 4096)
+        check_int("unbounded_workers", self.unbounded_workers, 1, 65536)
+        check_int("max_file_operations", self.max_file_operations, 1, 32768)
+        check_int("receive_buffers", self.receive_buffers, 1, 32768)
         if self.receive_buffers & (self.receive_buffers - 1):
-            raise ValueError(f"receive_buffers must be a power of two, not {self.receive_buffers}")
-        _check_type("turn_budget", self.turn_budget, int, float)
+            raise ValueError(
+                "receive_buffers must be a power of two, such as "
+                f"{1 << self.receive_buffers.bit_length()}, not {self.receive_buffers}"
+            )
+        check_type("turn_budget", self.turn_budget, (int, float), "a number of seconds")
         if not 0 <= self.turn_budget <= 1:
             raise ValueError(f"turn_budget must be between 0 and 1 second, not {self.turn_budget}")
         if self.sqpoll is not None:
-            _check_type("sqpoll", self.sqpoll, SQPoll)
+            check_type("sqpoll", self.sqpoll, SQPoll, "None or an SQPoll, such as SQPoll()")
         if self.allowed_operations is not None:
-            _check_type("allowed_operations", self.allowed_operations, frozenset)
-            if unknown := self.allowed_operations - Opcode.__members__.keys():
-                names = ", ".join(sorted(map(repr, unknown)))
-                raise ValueError(f"allowed_operations has unknown names: {names}")
-        _check_type("require", self.require, bool)
+            _check_operations(self.allowed_operations)
+        check_type("require", self.require, bool, "True or False")
+
+
+def _check_operations(names: frozenset[str]) -> None:
+    example = 'a frozenset of names, such as frozenset({"RECV", "SEND"})'
+    check_type("allowed_operations", names, frozenset, example)
+    for name in names - Opcode.__members__.keys():
+        known = f"{name}".upper().removeprefix("IORING_OP_")
+        hint = repr(known) if known in Opcode.__members__ else "a name that follows IORING_OP_"
+        raise ValueError(f"allowed_operations has an unknown name, {name!r}: write {hint}")

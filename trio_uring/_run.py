@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import trio
 
 from . import _anyio_finder, _files
+from ._arguments import check_type
 from ._config import RingConfig
 from ._engine._io_manager import LAYERS, UringIOManager
 from ._engine._ring import Ring
@@ -186,7 +187,7 @@ def install(ring: RingConfig | None = None) -> None:
       RingUnavailableError: this version of Trio is not supported, and ``require`` is set.
     """
     global _installed
-    config = _checked(ring)
+    config = check_ring(ring)
     _environment()  # an unknown word in it is an error now, not only in the first run
     if _is_patched(config):
         _installed = config
@@ -206,7 +207,7 @@ def is_installed() -> bool:
 @contextmanager
 def asking(ring: RingConfig | None) -> Generator[None, None, None]:
     """Give the next Trio run that this thread starts inside the ``with`` block a ring."""
-    config = _checked(ring)
+    config = check_ring(ring)
     _environment()
     _is_patched(config)
     _asked.config = config
@@ -228,11 +229,11 @@ def _is_patched(config: RingConfig) -> bool:
     return True
 
 
-def _checked(ring: RingConfig | None) -> RingConfig:
+def check_ring(ring: RingConfig | None) -> RingConfig:
+    """Return *ring*, or the defaults if it is None. Raise `TypeError` if it is something else."""
     if ring is None:
         return RingConfig()
-    if not isinstance(ring, RingConfig):
-        raise TypeError(f"ring must be a RingConfig, not {type(ring).__name__}")
+    check_type("ring", ring, RingConfig, "a RingConfig, such as RingConfig(entries=64)")
     return ring
 
 
@@ -343,6 +344,12 @@ def check_system() -> None:
     if sys.platform != "linux":
         raise RingUnavailableError(why_no_core)
     check_trio()
+
+
+def check_required_ring() -> None:
+    """Raise `RingUnavailableError` if the environment requires a ring and there is none."""
+    if _environment() == "require":
+        probe(RingConfig())
 
 
 def probe(config: RingConfig) -> Ring:

@@ -179,12 +179,15 @@ def current_io_manager() -> object:
     """Return the I/O manager of this thread's current run.
 
     Raises:
-      RuntimeError: outside a run, with the same message as Trio's.
+      RuntimeError: outside a run, with Trio's message and what to do.
     """
     try:
         return GLOBAL_RUN_CONTEXT.runner.io_manager
     except AttributeError:
-        raise RuntimeError("must be called from async context") from None
+        raise RuntimeError(
+            "must be called from async context, and this thread has no Trio run: call it from a "
+            "task of trio_uring.run or trio.run"
+        ) from None
 
 
 def current_runner() -> object:

@@ -26,6 +26,7 @@ from anyio._core import _eventloop, _fileio, _tempfile
 from outcome import acapture
 
 from ._anyio_versions import why_incompatible
+from ._config import RingConfig
 from ._files import (
     ARGUMENTS,
     OTHERWISE,
@@ -37,7 +38,7 @@ from ._files import (
 )
 from ._files._methods import raw_of
 from ._files._open import is_plain, open_file
-from ._run import asking, is_installed
+from ._run import asking, check_ring, is_installed
 from ._streams._anyio_native import use_engine
 from ._streams._native import when_native
 from ._trio_private import SteppedRun
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from outcome import Outcome
     from typing_extensions import ParamSpec, TypeVarTuple, Unpack
 
-    from ._config import RingConfig
     from ._files._bridge import FilesRun
 
     P = ParamSpec("P")
@@ -167,6 +167,7 @@ class TrioUringBackend(RingAwareBackend):
           RingUnavailableError: see `trio_uring.run`.
         """
         assert not kwargs, kwargs  # AnyIO passes none
+        _check_options(options)
         others = {name: value for name, value in options.items() if name != "ring"}
         # Not super().run, which ignores the options in older releases of AnyIO.
         with asking(options.get("ring")):
@@ -175,6 +176,7 @@ class TrioUringBackend(RingAwareBackend):
     @classmethod
     def create_test_runner(cls, options: dict[str, Any]) -> anyio_trio.TestRunner:
         """Return a runner for AnyIO's pytest plugin."""
+        _check_options(options)
         return UringTestRunner(**options)
 
 
@@ -235,6 +237,26 @@ class UringTestRunner(anyio_trio.TestRunner):
         if self._send_stream is not None:
             self._send_stream.close()
         self._run = self._send_stream = None
+
+
+_OPTIONS: Final = (
+    *("clock", "instruments", "restrict_keyboard_interrupt_to_checkpoints"),
+    *("strict_exception_groups", "ring"),
+)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    for name in options:
+        if name in RingConfig.__annotations__:
+            raise TypeError(
+                f"backend_options has {name!r}, which belongs into a RingConfig: write "
+                f"backend_options={{'ring': RingConfig({name}=...)}}"
+            )
+        if name not in _OPTIONS:
+            raise TypeError(
+                f"backend_options has {name!r}, and must have no others than {', '.join(_OPTIONS)}"
+            )
+    check_ring(options.get("ring"))
 
 
 def _returning_coroutine(

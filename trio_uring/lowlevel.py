@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 from . import _operations as operations
-from ._engine._io_manager import UringIOManager
+from ._arguments import wrong_type
+from ._engine._io_manager import UringIOManager, no_ring_error
 from ._fallback import io_statistics as io_statistics
 from ._operations import Operation as Operation
 from ._statistics import (
@@ -53,6 +54,7 @@ async def perform(operation: Operation[T]) -> T:
       UnsupportedOpcodeError: the running kernel does not support the operation.
       trio.BusyResourceError: another task waits for the same thing on the same fd.
       trio.ClosedResourceError: `trio.lowlevel.notify_closing` was called for its fd.
+      TypeError: *operation* is not an operation.
       RuntimeError: outside a run, or the run is not on io_uring. Or the operation has a buffer, and
         was performed already.
 
@@ -62,8 +64,17 @@ async def perform(operation: Operation[T]) -> T:
     """
     manager = current_io_manager()
     if not isinstance(manager, UringIOManager):
-        raise RuntimeError(
-            "this Trio run is not on io_uring: start it with trio_uring.run, or see "
-            "trio.lowlevel.current_statistics().io_statistics for why it fell back"
-        )
+        raise no_ring_error()
+    if not isinstance(operation, Operation):
+        raise _wrong_operation(operation)
     return await manager.perform(operation)
+
+
+def _wrong_operation(operation: object) -> TypeError:
+    name = getattr(operation, "__name__", "")
+    if name and getattr(operations, name, None) is operation:
+        return TypeError(f"operation must be an Operation: call the function, as in {name}(...)")
+    if isinstance(operation, list | tuple | operations.Linked | operations.OperationArray):
+        what = type(operation).__name__
+        return TypeError(f"operation must be one Operation, not {what}: use perform_many")
+    return wrong_type("operation", operation, "an Operation, which a function of operations makes")

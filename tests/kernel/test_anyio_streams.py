@@ -217,7 +217,7 @@ def test_other_objects_are_refused(backend: str, file: int) -> None:
                 partial(send_file, send, file),  # type: ignore[arg-type]
                 partial(receive_file, receive, file),  # type: ignore[arg-type]
             ):
-                with pytest.raises(TypeError, match="expected a stream"):
+                with pytest.raises(TypeError, match="must be a stream"):
                     await call()
 
     anyio.run(main, backend=backend)
@@ -237,7 +237,10 @@ def test_anyio_is_not_needed(backend: str) -> None:
         getattr(sys.modules[sys.argv[1]], "run")(main)
         print("anyio" in sys.modules)
     """
-    expected = ["expected a stream or a trio socket, not object", "False"]
+    expected = [
+        "stream must be a stream of Trio's or AnyIO's, or a trio socket, not object",
+        "False",
+    ]
     assert output_of(run_python(code, backend)) == expected
 
 

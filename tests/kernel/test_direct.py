@@ -319,7 +319,7 @@ async def test_statx_and_the_device_agree(path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(0, 1), (1, 0), (-1, 1), (1, -1), (2, 1 << 30)])
 async def test_wrong_sizes_are_refused(count: int, size: int) -> None:
-    with pytest.raises(ValueError, match=r"1 or more|1 GiB"):
+    with pytest.raises(ValueError, match=r"between 1 and|1 GiB"):
         RegisteredBuffers(count, size)
 
 

@@ -97,7 +97,7 @@ def test_budgets_out_of_range(budget: float) -> None:
 
 @pytest.mark.parametrize("budget", ["1", None, True])
 def test_budgets_of_wrong_types(budget: object) -> None:
-    with pytest.raises(TypeError, match="turn_budget must be int or float"):
+    with pytest.raises(TypeError, match="turn_budget must be a number of seconds"):
         RingConfig(turn_budget=budget)  # type: ignore[arg-type]
 
 

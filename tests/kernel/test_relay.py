@@ -375,9 +375,9 @@ async def test_bad_arguments_are_refused() -> None:
     with connected("TCP") as (source, destination):
         with pytest.raises(ValueError, match="0 or more"):
             await relay(source, destination, count=-1)
-        with pytest.raises(TypeError, match="expected a stream"):
+        with pytest.raises(TypeError, match="must be a stream"):
             await relay(3, destination)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="expected a stream"):
+        with pytest.raises(TypeError, match="must be a stream"):
             await relay(source, object())  # type: ignore[arg-type]
         datagrams = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
         with datagrams, pytest.raises(ValueError, match="SOCK_STREAM"):

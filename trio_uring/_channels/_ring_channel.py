@@ -18,6 +18,8 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
+from trio_uring._arguments import check_type
+
 from ._channel_state import ChannelState, End, wake
 
 if TYPE_CHECKING:
@@ -59,10 +61,10 @@ class open_ring_channel(  # noqa: N801
 
     def __new__(cls, max_buffer_size: float) -> Self:
         """Make both ends."""
-        if max_buffer_size != inf and not isinstance(max_buffer_size, int):
-            raise TypeError("max_buffer_size must be an int or math.inf")
+        if max_buffer_size != inf:
+            check_type("max_buffer_size", max_buffer_size, int, "an int or math.inf")
         if max_buffer_size < 0:
-            raise ValueError("max_buffer_size must be 0 or more")
+            raise ValueError(f"max_buffer_size must be 0 or more, not {max_buffer_size}")
         state = ChannelState[T](max_buffer_size)
         ends = RingSendChannel(state), RingReceiveChannel(state)
         return super().__new__(cls, ends)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeVar
 import trio
 from trio.lowlevel import current_trio_token
 
-from trio_uring._run import run
+from trio_uring._arguments import check_int, check_several, check_type, wrong_type
+from trio_uring._run import check_ring, run
 
 from ._ring_channel import open_ring_channel
 
@@ -72,8 +73,13 @@ async def serve_threads(
     If cancelled, it cancels the handlers in all threads and waits until they have ended. It closes
     connections that no loop has taken by then.
     """
-    if not 1 <= threads <= _THREADS_MAX:
-        raise ValueError(f"threads must be between 1 and {_THREADS_MAX}, not {threads}")
+    if not callable(handler):
+        raise wrong_type("handler", handler, "an async function that takes a stream")
+    check_several("listeners", listeners, "listeners, as trio.open_tcp_listeners returns")
+    for listener in listeners:
+        check_type("each of listeners", listener, trio.abc.Listener, "a trio.abc.Listener")
+    check_int("threads", threads, 1, _THREADS_MAX)
+    check_ring(ring)
     send_channel, receive_channel = open_ring_channel[StreamT](0)
     loops = [
         _Loop(handler, receive_channel.clone(), ring, f"trio_uring.serve_threads {number}")

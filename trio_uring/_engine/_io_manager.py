@@ -73,6 +73,14 @@ def current_ring(layer: Layer) -> UringIOManager | None:
     return None
 
 
+def no_ring_error() -> RuntimeError:
+    """Return the error for a call that needs a ring, in a run without one."""
+    return RuntimeError(
+        "this Trio run is not on io_uring: start it with trio_uring.run, or see "
+        "trio.lowlevel.current_statistics().io_statistics for why it fell back"
+    )
+
+
 def current_run_state() -> RunState:
     """Return the state of the current run, which may have a ring or not.
 

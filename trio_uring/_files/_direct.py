@@ -19,6 +19,7 @@ import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
 from trio_uring import _operations as operations
+from trio_uring._arguments import check_count, check_index, check_path, check_writable
 from trio_uring._engine._io_manager import current_ring
 from trio_uring._operations._operation import address_of_buffer
 
@@ -75,9 +76,9 @@ async def open_direct(
     Source: open(2), statx(2), io_uring_prep_openat(3).
     """
     all_flags = flags_of(mode, flags) | _O_DIRECT
-    if block_size is not None and (block_size < 1 or block_size & (block_size - 1)):
+    if block_size is not None and not _is_power_of_two(block_size):
         raise ValueError(f"block_size must be a power of two, not {block_size}")
-    name = os.fspath(file)
+    name = check_path("file", file)
     await checkpoint_if_cancelled()
     try:
         fd = await _open(name, all_flags, permissions)
@@ -91,6 +92,10 @@ async def open_direct(
         os.close(fd)
         raise
     return DirectFile(fd, name, *aligned)
+
+
+def _is_power_of_two(number: int) -> bool:
+    return check_index("block_size", number) > 0 and not number & (number - 1)
 
 
 class DirectFile(PositionalFile):
@@ -149,8 +154,7 @@ class DirectFile(PositionalFile):
 
         Source: io_uring_prep_read_fixed(3), preadv2(2).
         """
-        if size < 0:
-            raise ValueError("size must be 0 or more")
+        check_count("size", size)
         if size <= SPARE_SIZE:
             spare = spare_buffers()
             lease = spare.take()
@@ -181,6 +185,7 @@ class DirectFile(PositionalFile):
         """
         if isinstance(buffer, BufferLease):
             return await self._read_leased(buffer, len(buffer.memory), offset)
+        check_writable("buffer", buffer)
         return await self._read([buffer], offset)
 
     @enable_ki_protection

@@ -24,6 +24,7 @@ from trio.lowlevel import (
 )
 
 from trio_uring import _operations as operations
+from trio_uring._arguments import check_count, check_index, wrong_type
 from trio_uring._engine import _file_calls as file_calls
 
 from ._owned_fd import OwnedFd
@@ -217,6 +218,7 @@ class OpenFd(OwnedFd):
         Source: io_uring_prep_fallocate(3), fallocate(2).
         """
         self._check(offset)
+        check_count("size", size)
         await self._call(operations.fallocate, file_calls.fallocate, offset, size, int(mode))
 
     async def truncate(self, size: int, /) -> None:
@@ -228,6 +230,7 @@ class OpenFd(OwnedFd):
 
         Source: io_uring_prep_ftruncate(3), ftruncate(2).
         """
+        check_count("size", size)
         await self._call(operations.ftruncate, os.ftruncate, size)
 
     async def advise(self, offset: int, size: int, advice: int, /) -> None:
@@ -244,6 +247,9 @@ class OpenFd(OwnedFd):
 
         Source: io_uring_prep_fadvise64(3), posix_fadvise(2).
         """
+        check_count("offset", offset)
+        check_count("size", size)
+        check_index("advice", advice)
         await self._call(operations.fadvise, os.posix_fadvise, offset, size, advice)
 
     @enable_ki_protection
@@ -275,8 +281,10 @@ class OpenFd(OwnedFd):
 
         Source: copy_file_range(2).
         """
-        if size < 0:
-            raise ValueError("size must be 0 or more")
+        check_count("size", size)
+        check_count("target_offset", target_offset)
+        if not isinstance(target, OpenFd):
+            raise wrong_type("target", target, "a file of open_positional")
         await checkpoint_if_cancelled()
         done = 0
         fd, target_fd = self._check(offset), target._check(target_offset)
@@ -400,8 +408,8 @@ def _size_of(fd: int) -> int:
 
 
 def _check_part(offset: int, size: int) -> None:
-    if offset < 0 or size < 0:
-        raise ValueError("offset and size must be 0 or more")
+    check_count("offset", offset)
+    check_count("size", size)
 
 
 def _set_lock(fd: int, kind: int, offset: int, size: int) -> None:

@@ -8,6 +8,8 @@ import sys
 import trio
 from trio.lowlevel import checkpoint_if_cancelled
 
+from trio_uring._arguments import check_path
+
 from ._bridge import current_files
 from ._modes import flags_of
 from ._open import open_fd
@@ -55,7 +57,7 @@ async def open_positional(
         return PositionalFile(file, closefd=closefd)
     if not closefd:
         raise ValueError("closefd must be True for a path: nobody else would close the file")
-    name = os.fspath(file)
+    name = check_path("file", file)
     files = current_files()
     if files is None:
         fd = await trio.to_thread.run_sync(os.open, name, all_flags, permissions)

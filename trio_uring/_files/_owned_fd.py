@@ -15,6 +15,7 @@ from trio.lowlevel import (
     enable_ki_protection,
 )
 
+from trio_uring._arguments import check_count
 from trio_uring._engine._file_systems import FileSystem, file_system_of
 from trio_uring._errors import UnsupportedOpcodeError
 
@@ -124,8 +125,8 @@ class OwnedFd(trio.abc.AsyncResource):
     def _check(self, offset: int = 0) -> int:
         if self._fd == _CLOSED:
             raise trio.ClosedResourceError("the file is closed")
-        if offset < 0:
-            raise ValueError("offset must be 0 or more")
+        if type(offset) is not int or offset < 0:
+            check_count("offset", offset)
         return self._fd
 
     @enable_ki_protection

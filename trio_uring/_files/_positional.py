@@ -19,6 +19,7 @@ from trio.lowlevel import (
 )
 
 from trio_uring import _operations as operations
+from trio_uring._arguments import check_count, check_readable, check_several, check_writable
 from trio_uring._engine._file_calls import append
 from trio_uring._kernel import native
 from trio_uring._trio_private import at_cancel_point
@@ -98,8 +99,8 @@ class PositionalFile(OpenFd):
 
         Source: io_uring_prep_read(3), preadv2(2).
         """
-        if size < 0:
-            raise ValueError("size must be 0 or more")
+        if type(size) is not int or size < 0:
+            check_count("size", size)
         if at_cancel_point(current_task()):
             await checkpoint_if_cancelled()
         fd = self._check(offset)
@@ -172,6 +173,8 @@ class PositionalFile(OpenFd):
                 return await self._read([memory], offset, buffer)
             finally:
                 buffer.users -= 1
+        if type(buffer) is not bytearray:
+            check_writable("buffer", buffer)
         return await self._read([buffer], offset)
 
     async def readv_at(self, buffers: Sequence[Buffer], offset: int, /) -> int:
@@ -187,6 +190,9 @@ class PositionalFile(OpenFd):
 
         Source: io_uring_prep_readv2(3), preadv2(2).
         """
+        check_several("buffers", buffers, "buffers")
+        for buffer in buffers:
+            check_writable("each of buffers", buffer)
         return await self._read(buffers, offset)
 
     @enable_ki_protection
@@ -322,6 +328,8 @@ class PositionalFile(OpenFd):
                 return await self._write([memory], offset, dsync, data)
             finally:
                 data.users -= 1
+        if type(data) is not bytes:
+            check_readable("data", data)
         return await self._write([data], offset, dsync)
 
     @enable_ki_protection
@@ -370,6 +378,9 @@ class PositionalFile(OpenFd):
 
         Source: io_uring_prep_writev2(3), pwritev2(2).
         """
+        check_several("buffers", buffers, "buffers")
+        for buffer in buffers:
+            check_readable("each of buffers", buffer)
         return await self._write(buffers, offset, dsync)
 
     @enable_ki_protection
@@ -402,6 +413,7 @@ class PositionalFile(OpenFd):
                 return await self.append(memory, dsync=dsync)
             finally:
                 data.users -= 1
+        check_readable("data", data)
         with memoryview(data).cast("B") as view:
             fd = self._check()
             self._users += 1

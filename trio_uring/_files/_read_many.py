@@ -142,4 +142,4 @@ def check_parts(parts: Sequence[Part]) -> None:
     """Raise `ValueError` if one of *parts* is not a size and an offset."""
     for size, offset in parts:
         if not 0 <= size <= IO_MAX or offset < 0:
-            raise ValueError(f"({size}, {offset}) is no size and offset of a part of a file")
+            raise ValueError(f"each of requests must be a size and an offset, not {size, offset}")

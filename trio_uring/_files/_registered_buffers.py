@@ -25,6 +25,7 @@ from trio.lowlevel import (
     enable_ki_protection,
 )
 
+from trio_uring._arguments import check_int
 from trio_uring._engine._io_manager import current_ring
 from trio_uring._engine._registered_tables import RegisteredTable
 from trio_uring._engine._run_state import RunResource
@@ -94,11 +95,13 @@ class RegisteredBuffers:
     """
 
     def __init__(self, count: int, size: int) -> None:
-        if count < 1 or size < 1:
-            raise ValueError("count and size must be 1 or more")
+        check_int("count", count, 1, _POOL_SIZE_MAX // _STRIDE)
+        check_int("size", size, 1, _POOL_SIZE_MAX, " bytes")
         stride = -(-size // _STRIDE) * _STRIDE
         if count * stride > _POOL_SIZE_MAX:
-            raise ValueError(f"{count} buffers of {stride} bytes are more than 1 GiB")
+            raise ValueError(
+                f"count times size must be at most 1 GiB, not {count} times {stride} bytes"
+            )
         manager = current_ring("files")
         self.size = size
         self._memory = mmap.mmap(-1, count * stride, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

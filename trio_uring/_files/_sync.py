@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 from trio.lowlevel import enable_ki_protection
 
+from trio_uring._arguments import wrong_type
 from trio_uring._engine._file_systems import FileSystem
 
 from ._bridge import BRIDGE_REFUSED, current_files
@@ -52,7 +53,7 @@ async def fsync(file: AsyncFile, /) -> None:
 
     Source: io_uring_prep_fsync(3), fsync(2).
     """
-    await _sync(file.wrapped, data_only=False)
+    await _sync(_wrapped(file), data_only=False)
 
 
 async def fdatasync(file: AsyncFile, /) -> None:
@@ -60,7 +61,14 @@ async def fdatasync(file: AsyncFile, /) -> None:
 
     Source: io_uring_prep_fsync(3), fdatasync(2).
     """
-    await _sync(file.wrapped, data_only=True)
+    await _sync(_wrapped(file), data_only=True)
+
+
+def _wrapped(file: AsyncFile) -> _File:
+    wrapped = getattr(file, "wrapped", None)
+    if not hasattr(wrapped, "fileno"):
+        raise wrong_type("file", file, "a file that trio.open_file or anyio.open_file returned")
+    return file.wrapped
 
 
 @enable_ki_protection

@@ -27,6 +27,7 @@ from outcome import Error
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
 from trio_uring import _operations as operations
+from trio_uring._arguments import check_path, check_readable
 from trio_uring._batch import perform_many
 from trio_uring._engine._io_manager import current_ring
 from trio_uring._engine._limiter import Limiter
@@ -114,8 +115,9 @@ async def write_file(
     Source: io_uring_prep_openat_direct(3), open(2).
     """
     all_flags = flags_of(mode, flags, WRITE_MODES) | _O_NONBLOCK
+    name = check_path("path", path)
+    check_readable("data", data)
     await checkpoint_if_cancelled()
-    name = os.fspath(path)
     view = memoryview(data).cast("B")
     manager = current_ring("files")
     fixed = None if manager is None else manager.run_state.get(_FixedFiles, manager)

@@ -25,6 +25,7 @@ from trio.lowlevel import (
 )
 
 from trio_uring import _operations as operations
+from trio_uring._arguments import check_int, check_type
 from trio_uring._engine._io_manager import current_ring
 from trio_uring._kernel import sockets as abi
 from trio_uring._trio_private import TrioSocket
@@ -41,6 +42,8 @@ _FLAGS: Final = abi.SOCK_CLOEXEC | abi.SOCK_NONBLOCK
 # Accepted connections that wait to be taken. With half or double, a burst of connections is
 # accepted as fast (benchmarks/bench_accept_many.py).
 WAITING_MAX: Final = 64
+# More fds than a process may have (fs.nr_open) cannot wait.
+_WAITING_LIMIT: Final = 1 << 30
 
 
 def accept_many(
@@ -66,10 +69,9 @@ def accept_many(
 
     Source: io_uring_prep_multishot_accept(3), accept(2).
     """
-    if not isinstance(listener, trio.SocketListener):
-        raise TypeError(f"expected a trio.SocketListener, not {type(listener).__name__}")
-    if max_waiting < 1:
-        raise ValueError("max_waiting must be 1 or more")
+    expected = "a trio.SocketListener, one of those that trio.open_tcp_listeners returns"
+    check_type("listener", listener, trio.SocketListener, expected)
+    check_int("max_waiting", max_waiting, 1, _WAITING_LIMIT)
     return MultishotListener(listener, max_waiting)
 
 

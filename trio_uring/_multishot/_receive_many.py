@@ -27,6 +27,7 @@ from trio.lowlevel import (
 )
 
 from trio_uring import _operations as operations
+from trio_uring._arguments import check_int
 from trio_uring._engine._fd_waiters import FdReservation
 from trio_uring._engine._io_manager import current_ring
 from trio_uring._lease import Lease
@@ -84,12 +85,10 @@ def receive_many(
 
     Source: io_uring_prep_recv_multishot(3), io_uring_setup_buf_ring(3).
     """
-    if not 1 <= max_buffers <= _BUFFERS_MAX:
-        raise ValueError(f"max_buffers must be between 1 and {_BUFFERS_MAX}")
-    if not 1 <= buffer_size <= _SIZE_MAX:
-        raise ValueError(f"buffer_size must be between 1 and {_SIZE_MAX}")
+    check_int("max_buffers", max_buffers, 1, _BUFFERS_MAX)
+    check_int("buffer_size", buffer_size, 1, _SIZE_MAX)
     stack = ExitStack()
-    return ReceivedLeases(source_of(stream, stack), stack, max_buffers, buffer_size)
+    return ReceivedLeases(source_of("stream", stream, stack), stack, max_buffers, buffer_size)
 
 
 class ReceivedLease(Lease):

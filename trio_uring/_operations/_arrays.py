@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import attrs
 
+from trio_uring._arguments import check_several, wrong_type
 from trio_uring._kernel import CData, ffi
 from trio_uring._kernel.uapi import Opcode, SqeFlag
 
@@ -60,12 +61,14 @@ def linked(operations: Iterable[Operation[T_co]]) -> Linked[T_co]:
 
     Source: io_uring_enter(2), ``IOSQE_IO_LINK``.
     """
+    if not hasattr(type(operations), "__iter__"):
+        raise wrong_type("operations", operations, "a list of operations")
     chain = tuple(operations)
     if not chain:
-        raise ValueError("a chain needs at least one operation")
+        raise ValueError("operations must have at least one operation, and is empty")
     for operation in chain:
         if not isinstance(operation, Operation):
-            raise TypeError(f"a chain consists of operations, not {type(operation).__name__}")
+            raise wrong_type("each of operations", operation, "an operation, such as nop()")
     return Linked(chain)
 
 
@@ -168,6 +171,7 @@ def read_many(
     If cancelled: the reads still complete.
     Since: Linux 5.6. Source: io_uring_prep_read(3), preadv2(2).
     """
+    check_several("offsets", offsets, "ints")
     starts = array("Q", offsets)
     count = len(starts)
     signed_64_bits(max(starts, default=0))

@@ -6,11 +6,11 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from trio_uring._kernel import ffi
+from trio_uring._arguments import Path as StrOrBytesPath, check_path
 from trio_uring._kernel.uapi import Opcode
 
-from ._operation import Operation, address_of, nothing, pin_writable
-from ._paths import AT_FDCWD, StrOrBytesPath, encode_path, pin_path
+from ._operation import Operation, address_of, nothing, pin_export, pin_writable
+from ._paths import AT_FDCWD, encode_path, pin_path
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -56,7 +56,7 @@ def statx(
         encoded = b""
         flags |= _AT_EMPTY_PATH
     else:
-        name = os.fspath(path)
+        name = check_path("path", path)
         encoded = encode_path(name)
         flags |= 0 if follow_symlinks else _AT_SYMLINK_NOFOLLOW
     status = bytearray(_STATX_SIZE)
@@ -114,7 +114,7 @@ def getxattr(path: StrOrBytesPath, name: StrOrBytesPath) -> Operation[bytes]:
     If cancelled: it still completes.
     Since: Linux 5.19. Source: io_uring_prep_getxattr(3), getxattr(2).
     """
-    return _get_attribute(Opcode.GETXATTR, 0, name, os.fspath(path))
+    return _get_attribute(Opcode.GETXATTR, 0, name, check_path("path", path))
 
 
 def fgetxattr(fd: int, name: StrOrBytesPath) -> Operation[bytes]:
@@ -141,7 +141,7 @@ def setxattr(
     If cancelled: it still completes.
     Since: Linux 5.19. Source: io_uring_prep_setxattr(3), setxattr(2).
     """
-    return _set_attribute(Opcode.SETXATTR, 0, name, value, flags, os.fspath(path))
+    return _set_attribute(Opcode.SETXATTR, 0, name, value, flags, check_path("path", path))
 
 
 def fsetxattr(fd: int, name: StrOrBytesPath, value: Buffer, flags: int = 0) -> Operation[None]:
@@ -165,7 +165,7 @@ def _get_attribute(
         opcode,
         lambda res, _flags: bytes(memoryview(value)[:res]),
         fd,
-        encode_path(os.fspath(name)),
+        encode_path(check_path("name", name)),
         len(value),
         off=address_of(pin),
         addr3=address_of(*file_pins) if file_pins else 0,
@@ -184,13 +184,13 @@ def _set_attribute(
     flags: int,
     path: str | bytes | None = None,
 ) -> Operation[None]:
-    pin = ffi.from_buffer("char[]", value)
+    pin = pin_export("value", value)
     file_pins = () if path is None else (pin_path(path),)
     return Operation(
         opcode,
         nothing,
         fd,
-        encode_path(os.fspath(name)),
+        encode_path(check_path("name", name)),
         len(pin),
         flags,
         address_of(pin),

@@ -8,6 +8,7 @@ import time
 from array import array
 from typing import TYPE_CHECKING
 
+from trio_uring._arguments import check_index
 from trio_uring._kernel.uapi import (
     FILE_INDEX_ALLOC,
     CancelFlag,
@@ -75,6 +76,7 @@ def poll_add(fd: int, events: int) -> Operation[int]:
     If cancelled: nothing happened.
     Since: Linux 5.1. Source: io_uring_prep_poll_add(3), poll(2).
     """
+    check_index("events", events)
     return Operation(Opcode.POLL_ADD, count, fd, op_flags=events)
 
 
@@ -114,7 +116,7 @@ def timeout(
     return Operation(
         Opcode.TIMEOUT,
         nothing,
-        addr=_TIMESPEC.pack(*divmod(timeout_ns, 10**9)),
+        addr=_TIMESPEC.pack(*divmod(check_index("timeout_ns", timeout_ns), 10**9)),
         len=1,
         op_flags=int(flags),
         etime_is_success=True,

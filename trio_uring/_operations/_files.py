@@ -19,6 +19,7 @@ import os
 from array import array
 from typing import TYPE_CHECKING
 
+from trio_uring._arguments import check_fd
 from trio_uring._kernel import CData, ffi, lib
 from trio_uring._kernel.uapi import Opcode, SqeFlag
 
@@ -27,8 +28,10 @@ from ._operation import (
     Operation,
     as_address,
     count,
+    pin_of_several,
     pin_readable,
     pin_writable,
+    pins_of,
     signed_64_bits,
     size_of,
 )
@@ -106,7 +109,7 @@ def read_select(
     Since: Linux 5.19. Source: io_uring_prep_read(3), io_uring_setup_buf_ring(3).
     """
     if cancellable is None:
-        cancellable = bool(lib.can_block(fd))
+        cancellable = _can_block(fd)
     return Operation(
         Opcode.READ,
         buffers.take,
@@ -139,7 +142,7 @@ def readv(
     If cancelled: it still completes, unless it can block indefinitely. No data is lost.
     Since: Linux 5.1. Source: io_uring_prep_readv2(3), preadv2(2).
     """
-    pins = [pin_writable(buffer) for buffer in buffers]
+    pins = pins_of(buffers, pin_writable)
     exclusive = _READ if cancellable else None
     return _vectored(
         Opcode.READV,
@@ -195,7 +198,7 @@ def readv_fixed(
     If cancelled: it still completes.
     Since: Linux 6.15. Source: io_uring_prep_readv_fixed(3).
     """
-    pins = [pin_writable(buffer) for buffer in buffers]
+    pins = pins_of(buffers, pin_writable)
     return _vectored(Opcode.READV_FIXED, fd, pins, flags, offset, buf_index=buf_index)
 
 
@@ -252,7 +255,7 @@ def writev(
     If cancelled: as `write`.
     Since: Linux 5.1. Source: io_uring_prep_writev2(3), pwritev2(2).
     """
-    pins = [ffi.from_buffer("char[]", buffer) for buffer in buffers]
+    pins = pins_of(buffers, pin_of_several)
     exclusive = _WRITE if cancellable else None
     return _vectored(
         Opcode.WRITEV,
@@ -309,7 +312,7 @@ def writev_fixed(
     If cancelled: it still completes.
     Since: Linux 6.15. Source: io_uring_prep_writev_fixed(3).
     """
-    pins = [ffi.from_buffer("char[]", buffer) for buffer in buffers]
+    pins = pins_of(buffers, pin_of_several)
     return _vectored(Opcode.WRITEV_FIXED, fd, pins, flags, offset, buf_index=buf_index)
 
 
@@ -332,6 +335,8 @@ def splice(
     If cancelled: the result is the number of bytes moved so far, if any. They stay moved.
     Since: Linux 5.7. Source: io_uring_prep_splice(3), splice(2).
     """
+    check_fd("fd_in", fd_in)
+    check_fd("fd_out", fd_out)
     # The field addr has the offset of the input.
     return Operation(
         Opcode.SPLICE,
@@ -356,6 +361,8 @@ def tee(fd_in: int, fd_out: int, size: int, flags: int = 0) -> Operation[int]:
     If cancelled: no data is lost.
     Since: Linux 5.8. Source: io_uring_prep_tee(3), tee(2).
     """
+    check_fd("fd_in", fd_in)
+    check_fd("fd_out", fd_out)
     return Operation(
         Opcode.TEE, count, fd_out, len=size, op_flags=flags, splice_fd_in=fd_in, second_fd=fd_in
     )
@@ -386,6 +393,12 @@ def pipe(flags: int = 0) -> Operation[tuple[int, int]]:
         cancellable=False,
         discard=discard,
     )
+
+
+def _can_block(fd: int) -> bool:
+    if type(fd) is not int:
+        check_fd("fd", fd)
+    return bool(lib.can_block(fd))
 
 
 def _vectored(
@@ -434,7 +447,7 @@ def _transfer(
     buf_index: int = 0,
 ) -> Operation[int]:
     if cancellable is None:
-        cancellable = bool(lib.can_block(fd))
+        cancellable = _can_block(fd)
     return Operation(
         opcode,
         count,

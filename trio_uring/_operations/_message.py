@@ -11,7 +11,7 @@ import attrs
 from trio_uring._kernel import CData, ffi
 from trio_uring._kernel.sockets import SCM_RIGHTS, SOL_SOCKET
 
-from ._operation import NO_ADDRESS
+from ._operation import NO_ADDRESS, pin_of_several, pins_of
 from ._sockaddr import SOCKADDR_SIZE, Address, decode_sockaddr
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def header_to_send(
     Raises:
       TypeError, ValueError, BufferError: the kernel or the standard library refuses an argument.
     """
-    pins = [ffi.from_buffer("char[]", buffer) for buffer in buffers]
+    pins = pins_of(buffers, pin_of_several)
     name = ffi.new("char[]", address) if address else NO_ADDRESS
     message = MessageHeader([(pin, len(pin)) for pin in pins], name, len(address))
     message.pins.extend(pins)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from trio_uring._arguments import check_index, wrong_type
 from trio_uring._kernel import ffi
 from trio_uring._kernel.sockets import MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC
 from trio_uring._kernel.uapi import (
@@ -23,6 +24,7 @@ from ._operation import (
     nothing,
     pin_readable,
     pin_writable,
+    pins_of,
     size_of,
 )
 from ._sockaddr import SOCKADDR_SIZE
@@ -288,7 +290,7 @@ def recvmsg(
     If cancelled: no message is lost.
     Since: Linux 5.3. Source: io_uring_prep_recvmsg(3), recvmsg(2).
     """
-    pins = [pin_writable(buffer) for buffer in buffers]
+    pins = pins_of(buffers, pin_writable)
     message = header_to_receive([(pin, len(pin)) for pin in pins], ancillary_size)
     return Operation(
         Opcode.RECVMSG,
@@ -395,7 +397,14 @@ def connect(fd: int, address: bytes) -> Operation[None]:
     If cancelled: the attempt may go on (``SYN_SENT``). The socket can only be closed.
     Since: Linux 5.5. Source: io_uring_prep_connect(3), connect(2).
     """
+    if type(address) is not bytes:
+        raise _wrong_address(address)
     return Operation(Opcode.CONNECT, nothing, fd, address, off=len(address), exclusive="write")
+
+
+def _wrong_address(address: object) -> TypeError:
+    expected = "a struct sockaddr as bytes, which operations.encode_sockaddr makes"
+    return wrong_type("address", address, expected)
 
 
 def socket(family: int, type: int, protocol: int = 0) -> Operation[int]:
@@ -406,6 +415,8 @@ def socket(family: int, type: int, protocol: int = 0) -> Operation[int]:
     If cancelled: if the socket was created first, it is the result.
     Since: Linux 5.19. Source: io_uring_prep_socket(3), socket(2).
     """
+    check_index("family", family)
+    check_index("type", type)
     return Operation(
         Opcode.SOCKET, count, family, off=type, len=protocol, cancellable=False, discard=os.close
     )
@@ -419,6 +430,8 @@ def bind(fd: int, address: bytes) -> Operation[None]:
     If cancelled: it still completes.
     Since: Linux 6.11. Source: io_uring_prep_bind(3), bind(2).
     """
+    if type(address) is not bytes:
+        raise _wrong_address(address)
     return Operation(Opcode.BIND, nothing, fd, address, off=len(address), cancellable=False)
 
 

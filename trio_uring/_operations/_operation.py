@@ -9,14 +9,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Generic, Literal, Protocol, TypeVar
 
+from trio_uring._arguments import (
+    check_fd,
+    check_index,
+    check_several,
+    is_buffer,
+    wrong_buffer,
+    wrong_target,
+)
 from trio_uring._kernel import NULL, CData, ffi
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from typing_extensions import Buffer
 
 T_co = TypeVar("T_co", covariant=True)
+Pin = TypeVar("Pin")
 
 # The addr of an SQE is NULL, memory that a pin holds, or an immutable bytes object, its own pin.
 NO_ADDRESS: Final = NULL
@@ -151,6 +160,8 @@ class Operation(Generic[T_co]):
         second_fd: int = -1,
         buffers: ProvidedBuffers | None = None,
     ) -> None:
+        if type(fd) is not int:
+            check_fd("fd", fd)
         self.sqe: Sqe = (
             opcode, sqe_flags, ioprio, fd, off, addr, len, op_flags, buf_index, splice_fd_in, addr3
         )  # fmt: skip
@@ -203,14 +214,29 @@ class Operation(Generic[T_co]):
             self.pins = ()
 
 
-def pin_readable(buffer: Buffer) -> CData | bytes:
-    """Return *buffer*'s memory for the kernel to read. The result holds its export.
+def pin_readable(data: Buffer) -> CData | bytes:
+    """Return *data*'s memory for the kernel to read. The result holds its export.
 
     Raises:
       TypeError: not a buffer.
       BufferError, ValueError: not contiguous.
     """
-    return buffer if type(buffer) is bytes else ffi.from_buffer("char[]", buffer)
+    return data if type(data) is bytes else pin_export("data", data)
+
+
+def pin_export(name: str, data: Buffer) -> CData:
+    """Return the memory of *data*, the argument *name*, for the kernel to read.
+
+    Raises:
+      TypeError: not a buffer.
+      BufferError, ValueError: not contiguous.
+    """
+    try:
+        return ffi.from_buffer("char[]", data)
+    except TypeError:
+        if is_buffer(data):
+            raise
+        raise wrong_buffer(name, data) from None
 
 
 def pin_writable(buffer: Buffer) -> CData:
@@ -221,7 +247,27 @@ def pin_writable(buffer: Buffer) -> CData:
     Raises:
       TypeError, BufferError: not a buffer, read-only, or not contiguous.
     """
-    return ffi.from_buffer("char[]", buffer, require_writable=True)
+    try:
+        return ffi.from_buffer("char[]", buffer, require_writable=True)
+    except TypeError:
+        if is_buffer(buffer):
+            raise
+        raise wrong_target("buffer", buffer) from None
+    except BufferError:
+        if is_buffer(buffer) and memoryview(buffer).readonly:
+            raise BufferError(f"{wrong_target('buffer', buffer)}") from None
+        raise
+
+
+def pins_of(buffers: Iterable[Buffer], pin: Callable[[Buffer], Pin]) -> list[Pin]:
+    """Return what *pin* returns for each of *buffers*, which must be several."""
+    check_several("buffers", buffers, "buffers")
+    return [pin(buffer) for buffer in buffers]
+
+
+def pin_of_several(buffer: Buffer) -> CData:
+    """Return the memory of one of several buffers for the kernel to read."""
+    return pin_export("each of buffers", buffer)
 
 
 def size_of(pin: CData | bytes) -> int:
@@ -235,12 +281,15 @@ def address_of(memory: CData) -> int:
     return int(ffi.cast("uintptr_t", memory))
 
 
-def signed_64_bits(number: int) -> int:
-    """Return *number* as the value of an unsigned field of an SQE.
+def signed_64_bits(number: int, name: str = "offset") -> int:
+    """Return *number*, the argument *name*, as the value of an unsigned field of an SQE.
 
     Raises:
+      TypeError: it is no int.
       OverflowError: it has more than 64 bits. (The kernel refuses negative numbers other than -1.)
     """
+    if type(number) is not int:
+        number = check_index(name, number)
     if not -1 << 63 <= number < 1 << 63:
         raise OverflowError(f"{number} does not fit in a signed 64-bit integer")
     return number & 0xFFFFFFFFFFFFFFFF

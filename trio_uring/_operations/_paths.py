@@ -10,12 +10,11 @@ import os
 import struct
 from typing import Final
 
+from trio_uring._arguments import Path as StrOrBytesPath, check_path, wrong_type
 from trio_uring._kernel import CData, ffi
 from trio_uring._kernel.uapi import Opcode, SqeFlag
 
 from ._operation import Operation, address_of, count, nothing
-
-StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 # From fcntl.h. The `os` module has no names for these constants.
 AT_FDCWD: Final = -100  # in place of an fd: the current directory
@@ -50,14 +49,14 @@ def openat(
     If cancelled: if the file was opened or created first, its fd is the result.
     Since: Linux 5.6. Source: io_uring_prep_openat(3), open(2).
     """
-    name = os.fspath(path)
+    name = check_path("path", path)
     return Operation(
         Opcode.OPENAT,
         count,
         dir_fd,
         encode_path(name),
         mode,
-        flags | os.O_CLOEXEC,
+        _with_cloexec(flags),
         sqe_flags=_ASYNC if wait else 0,
         limited=True,
         discard=os.close,
@@ -87,8 +86,8 @@ def openat2(
     If cancelled: if the file was opened or created first, its fd is the result.
     Since: Linux 5.6. Source: io_uring_prep_openat2(3), openat2(2).
     """
-    name = os.fspath(path)
-    how = ffi.from_buffer("char[]", _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, resolve))
+    name = check_path("path", path)
+    how = ffi.from_buffer("char[]", _OPEN_HOW.pack(_with_cloexec(flags), mode, resolve))
     return Operation(
         Opcode.OPENAT2,
         count,
@@ -114,7 +113,7 @@ def unlinkat(
     If cancelled: it still completes.
     Since: Linux 5.11. Source: io_uring_prep_unlinkat(3), unlinkat(2).
     """
-    name = os.fspath(path)
+    name = check_path("path", path)
     return Operation(
         Opcode.UNLINKAT,
         nothing,
@@ -145,7 +144,7 @@ def renameat(
     If cancelled: it still completes.
     Since: Linux 5.11. Source: io_uring_prep_renameat(3), renameat2(2).
     """
-    source_name, target_name = os.fspath(source), os.fspath(target)
+    source_name, target_name = check_path("source", source), check_path("target", target)
     target_pin = pin_path(target_name)
     return Operation(
         Opcode.RENAMEAT,
@@ -171,7 +170,7 @@ def mkdirat(path: StrOrBytesPath, mode: int = 0o777, *, dir_fd: int = AT_FDCWD) 
     If cancelled: it still completes.
     Since: Linux 5.15. Source: io_uring_prep_mkdirat(3), mkdirat(2).
     """
-    name = os.fspath(path)
+    name = check_path("path", path)
     return Operation(
         Opcode.MKDIRAT,
         nothing,
@@ -194,7 +193,7 @@ def symlinkat(
     If cancelled: it still completes.
     Since: Linux 5.15. Source: io_uring_prep_symlinkat(3), symlinkat(2).
     """
-    target_name, name = os.fspath(target), os.fspath(path)
+    target_name, name = check_path("target", target), check_path("path", path)
     pin = pin_path(name)
     return Operation(
         Opcode.SYMLINKAT,
@@ -228,7 +227,7 @@ def linkat(
     If cancelled: it still completes.
     Since: Linux 5.15. Source: io_uring_prep_linkat(3), linkat(2).
     """
-    source_name, target_name = os.fspath(source), os.fspath(target)
+    source_name, target_name = check_path("source", source), check_path("target", target)
     target_pin = pin_path(target_name)
     return Operation(
         Opcode.LINKAT,
@@ -244,6 +243,12 @@ def linkat(
         filename=source_name,
         filename2=target_name,
     )
+
+
+def _with_cloexec(flags: int) -> int:
+    if not isinstance(flags, int):
+        raise wrong_type("flags", flags, "os.O_RDONLY, os.O_WRONLY, ...: an int")
+    return flags | os.O_CLOEXEC
 
 
 def encode_path(path: str | bytes) -> bytes:

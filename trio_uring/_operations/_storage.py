@@ -60,7 +60,7 @@ def fallocate(fd: int, offset: int, size: int, mode: int = 0) -> Operation[None]
         Opcode.FALLOCATE,
         nothing,
         fd,
-        as_address(signed_64_bits(size)),
+        as_address(signed_64_bits(size, "size")),
         mode,
         off=signed_64_bits(offset),
         cancellable=False,
@@ -80,7 +80,7 @@ def fadvise(fd: int, offset: int, size: int, advice: int) -> Operation[None]:
     Since: Linux 5.6. Source: io_uring_prep_fadvise64(3), posix_fadvise(2).
     """
     # Older kernels read the size from len. Newer ones also read it from addr, which has 64 bits.
-    wide = size >= 1 << 32
+    wide = signed_64_bits(size, "size") >= 1 << 32
     return Operation(
         Opcode.FADVISE,
         nothing,
@@ -102,5 +102,5 @@ def ftruncate(fd: int, size: int) -> Operation[None]:
     If cancelled: it still completes.
     Since: Linux 6.9. Source: io_uring_prep_ftruncate(3), ftruncate(2).
     """
-    off = signed_64_bits(size)
+    off = signed_64_bits(size, "size")
     return Operation(Opcode.FTRUNCATE, nothing, fd, off=off, cancellable=False, limited=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
 import trio
 
+from trio_uring._arguments import fd_of, wrong_type
 from trio_uring._engine._file_systems import FileSystem, file_system_of
 from trio_uring._engine._io_manager import UringIOManager, current_ring
 from trio_uring._engine._ring import can_block
@@ -71,7 +73,7 @@ async def dup_file(file: int | HasFileNo) -> AsyncGenerator[int, None]:
       OSError: ``EBADF``; ``ESPIPE``, as from pread(2), for a pipe, a socket or a terminal. The ring
         would ignore the offset, and an operation could block indefinitely and not be cancelled.
     """
-    fd = os.dup(file if isinstance(file, int) else file.fileno())
+    fd = os.dup(fd_of("file", file))
     try:
         if can_block(fd):
             os.lseek(fd, 0, os.SEEK_CUR)
@@ -118,10 +120,24 @@ class Sink:
         return _splices(self.sock) and signal.getsignal(signal.SIGPIPE) not in kills
 
 
+def _wrong_stream(name: str, stream: object) -> TypeError:
+    if isinstance(stream, socket.socket):
+        return TypeError(
+            f"{name} must be a stream or a trio socket, not a socket of the standard library: "
+            "wrap it with trio.socket.from_stdlib_socket"
+        )
+    return wrong_type(name, stream, "a stream of Trio's or AnyIO's, or a trio socket")
+
+
 def sink_of(
-    stream: trio.abc.SendStream | trio.socket.SocketType | SendsBytes, stack: ExitStack
+    name: str,
+    stream: trio.abc.SendStream | trio.socket.SocketType | SendsBytes,
+    stack: ExitStack,
 ) -> Sink:
-    """Return the sink for *stream*; other tasks cannot send on it until *stack* is closed."""
+    """Return the sink for *stream*, the argument *name*.
+
+    Other tasks cannot send on it until *stack* is closed.
+    """
     if isinstance(stream, trio.SocketStream):
         if stream.socket.did_shutdown_SHUT_WR:
             raise trio.ClosedResourceError("can't send data after sending EOF")
@@ -130,7 +146,7 @@ def sink_of(
         stack.enter_context(send_conflict_detector(stream))
         return _socket_sink(stream.socket, socket_errors_as_stream_errors)
     if isinstance(stream, trio.socket.SocketType):
-        return _socket_sink(_checked(stream))
+        return _socket_sink(_checked(name, stream))
     if isinstance(stream, trio.abc.SendStream):
         return _stream_sink(stream.send_all)
     if anyio_streams.is_socket_stream(stream):
@@ -138,7 +154,7 @@ def sink_of(
         return _socket_sink(anyio_streams.socket_of(stream), anyio_streams.errors_of(stream))
     if anyio_streams.is_send_stream(stream):
         return _stream_sink(anyio_streams.send_all(stream))
-    raise TypeError(f"expected a stream or a trio socket, not {type(stream).__name__}")
+    raise _wrong_stream(name, stream)
 
 
 def _socket_sink(sock: trio.socket.SocketType, errors: Errors = nullcontext) -> Sink:
@@ -189,16 +205,18 @@ class Source:
 
 
 def source_of(
-    stream: trio.abc.ReceiveStream | trio.socket.SocketType | ReceivesBytes, stack: ExitStack
+    name: str,
+    stream: trio.abc.ReceiveStream | trio.socket.SocketType | ReceivesBytes,
+    stack: ExitStack,
 ) -> Source:
-    """Return the source for *stream*.
+    """Return the source for *stream*, the argument *name*.
 
     Other tasks cannot receive from a stream of AnyIO's until *stack* is closed.
     """
     if isinstance(stream, trio.SocketStream):
         return _socket_source(stream.socket, socket_errors_as_stream_errors)
     if isinstance(stream, trio.socket.SocketType):
-        return _socket_source(_checked(stream))
+        return _socket_source(_checked(name, stream))
     if isinstance(stream, trio.abc.ReceiveStream):
         return Source(stream.receive_some)
     if anyio_streams.is_socket_stream(stream):
@@ -206,7 +224,7 @@ def source_of(
         return _socket_source(anyio_streams.socket_of(stream), anyio_streams.errors_of(stream))
     if anyio_streams.is_receive_stream(stream):
         return Source(anyio_streams.receive_some(stream))
-    raise TypeError(f"expected a stream or a trio socket, not {type(stream).__name__}")
+    raise _wrong_stream(name, stream)
 
 
 def _socket_source(sock: trio.socket.SocketType, errors: Errors = nullcontext) -> Source:
@@ -217,9 +235,9 @@ def _socket_source(sock: trio.socket.SocketType, errors: Errors = nullcontext) -
     return Source(receive_some, sock, errors)
 
 
-def _checked(sock: trio.socket.SocketType) -> trio.socket.SocketType:
+def _checked(name: str, sock: trio.socket.SocketType) -> trio.socket.SocketType:
     if sock.type != trio.socket.SOCK_STREAM:
-        raise ValueError("only a SOCK_STREAM socket will do")
+        raise ValueError(f"{name} must be a SOCK_STREAM socket, such as a TCP socket")
     return sock
 
 

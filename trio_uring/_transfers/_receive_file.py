@@ -14,7 +14,14 @@ from trio.lowlevel import checkpoint, enable_ki_protection
 from trio_uring._streams._endpoints import dup_file, ring_for_splices, source_of
 
 from ._splice_pipes import current_pipes
-from ._transfer import BLOCK_SIZE, Transfer, check_range, fill_from, write_some
+from ._transfer import (
+    BLOCK_SIZE,
+    Transfer,
+    check_progress,
+    check_range,
+    fill_from,
+    write_some,
+)
 
 if sys.platform != "win32":
     import fcntl
@@ -73,6 +80,7 @@ async def receive_file(
 
     Raises:
       ValueError: *offset* or *count* is negative, or the socket is of another type.
+      TypeError: an argument has the wrong type.
       OSError: the file cannot be written (``EBADF``, ``ESPIPE``, ``ENOSPC``, ``EFBIG``,
         ``EIO``); or, for a socket, as its ``recv``.
       trio.BusyResourceError: another task waits to receive from this stream.
@@ -87,6 +95,7 @@ async def receive_file(
     Source: splice(2), io_uring_prep_splice(3), pipe(7).
     """
     check_range(offset, count)
+    check_progress(progress, ReceiveProgress)
     async with dup_file(file) as fd:
         return await _receive(stream, _Target(fd, offset, count, progress or ReceiveProgress()))
     raise AssertionError("dup_file swallows no exception")
@@ -96,7 +105,7 @@ async def _receive(
     stream: trio.abc.ReceiveStream | trio.socket.SocketType | ReceivesBytes, target: _Target
 ) -> int:
     with ExitStack() as stack:
-        source = source_of(stream, stack)
+        source = source_of("stream", stream, stack)
         await checkpoint()
         if source.splices and not target.flags & os.O_APPEND:  # splice(2) refuses with EINVAL
             target.manager = ring_for_splices(files=True)
@@ -112,7 +121,7 @@ class _Target:
         self.flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         if self.flags & os.O_ACCMODE == os.O_RDONLY:
             # The error of write(2), but before any data is taken out of the stream.
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            raise OSError(errno.EBADF, "file must be open for writing, and is open for reading")
         self.fd = fd
         self.offset = offset
         self.progress = progress

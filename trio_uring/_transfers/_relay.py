@@ -12,7 +12,7 @@ from trio_uring._streams._endpoints import ring_for_splices, sink_of, source_of
 
 from ._send_file import SendProgress, sent_counter
 from ._splice_pipes import current_pipes
-from ._transfer import Transfer, check_range, empty_into, fill_from
+from ._transfer import Transfer, check_progress, check_range, empty_into, fill_from
 
 if TYPE_CHECKING:
     import trio
@@ -85,10 +85,12 @@ async def relay(
     Source: splice(2), pipe(7).
     """
     check_range(0, count)
+    check_progress(progress, RelayProgress)
     progress = progress or RelayProgress()
     transfer = Transfer(count, sent_counter(progress))
     with ExitStack() as stack:
-        from_, to = source_of(source, stack), sink_of(destination, stack)
+        from_ = source_of("source", source, stack)
+        to = sink_of("destination", destination, stack)
         await checkpoint()
         splices = ring_for_splices(files=False) is not None and from_.splices and to.splices
         size = _SPLICE_MIN  # of the last step

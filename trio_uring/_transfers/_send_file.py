@@ -28,7 +28,15 @@ from trio_uring._engine._file_systems import FileSystem, file_system_of
 from trio_uring._streams._endpoints import dup_file, ring_for_splices, sink_of
 
 from ._splice_pipes import current_pipes
-from ._transfer import BLOCK_SIZE, Transfer, check_range, empty_into, read_block, send_block
+from ._transfer import (
+    BLOCK_SIZE,
+    Transfer,
+    check_progress,
+    check_range,
+    empty_into,
+    read_block,
+    send_block,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -97,7 +105,7 @@ async def send_file(
 
     Raises:
       ValueError: *offset* or *count* is negative, or the socket is of another type.
-      TypeError: *stream* is not a stream.
+      TypeError: an argument has the wrong type.
       OSError: the file cannot be read (``EISDIR``, ``ESPIPE``, ``EBADF``, ``EIO``); or, for a
         socket, as its ``send``.
       trio.BusyResourceError: another task is sending on this stream.
@@ -111,6 +119,7 @@ async def send_file(
     Source: sendfile(2), cachestat(2), splice(2), io_uring_prep_splice(3), pipe(7).
     """
     check_range(offset, count)
+    check_progress(progress, SendProgress)
     transfer = Transfer(count, sent_counter(progress or SendProgress()))
     async with dup_file(file) as fd:
         return await _send(stream, fd, offset, count, transfer)
@@ -125,7 +134,7 @@ async def _send(
     transfer: Transfer,
 ) -> int:
     with ExitStack() as stack:
-        sink = sink_of(stream, stack)
+        sink = sink_of("stream", stream, stack)
         await checkpoint()
         manager = ring_for_splices(files=True)
         # A file system with a server would be asked in the event loop.

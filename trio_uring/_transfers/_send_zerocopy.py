@@ -10,13 +10,14 @@ import attrs
 from trio.lowlevel import checkpoint, enable_ki_protection
 
 from trio_uring import _operations as operations
+from trio_uring._arguments import check_readable
 from trio_uring._engine._io_manager import UringIOManager, current_ring
 from trio_uring._kernel.sockets import MSG_DONTWAIT
 from trio_uring._streams._endpoints import sink_of
 from trio_uring._trio_private import TrioSocket
 
 from ._send_file import SendProgress, sent_counter
-from ._transfer import Transfer, send_block
+from ._transfer import Transfer, check_progress, send_block
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,11 +90,12 @@ async def send_zerocopy(
 
     Source: io_uring_prep_send_zc(3), io_uring_prep_sendmsg_zc(3).
     """
+    check_progress(progress, ZeroCopyProgress)
     progress = progress or ZeroCopyProgress()
     add = sent_counter(progress)
     with ExitStack() as stack:
         blocks = [stack.enter_context(_bytes_of(block)) for block in data]
-        sink = sink_of(stream, stack)
+        sink = sink_of("stream", stream, stack)
         await checkpoint()
         manager, sock = current_ring("sockets"), sink.sock
         left = [block for block in blocks if len(block)]
@@ -109,6 +111,7 @@ async def send_zerocopy(
 
 
 def _bytes_of(data: Buffer) -> memoryview:
+    check_readable("each of data", data)
     return memoryview(data).cast("B")
 
 

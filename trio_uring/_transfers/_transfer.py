@@ -9,6 +9,7 @@ import attrs
 import trio
 
 from trio_uring import _operations as operations
+from trio_uring._arguments import check_count, check_type
 from trio_uring._engine._file_systems import FileSystem, file_system_of
 from trio_uring._engine._io_manager import current_ring
 
@@ -53,9 +54,16 @@ class Transfer:
 
 
 def check_range(offset: int, count: int | None) -> None:
-    """Raise `ValueError` if *offset* or *count* is negative."""
-    if offset < 0 or (count is not None and count < 0):
-        raise ValueError("offset and count must be 0 or more")
+    """Raise if *offset* or *count* is no int, or negative."""
+    check_count("offset", offset)
+    if count is not None:
+        check_count("count", count)
+
+
+def check_progress(progress: object, kind: type) -> None:
+    """Raise `TypeError` unless *progress* is None or a *kind*."""
+    if progress is not None:
+        check_type("progress", progress, kind, f"None or a {kind.__name__}()")
 
 
 # ---- Receiving -----------------------------------------------------------------------------
