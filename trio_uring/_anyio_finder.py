@@ -31,6 +31,7 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Final
 
+from ._anyio_versions import why_incompatible
 from ._engine._io_manager import UringIOManager
 from ._trio_private import current_io_manager
 
@@ -44,7 +45,6 @@ else:
 ANYIO_TRIO: Final = "anyio._backends._trio"
 ANYIO_TRIO_URING: Final = "anyio._backends._trio_uring"
 BACKENDS: Final = "trio_uring.anyio_backend"
-VERSIONS: Final = "trio_uring._anyio_versions"
 
 _warned: Final[set[str]] = set()
 
@@ -88,18 +88,13 @@ def _on_ring() -> bool:
         return False
 
 
-def _why_incompatible() -> str:
-    # Imported only if AnyIO is in use, because importing importlib.metadata takes 6 ms.
-    return str(vars(import_module(VERSIONS))["why_incompatible"]())
-
-
 def _backends(anyio_trio: ModuleType | None) -> ModuleType:
     """Import our backends, which register themselves.
 
     Raises:
       RuntimeError: this version of AnyIO is not supported.
     """
-    if reason := _why_incompatible():
+    if reason := why_incompatible():
         # AnyIO turns an ImportError into "No such backend", which would be misleading.
         raise RuntimeError(reason)
     ours = sys.modules.get(BACKENDS)
@@ -154,7 +149,7 @@ class _NewModule(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Set ``backend_class``, which AnyIO reads there."""
-        anyio_trio = import_module(ANYIO_TRIO) if not _why_incompatible() else None
+        anyio_trio = import_module(ANYIO_TRIO) if not why_incompatible() else None
         vars(module)["backend_class"] = vars(_backends(anyio_trio))["backend_class"]
 
 

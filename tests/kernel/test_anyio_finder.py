@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import pytest
 from children import output_of, run_python
 
@@ -185,11 +186,11 @@ def test_no_anyio() -> None:
     assert output_of(run_python(code)) == ["anyio"]
 
 
-PRETEND = """
-import importlib.metadata
-version = importlib.metadata.version
-importlib.metadata.version = lambda name: {installed!r} if name == "anyio" else version(name)
-"""
+def pretending(installed: str, directory: Path) -> str:
+    """Return code that puts *directory* first in sys.path, with AnyIO under another version."""
+    (directory / "anyio").symlink_to(Path(anyio.__file__).parent)
+    (directory / f"anyio-{installed}.dist-info").mkdir()
+    return f"import sys; sys.path.insert(0, {str(directory)!r})\n"
 
 
 NEEDS = (
@@ -199,7 +200,7 @@ NEEDS = (
 
 
 @pytest.mark.parametrize("installed", ["4.9.0", "3.7.1", "5.0.0rc1"])
-def test_wrong_anyio(installed: str) -> None:
+def test_wrong_anyio(installed: str, tmp_path: Path) -> None:
     code = """
 import anyio, pathlib, trio, trio_uring, warnings
 from anyio._core._eventloop import get_async_backend
@@ -220,7 +221,7 @@ with warnings.catch_warnings(record=True) as caught:
     trio_uring.run(main)
 print([str(warning.message)[:29] for warning in caught])
 """
-    lines = output_of(run_python(PRETEND.format(installed=installed) + code))
+    lines = output_of(run_python(pretending(installed, tmp_path) + code))
     assert lines == [
         f"AnyIO {installed} {NEEDS}",
         "RuntimeError",
@@ -230,8 +231,26 @@ print([str(warning.message)[:29] for warning in caught])
 
 
 @pytest.mark.parametrize("installed", ["4.10.0", "4.16.0.post1", "4.99.0"])
-def test_right_anyio(installed: str) -> None:
-    assert finds_ours(PRETEND.format(installed=installed))
+def test_right_anyio(installed: str, tmp_path: Path) -> None:
+    assert finds_ours(pretending(installed, tmp_path))
+
+
+def test_an_anyio_without_metadata_is_tried(tmp_path: Path) -> None:
+    code = pretending("0", tmp_path)
+    (tmp_path / "anyio-0.dist-info").rmdir()
+    assert finds_ours(code)
+
+
+def test_metadata_is_not_imported() -> None:
+    """Importing importlib.metadata takes a third of the time of the whole package."""
+    code = """
+        import sys, anyio, trio
+        before = {*sys.modules}
+        import trio_uring
+        anyio.run(anyio.sleep, 0, backend="trio_uring")
+        print({"importlib.metadata", "email", "inspect", "zipfile"} & ({*sys.modules} - before))
+        """
+    assert output_of(run_python(code)) == ["set()"]
 
 
 def test_two_finders_do_not_ask_each_other_for_ever() -> None:
