@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import attrs
 from trio.lowlevel import Abort
 
 if TYPE_CHECKING:
@@ -21,18 +20,27 @@ if TYPE_CHECKING:
     from ._ring import Ring
 
 
-@attrs.define(eq=False)
 class CompletionBatch:
     """The operations *start* to *end* of *array*, and the task that waits for all of them."""
 
-    array: OperationArray[object]
-    start: int
-    end: int
-    opcodes: Mapping[int, int]  # the number of operations by opcode
-    tokens: int  # taken from the limiter of file operations
-    task: Task
-    results: Sequence[tuple[int, int]] = ()  # res and flags of each operation, when all are done
-    raise_cancel: RaiseCancelT | None = None
+    def __init__(
+        self,
+        array: OperationArray[object],
+        start: int,
+        end: int,
+        opcodes: Mapping[int, int],
+        tokens: int,
+        task: Task,
+    ) -> None:
+        self.array = array
+        self.start = start
+        self.end = end
+        self.opcodes = opcodes  # the number of operations by opcode
+        self.tokens = tokens  # taken from the limiter of file operations
+        self.task = task
+        # res and flags of each operation, when all are done
+        self.results: Sequence[tuple[int, int]] = ()
+        self.raise_cancel: RaiseCancelT | None = None
 
     def abort(self, raise_cancel: RaiseCancelT) -> Abort:
         """Record that the task was cancelled. The operations end without being cancelled."""

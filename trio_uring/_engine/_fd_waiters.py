@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 
 if TYPE_CHECKING:
@@ -36,12 +35,12 @@ class FdWaiter:
         """If the wait was cancelled, wait for its end."""
 
 
-@attrs.define(eq=False)
 class FdReservation(FdWaiter):
     """Reserves an fd as *operation* would, including while that operation is not in flight."""
 
-    operation: Operation[object]
-    on_close: Callable[[], None]
+    def __init__(self, operation: Operation[object], on_close: Callable[[], None]) -> None:
+        self.operation = operation
+        self.on_close = on_close
 
     def fd_closing(self) -> None:
         """Call *on_close*."""

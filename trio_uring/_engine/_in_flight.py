@@ -72,7 +72,7 @@ _DRAIN_SECONDS: Final = 2.0
 _NOTHING: Final = nop()
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class InFlight(FdWaiter):
     """An in-flight entry: an operation from its push to its last CQE, and the waiting task."""
 

@@ -6,18 +6,17 @@ completion of an operation releases its token, outside of any task, and a batch 
 
 from __future__ import annotations
 
-import attrs
 import trio
 from trio.lowlevel import ParkingLot
 
 
-@attrs.define(eq=False)
 class Limiter:
     """A number of tokens, and the tasks that wait for one of them."""
 
-    available_tokens: int
-    waiters: ParkingLot = attrs.Factory(ParkingLot)
-    _many: trio.StrictFIFOLock = attrs.Factory(trio.StrictFIFOLock)
+    def __init__(self, available_tokens: int) -> None:
+        self.available_tokens = available_tokens
+        self.waiters = ParkingLot()
+        self._many = trio.StrictFIFOLock()
 
     async def acquire(self) -> None:
         """Take a token. If cancelled, no token was taken."""

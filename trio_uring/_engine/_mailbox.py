@@ -22,7 +22,6 @@ from math import inf
 from typing import TYPE_CHECKING, Final, Protocol
 from weakref import WeakSet
 
-import attrs
 import trio
 
 from trio_uring._operations import msg_ring
@@ -32,6 +31,8 @@ from ._run_state import RunResource
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from trio_uring._operations import Operation
 
     from ._in_flight import InFlightTable
     from ._ring import Ring
@@ -159,11 +160,16 @@ class Mailbox(RunResource):
         self.release_fd(self._fd)
 
 
-@attrs.define(eq=False)
 class WakeMessage(InFlight):
     """The message that wakes another run for its mailbox. No task waits for it."""
 
-    mailbox: Mailbox = attrs.field(kw_only=True)
+    __slots__ = ("mailbox",)
+
+    def __init__(
+        self, table: InFlightTable, operation: Operation[object], *, mailbox: Mailbox
+    ) -> None:
+        super().__init__(table, operation)
+        self.mailbox = mailbox
 
     def done(self) -> None:
         """Release the other ring's fd. If the message failed, wake the run through its token."""

@@ -6,8 +6,6 @@ import errno
 import time
 from typing import TYPE_CHECKING, Final
 
-import attrs
-
 from trio_uring._errors import setup_error
 from trio_uring._kernel import ffi, lib
 from trio_uring._kernel.uapi import SetupFlag
@@ -47,24 +45,24 @@ _ENTRIES_MIN: Final = 8
 _PATIENCE_SECONDS: Final = 0.5
 
 
-@attrs.define(eq=False)
 class SetupLog:
     """What the kernel refused during setup, for the statistics."""
 
-    steps: list[str] = attrs.field(factory=list[str])
+    def __init__(self) -> None:
+        self.steps: list[str] = []
 
     def refused(self, what: str, result: int) -> None:
         """Record that *what* was refused with *result*, a negative error number."""
         self.steps.append(f"{what}: {errno.errorcode.get(-result, -result)}")
 
 
-@attrs.define
 class _Memory:
     """What is known about the memory that this process may lock."""
 
-    last_close: float = -_PATIENCE_SECONDS  # when a ring was last closed
-    # The lowest number of entries that was refused when no ring had been closed just before.
-    too_many: int = 1 << 32
+    def __init__(self) -> None:
+        self.last_close = -_PATIENCE_SECONDS  # when a ring was last closed
+        # The lowest number of entries that was refused when no ring had been closed just before.
+        self.too_many = 1 << 32
 
     def is_worth_waiting_for(self, entries: int) -> bool:
         """Whether memory for *entries* may be missing only because a ring was closed just now."""

@@ -35,7 +35,6 @@ from contextlib import suppress
 from functools import cache, partial
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
-import attrs
 import trio
 
 from trio_uring import _operations as operations
@@ -61,18 +60,15 @@ _Path = str | bytes
 _Buffered = Callable[[RingFileIO, int], io.BufferedReader | io.BufferedWriter | io.BufferedRandom]
 
 
-@attrs.frozen
-class _Mode:
-    raw: str
-    binary: bool
-    buffered: _Buffered
+# The mode of the raw file, whether the file is binary, and the class of the buffered file.
+_Mode = tuple[str, bool, _Buffered]
 
 
 def _mode(base: str, plus: str, kind: str) -> _Mode:
     buffered: object = io.BufferedReader if base == "r" else io.BufferedWriter
     if plus:
         buffered = io.BufferedRandom
-    return _Mode(base + plus, kind == "b", cast("_Buffered", buffered))
+    return base + plus, kind == "b", cast("_Buffered", buffered)
 
 
 # The letters of a mode can be in any order: "rb+", "+br", ...
@@ -89,7 +85,7 @@ _SPLIT_AT_LF: Final = (None, "", "\n")
 _ASCII_CODECS: Final = ("utf-8", "iso8859-1", "ascii")
 
 # The modes of files that are only read.
-READING: Final = frozenset(letters for letters, mode in _MODES.items() if mode.raw == "r")
+READING: Final = frozenset(letters for letters, mode in _MODES.items() if mode[0] == "r")
 
 _NEWLINES: Final = ("", "\n", "\r", "\r\n")
 
@@ -176,8 +172,8 @@ def open_file(
     Raises:
       OSError: as `io.open`, with its ``filename``.
     """
-    how = _MODES[mode]
-    if how.binary and buffering == 1:
+    raw_mode, binary, open_buffered = _MODES[mode]
+    if binary and buffering == 1:
         warnings.warn(
             "line buffering (buffering=1) isn't supported in binary mode, the default buffer"
             " size will be used",
@@ -191,7 +187,7 @@ def open_file(
             arguments = (mode, buffering, encoding, errors, newline, closefd)
             return bridge.call_in_thread(partial(open_file, file, *arguments))
         opener = open_on_ring
-    raw = RingFileIO(file, how.raw, closefd, opener)
+    raw = RingFileIO(file, raw_mode, closefd, opener)
     is_private = opener is open_on_ring or opener is open_now
     if is_private:
         raw.set_private(is_regular=opener is open_now)
@@ -200,8 +196,8 @@ def open_file(
         if buffering == 0:
             return raw
         size = buffering if buffering > 1 else _buffer_size(raw)
-        result = buffered = how.buffered(raw, size)
-        if how.binary:
+        result = buffered = open_buffered(raw, size)
+        if binary:
             return buffered
         line_buffering = buffering == 1 or (buffering < 0 and raw.isatty())
         result = text = io.TextIOWrapper(buffered, encoding, errors, newline, line_buffering)
