@@ -343,6 +343,11 @@ def check_system() -> None:
     """Raise `RingUnavailableError` if this system or this Trio rules a ring out."""
     if sys.platform != "linux":
         raise RingUnavailableError(why_no_core)
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        raise RingUnavailableError(
+            "this Python runs without its global lock (GIL), where trio_uring has not been tested: "
+            "start it with PYTHON_GIL=1, or use the build of Python with the lock"
+        )
     check_trio()
 
 

@@ -1,6 +1,6 @@
-"""A Trio without a private name that we use is refused, and the name is said.
+"""A Trio or a Python that cannot be used is refused, and the reason is said.
 
-In a Python of its own: where Trio is patched already, it is not looked at again.
+Each in a Python of its own: where Trio is patched already, it is not looked at again.
 """
 
 from __future__ import annotations
@@ -43,3 +43,25 @@ except IncompatibleTrioError:
 """
     result = run_python(program, environment={"TRIO_URING_ANY_TRIO": setting})
     assert output_of(result) == ["refused"] * refused
+
+
+def test_a_python_without_its_global_lock_falls_back_and_says_why() -> None:
+    program = """
+import sys, warnings
+sys._is_gil_enabled = lambda: False
+import trio, trio_uring
+
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    trio_uring.run(trio.sleep, 0)
+[warning] = caught
+print(warning.message)
+try:
+    trio_uring.run(trio.sleep, 0, ring=trio_uring.RingConfig(require=True))
+except trio_uring.RingUnavailableError as exc:
+    print(exc)
+"""
+    warned, raised = output_of(run_python(program))
+    assert raised in warned
+    assert "without its global lock" in raised
+    assert "PYTHON_GIL=1" in raised
