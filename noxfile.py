@@ -10,6 +10,7 @@ has no compiled module.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -40,13 +41,17 @@ nox.options.error_on_missing_interpreters = True
 PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 GROUPS = {
     group: nox.project.dependency_groups(PYPROJECT, group)
-    for group in ("test", "lint", "types", "docs", "bench")
+    for group in ("test", "lint", "types", "docs", "bench", "integrations", "news", "wheels")
 }
 
-NEWEST_TRIO = next(
-    name for name in PYPROJECT["project"]["dependencies"] if name.startswith("trio>")
+# The newest that the code was read against. With a later one, every run falls back.
+_READ = ROOT / "trio_uring" / "_trio_private.py"
+[NEWEST] = re.findall(
+    r"^NEWEST_TRIO: Final = \(0, (\d+)\)$", _READ.read_text("utf-8"), re.MULTILINE
 )
+NEWEST_TRIO = f"trio==0.{NEWEST}.*"
 OLDEST_TRIO = "trio==0.32.0"
+NEXT_TRIO = "trio>=0.32"
 NEWEST_ANYIO = PYPROJECT["project"]["optional-dependencies"]["anyio"][0]
 OLDEST_ANYIO = "anyio==4.10.0"
 
@@ -113,6 +118,7 @@ FEW_PYTHONS = [version for version in PYTHONS if version in {PYTHONS[0], ONE_PYT
 # There they run on the Python engine, too, which every Python can use and few will.
 ENGINE_PYTHONS = PYTHONS[-1:]
 ENGINE_TESTS = ["tests/kernel", "tests/conformance", "tests/fuzz"]
+SDIST_TEST = "tests/unit/test_operations.py"  # which is run from the sdist alone
 NATIVE = {"TRIO_URING_ENGINE": "native"}
 ON_PYTHON_ENGINE = {"TRIO_URING_ENGINE": "python"}
 
@@ -196,13 +202,23 @@ def types(session: nox.Session) -> None:
 @nox.session(python=ONE_PYTHON)
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
-    install_wheel(session, NEWEST_TRIO, *GROUPS["docs"])
+    install_wheel(session, NEWEST_TRIO, *GROUPS["docs"], *GROUPS["news"], extras="[anyio]")
     with elsewhere(session):
         html = ROOT / "docs" / "_build" / "html"
         session.run(
             *("python", "-m", "sphinx", "--nitpicky", "--fail-on-warning", "--keep-going"),
             *("--fresh-env", "--doctree-dir", "doctrees", str(ROOT / "docs"), str(html)),
         )
+
+
+@nox.session(python=ONE_PYTHON)
+def changelog(session: nox.Session) -> None:
+    """Print what the newsfragments say. With a version as argument, write it to CHANGELOG.md."""
+    session.install(*GROUPS["news"])
+    if session.posargs:
+        session.run("towncrier", "build", "--yes", "--version", *session.posargs)
+    else:
+        session.run("towncrier", "build", "--draft", "--version", "Unreleased", "--date", "")
 
 
 @nox.session(venv_backend="none")
@@ -310,8 +326,9 @@ def suites(session: nox.Session, project: str) -> None:
 
 @nox.session(python=ONE_PYTHON)
 def examples(session: nox.Session) -> None:
-    """Run the examples and the README's code."""
-    install_wheel(session, NEWEST_TRIO, *GROUPS["test"], extras="[anyio]")
+    """Run the examples, and the programs of the README and the documentation."""
+    requirements = (*GROUPS["test"], *GROUPS["integrations"])
+    install_wheel(session, NEWEST_TRIO, *requirements, extras="[anyio]")
     run_pytest(session, str(ROOT / "tests" / "test_examples.py"))
 
 
@@ -495,11 +512,48 @@ def build(session: nox.Session) -> None:
             session.run("python", "-m", "trio_uring", "--help", silent=True)
         session.run("python", "-m", "pip", "check")
         session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "trio-uring")
+    with unpacked_sdist(session) as source:  # which has the tests, too
+        session.install("--no-cache-dir", f"{source}", *GROUPS["test"])
+        options = (
+            f"--rootdir={source}",
+            "-c",
+            f"{source}/pyproject.toml",
+            "-p",
+            "no:cacheprovider",
+        )
+        with elsewhere(session):
+            session.run("python", "-m", "pytest", *options, f"{source}/{SDIST_TEST}")
+        session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "trio-uring")
     session.install("--no-cache-dir", f"{sdist}", env={"CC": "false"})  # no compiler
     check_echo(session, "epoll")
     with elsewhere(session):
         # There is no ring, and it says why.
         session.run("python", "-m", "trio_uring", "doctor", success_codes=[1], silent=True)
+
+
+@nox.session(python=PYTHONS)
+def wheels(session: nox.Session) -> None:
+    """Make the wheel to publish for this Python and machine, and run an echo on it.
+
+    auditwheel checks that it needs no newer C library than its name says. It stays in
+    `.nox/wheels`. The release workflow makes those for all machines, in the same way.
+    """
+    wheel, _ = built(session)
+    session.install(*GROUPS["wheels"])
+    directory = ROOT / ".nox" / "wheels" / str(session.python)
+    shutil.rmtree(directory, ignore_errors=True)
+    session.run("auditwheel", "repair", "--wheel-dir", str(directory), str(wheel))
+    [repaired] = directory.glob("*-manylinux*.whl")
+    session.install("--force-reinstall", "--no-cache-dir", str(repaired))
+    for engine in ("native", "python"):
+        check_echo(session, engine, {"TRIO_URING_ENGINE": engine})
+
+
+@nox.session(python=ONE_PYTHON)
+def next_trio(session: nox.Session) -> None:
+    """Run the project's own tests with the newest Trio there is, which nobody may have read yet."""
+    install_wheel(session, NEXT_TRIO, *GROUPS["test"], extras="[anyio]")
+    run_pytest(session, *ENGINE_TESTS, env={**NATIVE, "TRIO_URING_ANY_TRIO": "1"})
 
 
 @nox.session(venv_backend="none")
@@ -510,7 +564,7 @@ def full(session: nox.Session) -> None:
         *("trio_suite", "trio_suite_unused", "trio_suite_oldest"),
         *("anyio_suite", "anyio_suite_oldest", "suites", "examples", "docs"),
         *("asan", "coverage", "fuzz", "simulation", "ledgers", "interrupts", "soak"),
-        *("build", "bench"),
+        *("build", "wheels", "changelog", "bench"),
     ):
         session.notify(name)
 

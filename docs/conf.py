@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import os
 import re
+import subprocess
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -21,24 +23,49 @@ author = "The trio_uring developers"
 copyright = author  # noqa: A001 (Sphinx's name)
 version = release = version_of("trio-uring")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    *("myst_parser", "sphinx.ext.autodoc", "sphinx.ext.intersphinx", "sphinx.ext.napoleon"),
+    "sphinx_copybutton",
+]
 exclude_patterns = ["_build", "newsfragments"]
-html_theme = "alabaster"
-html_theme_options = {"description": "Trio on Linux io_uring"}
+html_theme = "furo"  # with a dark mode and a search
+html_title = f"trio_uring {release}"
+html_theme_options = {
+    "source_repository": "https://github.com/trio-uring/trio-uring/",
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+copybutton_exclude = ".linenos, .gp, .go"  # prompts and output of examples
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 default_role = "py:obj"
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # docstrings say units and limits; the signatures stay short
+autodoc_typehints = "description"  # beside what a docstring says of the argument
+autodoc_typehints_description_target = "documented_params"
+python_use_unqualified_type_names = True
 add_module_names = False
 napoleon_use_rtype = False
 
-# Names of other projects: checking these needs a network, and the build must work without one.
+# Links to other projects need their inventories, and so a network. The build works without one:
+# there the names are not checked.
+if os.environ.get("READTHEDOCS"):
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "trio": ("https://trio.readthedocs.io/en/stable", None),
+        "anyio": ("https://anyio.readthedocs.io/en/stable", None),
+        "outcome": ("https://outcome.readthedocs.io/en/stable", None),
+    }
 nitpick_ignore_regex = [
-    ("py:.*", rf"(trio|anyio|{'|'.join(sys.stdlib_module_names)})(\..*)?"),
+    ("py:.*", rf"(trio|anyio|outcome|{'|'.join(sys.stdlib_module_names)})(\..*)?"),
     ("py:.*", "|".join(vars(builtins))),
+    # Type variables, protocols for arguments, and names as they stand in annotations.
+    ("py:class", r"(.*\.)?(T|T_co|StreamT|Clock|Instrument|Buffer|AsyncFile|HasFileNo)"),
+    (
+        "py:class",
+        r"(.*\.)?(SendsBytes|ReceivesBytes|Unpack|PosArgT|CData|StrOrBytesPath|Sqe|Exclusive)",
+    ),
 ]
 
 _FIELD = re.compile(r"^(Completes with|Fails with|If cancelled|Since): ", re.MULTILINE)
@@ -75,20 +102,16 @@ def list_operations(module: re.Match[str]) -> str:
 
 
 def list_newsfragments() -> str:
-    """Return the changes since the last release, one list item for each newsfragment."""
-    fragments = sorted((DOCS / "newsfragments").glob("[0-9]*.*.md"))
-    kinds = {"feature": "New", "bugfix": "Fixed", "removal": "Removed", "doc": "Documentation"}
-    parts = []
-    for kind, title in kinds.items():
-        texts = [path.read_text("utf-8").strip() for path in fragments if path.stem.endswith(kind)]
-        if texts:
-            parts += [f"### {title}", "", *(f"- {indent(text)}" for text in texts), ""]
-    return "\n".join(parts) or "Nothing yet."
-
-
-def indent(text: str) -> str:
-    """Indent the lines after the first, as a list item needs it."""
-    return text.replace("\n", "\n  ")
+    """Return the changes since the last release, as towncrier lists them, and the releases."""
+    changes = subprocess.run(
+        [sys.executable, "-m", "towncrier", "build", "--draft", "--version", "Unreleased"],
+        cwd=DOCS.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    releases = (DOCS.parent / "CHANGELOG.md").read_text("utf-8").partition("<!-- releases -->")[2]
+    return changes.strip() + "\n" + releases
 
 
 def setup(app: Sphinx) -> None:

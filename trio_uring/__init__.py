@@ -75,6 +75,8 @@ if TYPE_CHECKING:
         send_zerocopy as send_zerocopy,
     )
 
+__version__: Final = "0.1.0"
+
 __all__ = [
     "BufferLease",
     "DirectFile",
