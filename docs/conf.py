@@ -61,7 +61,7 @@ nitpick_ignore_regex = [
     ("py:.*", rf"(trio|anyio|outcome|{'|'.join(sys.stdlib_module_names)})(\..*)?"),
     ("py:.*", "|".join(vars(builtins))),
     # Type variables, protocols for arguments, and names as they stand in annotations.
-    ("py:class", r"(.*\.)?(T|T_co|StreamT|Clock|Instrument|Buffer|AsyncFile|HasFileNo)"),
+    ("py:class", r"(.*\.)?(T|T_co|StreamT|Clock|Instrument|Buffer|AsyncFile|HasFileNo|OpenFd)"),
     (
         "py:class",
         r"(.*\.)?(SendsBytes|ReceivesBytes|Unpack|PosArgT|CData|StrOrBytesPath|Sqe|Exclusive)",

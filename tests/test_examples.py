@@ -1,11 +1,17 @@
-"""Every example runs, and every Python block of the README, on the installed package."""
+"""Every example runs, and so does every program of the documentation, on the installed package.
+
+A Python block is a program if it imports what it needs and starts a run. The others are parts of
+one, and are compiled.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,12 +20,21 @@ from children import CHILD_SECONDS, clean_environment
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+# The guides about files: their code, which is shown without its imports and without a peer.
+GUIDES = ("files", "direct-io", "send-files", "receive-files")
+DOCS = sorted(page for page in (ROOT / "docs").rglob("*.md") if page.stem not in GUIDES)
+PAGES = [ROOT / "README.md", *DOCS]
+# A comment before a block says why it is not run.
+BLOCK = re.compile(r"^(<!-- not run: .*? -->\n)?```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+RUN = re.compile(r"\b(trio_uring|trio|anyio)\.run\b")
+BLOCKS = [
+    pytest.param(match, id=f"{page.relative_to(ROOT)}-{number}")
+    for page in PAGES
+    for number, match in enumerate(BLOCK.finditer(page.read_text(encoding="utf-8")), 1)
+]
 
 LINES_MAX = 60
 
-# The guides about files: their code, which is shown without its imports and without a peer.
-GUIDES = ("files", "direct-io", "send-files", "receive-files")
 GUIDE_BLOCKS = {
     f"{guide}-{number}": block
     for guide in GUIDES
@@ -53,6 +68,7 @@ def run(*command: str | Path, cwd: Path) -> str:
         [sys.executable, "-W", "error", *map(str, command)],
         cwd=cwd,
         env=clean_environment(),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
@@ -80,11 +96,24 @@ def test_example(example: Path, tmp_path: Path) -> None:
     assert run(example, "--demo", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.partition("\n")[0])
-def test_readme(block: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("match", BLOCKS)
+def test_block(match: re.Match[str], tmp_path: Path) -> None:
+    not_run, block = match.groups()
+    tree = compile(block, "block", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    imported = {name.partition(".")[0] for node in tree.body for name in imported_by(node)}
+    if not imported or not RUN.search(block) or not_run:
+        return
+    if missing := {name for name in imported if find_spec(name) is None}:
+        pytest.skip(f"it needs {', '.join(missing)}: see `nox -s examples`")
     program = tmp_path / "program.py"
     program.write_text(block, encoding="utf-8")
     run(program, cwd=tmp_path)
+
+
+def imported_by(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [f"{node.module}"] if isinstance(node, ast.ImportFrom) else []
 
 
 @pytest.mark.parametrize("name", GUIDE_BLOCKS)

@@ -84,7 +84,7 @@ class OperationArray(Generic[T_co]):
       model: One of *operations*, or if the array was made by `read_many`, one that is like them.
       operations: The operations of which the array was made; empty if `read_many` made it.
       pins: What keeps their memory in place, apart from the pins of *operations*.
-      spent: As in `Operation`.
+      spent: As in `trio_uring.lowlevel.Operation`.
     """
 
     fields: CData
