@@ -30,7 +30,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # The lines of the longest file and of the longest function (without its docstring). Nothing grows
 # beyond them without a reason: split a file by its subjects, or record what it has now and say
 # in the commit why it is still about one thing.
-LONGEST_FILE = 545
+LONGEST_FILE = 552
 LONGEST_FUNCTION = 50
 
 # What the package may import when it runs: its dependencies, and what those who use an optional
