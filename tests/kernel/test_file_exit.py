@@ -86,11 +86,12 @@ async def test_after_the_exit_began_no_call_uses_a_bridge(
         assert files.is_exiting
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(path.read_bytes)
+                nursery.start_soon(path.with_name("new").mkdir)
                 nursery.start_soon(file.flush)
                 await wait_all_tasks_blocked()
                 assert len(nursery.child_tasks) == 2
                 scope.cancel()
     assert file.closed
     assert (tmp_path / "file").read_bytes() == b"buffered"
+    assert not (tmp_path / "new").exists()
     assert files.running == 0

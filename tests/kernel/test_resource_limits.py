@@ -138,7 +138,7 @@ async def at_once(path: Path, data: bytes) -> None:
 
 
 async def at_positions(path: Path, data: bytes) -> None:
-    async with await open_positional(path, os.O_WRONLY | os.O_CREAT) as file:
+    async with await open_positional(path, "w") as file:
         for start in range(0, len(data), 50_000):
             await file.write_at(data[start : start + 50_000], start)
 
