@@ -97,6 +97,7 @@ class UringIOManager(InFlightTable):
     It closes *ring*, which belongs to the thread of the run.
     """
 
+    fallback_reason: str
     begun: bool = False  # whether the first loop iteration has begun
 
     def __init__(
@@ -110,7 +111,7 @@ class UringIOManager(InFlightTable):
         self._readiness = Readiness()
         super().__init__(ring, self._readiness, config.max_file_operations)
         self.config = config
-        self.disabled = disabled
+        self.disabled: frozenset[Layer] = disabled
         self.why_python: str = why_python  # why the native engine is not used; empty if it is
         self._guest: GuestWakeup | None = None
         self._watch_operation = self._readiness.watch()

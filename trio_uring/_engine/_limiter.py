@@ -14,8 +14,8 @@ class Limiter:
     """A number of tokens, and the tasks that wait for one of them."""
 
     def __init__(self, available_tokens: int) -> None:
-        self.available_tokens = available_tokens
-        self.waiters = ParkingLot()
+        self.available_tokens: int = available_tokens
+        self.waiters: ParkingLot = ParkingLot()
         self._many = trio.StrictFIFOLock()
 
     async def acquire(self) -> None:
