@@ -141,6 +141,8 @@ async def tick_as_asked(load: Load, directory: trio.Path) -> None:
 
 
 def p99(values: list[float]) -> float:
+    if len(values) == 1:  # of a trial run, or on a busy machine
+        return values[0]
     return statistics.quantiles(values, n=100)[98]
 
 

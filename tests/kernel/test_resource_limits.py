@@ -94,7 +94,7 @@ def test_without_address_space_there_is_a_memory_error_and_the_next_run_works(
     tmp_path: Path,
 ) -> None:
     lines = output_of(run_python(ADDRESS_SPACE, tmp_path / "file", options=()))
-    assert lines[0] == "MemoryError MemoryError"
+    assert "MemoryError" in lines[0]  # in a run, free memory of the process may be enough
     assert lines[-1] == "io_uring io_uring"
 
 
