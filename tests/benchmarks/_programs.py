@@ -29,6 +29,7 @@ WARM_UP_SHARE = 10
 ANSWER_SECONDS = 60.0  # for a program that has not answered then, something is wrong
 SLEEPY_SECONDS = 0.005  # until a program without work sleeps
 LAST_WORDS_SECONDS = 2.0  # for a program that fails to say why
+PATIENCE_SECONDS = 30  # until a program that is to end is killed
 
 # Whoever must not write bytecode compiles everything at each start.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in {
@@ -125,6 +126,13 @@ class Program:
         """
         time.sleep(SLEEPY_SECONDS)
         return time.clock_gettime(self._clock)
+
+    def finish(self) -> None:
+        """Let it end by itself, which the end of its input asks for."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(PATIENCE_SECONDS)
 
     def kill(self) -> None:
         self._process.kill()
