@@ -523,7 +523,12 @@ async def test_cancelled_between_two_parts_it_submits_no_more(file: int, *, wait
     """Completed operations are reported, and others do not begin."""
     limit = current_manager().file_limiter
     with pairs(1) as [(ours, _)]:
-        described: list[Operation[Any]] = [operations.fsync(file) for _ in range(4)]
+        read_end, write_end = os.pipe()
+        # The first part ends when the test lets it.
+        described: list[Operation[Any]] = [
+            operations.read(read_end, bytearray(1), -1, cancellable=False) for _ in range(2)
+        ]
+        described += [operations.fsync(file) for _ in range(2)]
         if waits:
             described.append(operations.recv(ours.fileno(), bytearray(1)))
         results: list[outcome.Outcome[Any]] = []
@@ -535,12 +540,17 @@ async def test_cancelled_between_two_parts_it_submits_no_more(file: int, *, wait
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(batch)
-                while not statistics().in_flight:
+                await wait_all_tasks_blocked()
+                nursery.start_soon(limit.acquire_many, 2)  # behind the first part
+                await wait_all_tasks_blocked()
+                os.write(write_end, b"12")
+                while statistics().in_flight > waits:
                     await trio.lowlevel.checkpoint()
-                await limit.acquire_many(2)  # behind the first part, before the second
                 await wait_all_tasks_blocked()
                 scope.cancel()
-        assert unwrapped(results[:2]) == [None, None]
+        os.close(read_end)
+        os.close(write_end)
+        assert unwrapped(results[:2]) == [1, 1]
         assert all(isinstance(error(each), OperationCancelledError) for each in results[2:])
         assert len(results) == len(described)
     assert limit.available_tokens == 0
