@@ -131,7 +131,7 @@ def arguments() -> dict[str, Any]:
                 "trio_uring._kernel._native",
                 sorted(map(str, Path(ENGINE).glob("*.c"))),
                 include_dirs=[KERNEL],
-                depends=[f"{ENGINE}/engine.h", f"{KERNEL}/engine_api.h", f"{KERNEL}/uapi.h"],
+                depends=[f"{ENGINE}/engine.h", *map(str, Path(KERNEL).glob("*.h"))],
                 extra_compile_args=[
                     *("-std=gnu11", "-fvisibility=hidden"),  # libc has a `step`, too
                     *("-Wall", "-Wextra", "-Wno-unused-parameter"),

@@ -26,7 +26,10 @@ ffibuilder.set_source(
     "trio_uring._kernel._ring",
     "".join((_HERE / name).read_text() for name in _SOURCES),
     include_dirs=[str(_HERE)],
-    depends=[str(_HERE / name) for name in ("ring.cdef.txt", *_SOURCES, "engine_api.h", "uapi.h")],
+    depends=[
+        *(str(_HERE / name) for name in ("ring.cdef.txt", *_SOURCES)),
+        *map(str, _HERE.glob("*.h")),
+    ],
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter"],
 )
 

@@ -5,7 +5,8 @@
  */
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
+
+#include "preadv2.h"
 
 /* From linux/openat2.h: Linux 5.6, and 5.12 for RESOLVE_CACHED. */
 #define URING_RESOLVE_CACHED 0x20
@@ -20,7 +21,6 @@ struct uring_open_how { uint64_t flags, mode, resolve; };
 #define URING_STATX_BASIC_STATS 0x7ff
 #define URING_STATX_MNT_ID_UNIQUE 0x4000 /* Linux 6.8 */
 #define URING_STATX_SIZE 256
-#define URING_RWF_NOWAIT 8
 
 /* With O_NONBLOCK, opening a FIFO or a file with a lease does not block. With O_PATH it never
  * does. F_SETFL ignores those of the flags that only open(2) sets. */
@@ -181,8 +181,8 @@ static int read_cached(const char *path, char *buffer, int size, int *rest)
     int fd = open_at_once(path, O_RDONLY | O_NONBLOCK), done = 0;
     *rest = -1;
     while (fd >= 0) {
-        struct iovec part = {buffer + done, (size_t)(size - done)};
-        long count = syscall(__NR_preadv2, fd, &part, 1UL, (long)done, 0L, URING_RWF_NOWAIT);
+        long count =
+            read_with_flags(fd, buffer + done, (size_t)(size - done), done, URING_RWF_NOWAIT);
         if (count == 0) {
             close(fd);
             return done;

@@ -1,7 +1,6 @@
 /* System calls on open files that Python has no function for. */
-#include <sys/uio.h>
+#include "preadv2.h"
 
-#define URING_RWF_NOWAIT 8 /* Linux 4.14 */
 #ifndef __NR_cachestat
 #define __NR_cachestat 451 /* Linux 6.5; the same on every architecture */
 #endif
@@ -26,8 +25,7 @@ static int is_cached(int fd, uint64_t offset, uint64_t size)
     struct { uint64_t cached, dirty, writeback, evicted, recently_evicted; } found;
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     char last;
-    struct iovec vector = {&last, 1};
     return size > 0 && syscall(__NR_cachestat, fd, &range, &found, 0) == 0 &&
            found.cached >= (offset + size - 1) / page - offset / page + 1 &&
-           preadv2(fd, &vector, 1, (off_t)(offset + size - 1), URING_RWF_NOWAIT) == 1;
+           read_with_flags(fd, &last, 1, (int64_t)(offset + size - 1), URING_RWF_NOWAIT) == 1;
 }

@@ -2,18 +2,14 @@
  * Reads of data in the page cache, directly into bytes objects. They do not wait. What cannot be read
  * without waiting, or at all, Python leaves to the ring, which reports the errors.
  */
-#define _GNU_SOURCE
 #include "engine.h"
+#include "preadv2.h"
 
-#include <sys/uio.h>
-
-#define URING_RWF_NOWAIT 8 /* Linux 4.14 */
 #define READ_MAX (256 * 1024) /* as INLINE_MAX in _bridge.py: what one call may copy */
 
 static ssize_t read_now(int fd, void *memory, size_t size, int64_t offset)
 {
-    struct iovec vector = {memory, size};
-    return preadv2(fd, &vector, 1, offset, URING_RWF_NOWAIT);
+    return read_with_flags(fd, memory, size, offset, URING_RWF_NOWAIT);
 }
 
 /* Return the bytes; None if they are not all in the page cache; NULL with an exception. */

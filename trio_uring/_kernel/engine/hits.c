@@ -15,11 +15,7 @@
  * of the raw file below use preadv2(RWF_NOWAIT), and return None if that would wait.
  */
 #include "engine.h"
-
-#include <errno.h>
-#include <sys/syscall.h>
-#include <sys/uio.h>
-#include <unistd.h>
+#include "preadv2.h"
 
 enum what { SIMPLE, READ, READINTO, RAW_READ, RAW_READINTO, TEXT_LINE };
 
@@ -67,8 +63,7 @@ static Py_ssize_t read_now(struct attempt *now, void *buffer, Py_ssize_t size)
         PyErr_Clear();
         return -1;
     }
-    struct iovec part = {buffer, (size_t)size};
-    Py_ssize_t count = syscall(__NR_preadv2, fd, &part, 1UL, -1L, -1L, now->flags);
+    Py_ssize_t count = read_with_flags((int)fd, buffer, (size_t)size, -1, now->flags);
     if (count < 0)
         return -1;
     now->missed = 0;
