@@ -393,17 +393,6 @@ async def test_closed_while_it_waits(of: str) -> None:
             await a.send_all(b"x")
 
 
-async def test_a_peer_that_is_gone() -> None:
-    async with warm_streams() as (a, b):
-        b.socket.close()
-        with pytest.raises(trio.BrokenResourceError) as caught:
-            await a.send_all(b"x")
-        assert isinstance(caught.value.__cause__, BrokenPipeError)
-        with pytest.raises(BrokenPipeError):
-            await a.socket.send(b"x")
-        assert not a._send_conflict_detector._held
-
-
 async def test_a_task_that_takes_over_from_a_cancelled_one() -> None:
     async with warm_streams() as (a, b), trio.open_nursery() as nursery:
         nursery.start_soon(a.receive_some)

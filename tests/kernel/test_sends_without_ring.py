@@ -91,6 +91,7 @@ async def test_a_failed_send_by_a_system_call() -> None:
         assert isinstance(caught.value.__cause__, BrokenPipeError)
         with pytest.raises(BrokenPipeError):
             await a.socket.send(b"x")
+        assert not a._send_conflict_detector._held
 
 
 async def test_a_full_socket_and_a_send_by_a_system_call() -> None:

@@ -36,8 +36,6 @@ Completion = tuple[int, int, int]  # user_data, res, flags
 # enough for every program that was measured, and twice as many were no faster.
 REAP_MAX: Final = 1024
 
-# The size of struct statx in linux/stat.h, which has room for future fields.
-
 _CQE = struct.Struct("=QiI")
 _RESULT = struct.Struct("=iI")  # res and flags of an operation in a batch
 

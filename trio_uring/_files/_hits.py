@@ -58,7 +58,7 @@ _fileno: Final = io.FileIO.fileno
 # What a hit returns if it could not make the call, or not all of it.
 OTHERWISE: Final = object()
 
-# How a hit makes a call. The numbers are those of files.c.
+# How a hit makes a call. The numbers are those of hits.c.
 _SIMPLE: Final = 0  # it reads nothing
 _READ: Final = 1
 _READINTO: Final = 2
@@ -124,7 +124,7 @@ def file_method(
 
 
 class PythonHit:
-    """One method of one file; the twin of FileHit in files.c.
+    """One method of one file; the twin of FileHit in hits.c.
 
     A call returns what the method returns. It returns `OTHERWISE` if there is more to do, which
     *due* and *missed* tell.
