@@ -256,6 +256,25 @@ async def test_receiving_into_memory() -> None:
         buffer.append(0)
 
 
+async def test_a_connection_that_only_receives_into_memory() -> None:
+    """It is known to be a stream, and nobody else has opened the buffers of the run."""
+    with trio.socket.socket() as listener, trio.socket.socket() as client:
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        await client.connect(listener.getsockname())
+        server, _ = await listener.accept()
+        with server:
+            buffer = bytearray(1)
+            await client.send(b"1")
+            assert await server.recv_into(buffer) == 1
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.recv_into, buffer)
+                await wait_all_tasks_blocked()
+                assert in_flight() == 1
+                await client.send(b"2")
+            assert buffer == b"2"
+
+
 async def test_cancelling_a_receive_into_memory_loses_nothing() -> None:
     left, right = trio.socket.socketpair()
     with left, right:

@@ -164,11 +164,15 @@ async def recv(self: UringSocket, buflen: int, flags: int = 0, /) -> bytes:
 
 
 async def _recv_twin(sock: UringSocket, buflen: int) -> bytes:
+    _note_stream(sock)
+    return await _recv(sock, buflen)
+
+
+def _note_stream(sock: UringSocket) -> None:
     # The native engine receives only if is_stream is true. So the first receive of a stream comes
-    # here, and every receive of a datagram socket.
+    # to a twin, and every receive of a datagram socket.
     if not sock.is_stream:
         sock.is_stream = sock.type == stdlib_socket.SOCK_STREAM
-    return await _recv(sock, buflen)
 
 
 async def _recv_again(manager: UringIOManager, op: Op, sock: UringSocket, buflen: int) -> bytes:
@@ -187,9 +191,10 @@ async def recv_into(self: UringSocket, buffer: Buffer, nbytes: int = 0, flags: i
 
 
 async def _recv_into_twin(sock: UringSocket, arguments: tuple[Buffer, int]) -> int:
+    _note_stream(sock)
     manager = current_ring("sockets")
-    if manager is not None and not sock.is_stream and sock.type == stdlib_socket.SOCK_STREAM:
-        sock.is_stream = manager.stream_buffers is not None
+    if manager is not None and sock.is_stream:
+        _ = manager.stream_buffers  # opens them, for the next receive
     return await _recv_into(sock, *arguments)
 
 
