@@ -20,6 +20,7 @@ import pytest
 import trio
 from children import output_of, run_python
 from transfers import receive_exactly, warm_streams
+from trio._util import ConflictDetector
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
@@ -358,6 +359,28 @@ async def test_two_tasks_that_send() -> None:
             nursery.cancel_scope.cancel()
         with trio.move_on_after(0):
             await a.send_all(b"x")  # no longer busy
+
+
+@pytest.mark.usefixtures("no_deterministic_scheduling")
+@pytest.mark.ring(turn_budget=0)
+async def test_the_error_survives_the_release_of_the_guard() -> None:
+    """Up to Python 3.12, a lookup in a type that has changed drops the error that is set."""
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def change_the_type() -> None:
+            guard: Any = ConflictDetector
+            while True:
+                guard.marker = object()
+                del guard.marker
+                await trio.lowlevel.checkpoint()
+
+        for _ in range(20):  # the tasks run in a random order
+            async with warm_streams() as (a, b):
+                await b.aclose()
+                with pytest.raises(trio.BrokenResourceError):
+                    await a.send_all(b"x")
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

@@ -41,28 +41,30 @@ PyObject *op_new(struct kind *kind, PyObject *owner, PyObject *argument)
 
 /* ---- Ending ---------------------------------------------------------------------------- */
 
-/* Release the guard, and the memory unless the kernel may still access it. */
+/* Release the guard, and the memory unless the kernel may still access it. The current exception is
+ * kept: Python's calls may drop it. */
 void op_let_go(Op *op)
 {
+    int in_flight = op->state == IN_FLIGHT;
+    if (!in_flight && op->view.obj != NULL)
+        PyBuffer_Release(&op->view);
+    if (!op->guard_held && (in_flight || !op->pinned))
+        return;
+    PyObject *error = PyErr_GetRaisedException();
     if (op->guard_held) {
         op->guard_held = 0;
         if (PyObject_SetAttr(op->guard, op->kind->held, Py_False) < 0)
             PyErr_WriteUnraisable(op->guard);
     }
-    if (op->state == IN_FLIGHT)
-        return;
-    if (op->view.obj != NULL)
-        PyBuffer_Release(&op->view);
-    if (op->pinned) {
+    if (!in_flight && op->pinned) {
         op->pinned = 0;
-        PyObject *error = PyErr_GetRaisedException();
         PyObject *released = PyObject_CallMethodNoArgs(op->argument, trio.release);
         if (released == NULL)
             PyErr_WriteUnraisable(op->argument);
         Py_XDECREF(released);
-        if (error != NULL)
-            PyErr_SetRaisedException(error);
     }
+    if (error != NULL)
+        PyErr_SetRaisedException(error);
 }
 
 /* End with value, whose reference is stolen; with the current exception if it is NULL. */
