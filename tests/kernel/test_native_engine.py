@@ -6,6 +6,7 @@ import contextvars
 import errno
 import gc
 import inspect
+import linecache
 import os
 import random
 import socket
@@ -113,20 +114,23 @@ def trios_loop(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
 def test_a_trio_that_was_not_read_keeps_its_loop(
     monkeypatch: pytest.MonkeyPatch, trios_loop: Callable[..., object]
 ) -> None:
-    monkeypatch.setattr(inspect, "getsource", lambda _: "def unrolled_run(): ...")
+    monkeypatch.setattr(_trio_step, "_source_of", lambda _: "def unrolled_run(): ...")
     assert "is not one that was read" in _trio_step.set_step(native.step)
-
-    def no_source(_: object) -> str:
-        raise OSError("could not get source code")
-
-    monkeypatch.setattr(inspect, "getsource", no_source)
-    assert "no source" in _trio_step.set_step(native.step)
+    monkeypatch.undo()
+    monkeypatch.setattr(trio._core._run, "unrolled_run", trios_loop)
+    monkeypatch.setattr(linecache, "getlines", lambda *_: list[str]())
+    assert _trio_step.set_step(native.step) == "Trio's loop has no source"
     assert trio._core._run.unrolled_run is trios_loop
+
+
+def test_the_sources_are_those_of_inspect() -> None:
+    for function in _trio_step._READ:
+        assert _trio_step._source_of(function) == inspect.getsource(function)
 
 
 @pytest.mark.usefixtures("trios_loop")
 def test_a_loop_that_is_not_its_source_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_trio_step, "_are_alike", lambda *_: False)
+    monkeypatch.setattr(_trio_step, "_differ_by_step", lambda *_: False)
     assert _trio_step.set_step(native.step) == "Trio's loop is not what its source says"
     monkeypatch.setattr(trio._core._run, "unrolled_run", lambda: None)
     assert _trio_step.set_step(native.step) == "something else has replaced Trio's loop"
