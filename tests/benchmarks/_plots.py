@@ -9,12 +9,16 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from _report import Results, Row
     from matplotlib.figure import Figure
 
 GROWTH = "growth-"
+# What README.md shows: a few of the socket programs, beside plain Trio and uvloop.
+HEADLINES = ("echo-1", "echo-64", "echo-512", "echo-5000", "echo-16k", "storm", "anyio", "httpx-32")
+HEADLINE_SYSTEMS = ("trio_uring", "uvloop")
 RATIO_MAX = 2.0  # shown; what is beyond is cut, and its number stands beside
 
 # The same results give the same file, and its text stays text.
@@ -23,25 +27,31 @@ mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "trio_uring", "font
 
 
 def write(results: Results, directory: Path) -> None:
-    """Write a plot of the ratios to each baseline, and one of how cost grows with connections."""
+    """Write a plot of the ratios to each baseline, of headlines, and of growing connections."""
     directory.mkdir(parents=True, exist_ok=True)
     growing = {name: row for name, row in results.rows.items() if name.startswith(GROWTH)}
     for (compared, baseline), rows in results.groups().items():
         if others := [row for name, row in rows.items() if name not in growing]:
             suffix = "" if baseline == "trio" else f"-{baseline}"
-            figure = ratios(results, others, baseline, rates=compared == "rate")
+            systems = [system for system in results.systems_of(rows) if system != baseline]
+            figure = ratios(results, others, baseline, systems, rates=compared == "rate")
             save(figure, directory / f"{results.name}{suffix}.svg")
+    if headlines := [row for name, row in results.rows.items() if name in HEADLINES]:
+        figure = ratios(results, headlines, "trio", HEADLINE_SYSTEMS)
+        save(figure, directory / "headlines.svg")
     if growing:
         save(growth(results, growing), directory / "growth.svg")
 
 
-def ratios(results: Results, rows: list[Row], baseline: str, *, rates: bool) -> Figure:
+def ratios(
+    results: Results,
+    rows: list[Row],
+    baseline: str,
+    systems: Sequence[str],
+    *,
+    rates: bool = False,
+) -> Figure:
     """Draw a bar for each system and workload, with the least and the greatest round."""
-    systems = [
-        system
-        for system in results.systems
-        if system != baseline and any(system in row.samples for row in rows)
-    ]
     figure, axes = plt.subplots(figsize=(9, 0.55 * len(rows) + 1.2), layout="constrained")
     height = 0.8 / len(systems)
     for number, system in enumerate(systems):
