@@ -80,7 +80,7 @@ class Log:
             case BaseException():
                 kind = type(value)
                 number = getattr(value, "errno", None)
-                causes = [self._described(each) for each in (value.__cause__,) if each]
+                causes = [self._described(each) for each in (_shown_with(value),) if each]
                 return kind.__name__, number, self._renamed(repr(value.args)), causes
             case trio.socket.SocketType() | stdlib_socket.socket():
                 return self._described_socket(value)
@@ -104,6 +104,11 @@ class Log:
         for value, name in self._names.items():
             text = text.replace(value, name)
         return text
+
+
+def _shown_with(exc: BaseException) -> BaseException | None:
+    """Return the exception that a traceback shows before *exc*."""
+    return exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
 
 
 def run_in(way: str, scenario: Callable[[Log], Awaitable[None]]) -> list[Entry]:

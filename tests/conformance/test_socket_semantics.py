@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import pytest
 import trio
 from differential import Log, check_same
+from trio.testing import wait_all_tasks_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -573,6 +574,40 @@ LEFT_OUT: Final = {
 def test_states(kind: str, state: str) -> None:
     async def scenario(log: Log) -> None:
         await call_each(log, PAIRS[kind], STATES[state], TYPICAL_CALLS)
+
+    check_same(scenario)
+
+
+# --- Sockets that are closed meanwhile ------------------------------------------------------
+
+WAITING_CALLS: Final = (
+    *("recv(3)", "recv(70000)", "recv(100, MSG_PEEK)", "recv_into(bytearray)", "recvfrom(100)"),
+    *("recvfrom_into(bytearray)", "recvmsg(3)", "recvmsg_into(many)", "wait_readable"),
+    *("send(b'hello')", "sendmsg", "sendto", "wait_writable"),
+)
+
+
+@pytest.mark.parametrize("what", WAITING_CALLS)
+@pytest.mark.parametrize("kind", PAIRS)
+def test_closing_what_another_task_waits_for(kind: str, what: str) -> None:
+    sends = what in {"send(b'hello')", "sendmsg", "sendto", "wait_writable"}
+    if sends and (kind, "full") in LEFT_OUT:
+        pytest.skip("it is never full")
+
+    async def scenario(log: Log) -> None:
+        async def wait(sock: Any) -> None:
+            with pytest.raises(Exception) as caught:  # noqa: PT011 (which one, is compared)
+                await TYPICAL_CALLS[what](sock)
+            log.note(what, caught.value)
+
+        ours, theirs = PAIRS[kind]()
+        with ours, theirs, trio.socket.from_stdlib_socket(ours) as sock:
+            if sends:
+                fill(ours, theirs)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait, sock)
+                await wait_all_tasks_blocked()
+                sock.close()
 
     check_same(scenario)
 

@@ -159,7 +159,8 @@ class UringSocket(TrioSocket):
             try:
                 return self._sock.recv(buflen)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._sock)
+                pass
+            await trio.lowlevel.wait_readable(self._sock)
 
     # A program tends to repeat the same receive. Reusing its operation saves a tenth of the cost of
     # a receive (benchmarks/bench_sockets.py). This is safe, because the operation has no buffer of
@@ -293,13 +294,15 @@ class UringSocket(TrioSocket):
         try:
             result = fn(self._sock, *args, **kwargs)
         except BlockingIOError:
-            return await self.call_when_ready(wait_fn, fn, *args, **kwargs)
+            pass  # waiting here would make it the context of later errors
         except BaseException:
             await cancel_shielded_checkpoint()
             raise
-        if not manager.turn_budget.skip_schedule_point():
-            await cancel_shielded_checkpoint()
-        return result
+        else:
+            if not manager.turn_budget.skip_schedule_point():
+                await cancel_shielded_checkpoint()
+            return result
+        return await self.call_when_ready(wait_fn, fn, *args, **kwargs)
 
     async def call_when_ready(
         self,
