@@ -15,20 +15,22 @@ import subprocess
 import sys
 import zipfile
 from contextlib import contextmanager
+from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from children import CHILD_SECONDS
 
+import trio_uring
 from trio_uring import RingConfig, RingUnavailableError
 from trio_uring._run import probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 LAUNCHER = (sys.executable, "-m", "trio_uring")
+SCRIPT = (Path(sys.executable).with_name("trio-uring"),)
 
 # What a program can see of how it was started.
 LOOK_AROUND = """
@@ -48,6 +50,11 @@ print(json.dumps({
     "launcher": sorted({"main", "install", "_launch"} & set(globals())),
 }))
 """
+
+# The same for ``-c``, where there is no file.
+LOOK_AROUND_CODE = LOOK_AROUND.replace("__file__, ", "'__file__' in globals(), ").replace(
+    "type(__loader__)", "__loader__"
+)
 
 # What kind of I/O a run has.
 BACKEND = """
@@ -213,12 +220,13 @@ def test_programs_that_cannot_be_run(tmp_path: Path, arguments: list[str]) -> No
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--unknown"], ["-m"], ["-c", "1"], ["-"], [""], ["doctor", "--unknown"], ["--help", "1"]],
+    [[], ["--unknown"], ["-m"], ["-c"], ["-"], [""], ["doctor", "--unknown"], ["doctor", "1"]],
     ids=" ".join,
 )
 def test_wrong_arguments(tmp_path: Path, arguments: list[str]) -> None:
     result = launch(*arguments, cwd=tmp_path, status=2)
     assert result.stderr.startswith("usage: python -m trio_uring program.py")
+    assert "python -m trio_uring: error: " in result.stderr
     assert result.stdout == ""
 
 
@@ -227,6 +235,32 @@ def test_help_is_shown(tmp_path: Path, option: str) -> None:
     result = launch(option, cwd=tmp_path)
     assert result.stdout.startswith("usage: python -m trio_uring program.py")
     assert result.stderr == ""
+
+
+def test_code_is_run(tmp_path: Path) -> None:
+    for options in (["a", "-c", "--help"], []):
+        plain = run(sys.executable, "-c", LOOK_AROUND_CODE, *options, cwd=tmp_path)
+        launched = launch("-c", LOOK_AROUND_CODE, *options, cwd=tmp_path)
+        assert json.loads(launched.stdout) == json.loads(plain.stdout)
+        assert launched.stderr == ""
+
+
+@pytest.mark.parametrize("command", [LAUNCHER, SCRIPT], ids=["module", "script"])
+def test_the_version_is_shown(tmp_path: Path, command: tuple[str | Path, ...]) -> None:
+    result = run(*command, "--version", cwd=tmp_path)
+    assert result.stdout == f"trio-uring {trio_uring.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["sub/program.py", "1"], ["-m", "package.tool", "1"], ["directory"], ["-c", LOOK_AROUND_CODE]],
+    ids=lambda words: words[0],
+)
+def test_the_script_does_what_the_module_does(programs: Path, arguments: list[str]) -> None:
+    plain = run(sys.executable, *arguments, cwd=programs)
+    launched = run(*SCRIPT, *arguments, cwd=programs)
+    assert json.loads(launched.stdout) == json.loads(plain.stdout)
+    assert launched.stderr == ""
 
 
 # --- Programs run on the ring ---------------------------------------------------------------
@@ -512,8 +546,10 @@ def check_schema(report: dict[str, Any]) -> None:
     assert list(report["settings"]) == [
         *("TRIO_URING", "TRIO_URING_DISABLE", "TRIO_URING_ENGINE", "TRIO_URING_ANY_TRIO")
     ]
-    for part in "versions", "limits", "settings", "in_use":
+    for part in "versions", "settings":
         assert all(type(value) is str for value in report[part].values())
+    for name, value in report["limits"].items():
+        assert type(value) is int or (value == "unlimited" and name != "io_uring_disabled")
     for part in "missing", "advice":
         assert all(type(item) is str for item in report[part])
 
@@ -526,10 +562,12 @@ def test_doctor_as_json(tmp_path: Path, setting: str) -> None:
     check_schema(report)
     assert report["ok"]
     assert report["versions"]["trio_uring"] != "not installed"
-    assert list(report["in_use"]) == [
-        *("entries", "set-up flags", "features", "opcodes", "kernel workers", "receive buffers"),
-        "engine",
-    ]
+    kinds = {name: type(value) for name, value in report["in_use"].items()}
+    numbers = ("submission entries", "completion entries", "opcodes", "known opcodes")
+    numbers += ("bounded workers", "unbounded workers")
+    assert {kinds.pop(name) for name in numbers} == {int}
+    assert {kinds.pop(name) for name in ("set-up flags", "features")} == {list}
+    assert kinds == {"receive buffers": str, "engine": str}
     assert list(report["settings"].values()) == [setting, "not set", "not set", "not set"]
     assert "a ring" not in report["missing"]
 
@@ -559,6 +597,44 @@ def test_doctor_into_a_pipe_that_nobody_reads(tmp_path: Path, options: tuple[str
     )
     os.close(writer)
     assert result.stderr == ""
+
+
+# As an unprivileged user with little memory to lock. (The one that runs tests may have all rights.)
+LITTLE_MEMORY = """
+import ctypes, os, resource, sys
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (16384, 16384))
+CAP_IPC_LOCK, PR_CAPBSET_DROP = 14, 24
+ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+@pytest.mark.usefixtures("ring")
+def test_doctor_with_little_memory_to_lock(tmp_path: Path) -> None:
+    program = write(tmp_path / "little.py", LITTLE_MEMORY)
+    result = run(sys.executable, program, *LAUNCHER[1:], "doctor", "--json", cwd=tmp_path)
+    report = json.loads(result.stdout)
+    assert report["limits"]["RLIMIT_MEMLOCK"] == 16384
+    assert report["in_use"]["submission entries"] < 256
+    [advice] = report["advice"]
+    assert advice.startswith("RLIMIT_MEMLOCK is too low")
+    assert "kernel" not in advice
+
+
+@pytest.mark.usefixtures("ring")
+def test_doctor_without_the_pth_file(tmp_path: Path) -> None:
+    """As in an editable installation, which is a path to the sources."""
+    package = Path(trio_uring.__file__).parent
+    (tmp_path / "trio_uring").symlink_to(package)
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    result = launch("doctor", "--json", cwd=tmp_path, PYTHONPATH=path)
+    report = json.loads(result.stdout)
+    assert report["ok"]
+    [advice] = report["advice"]
+    assert "has no trio_uring.pth" in advice
+    assert "`python -m trio_uring`" in advice
+    advice = json.loads(launch("doctor", "--json", cwd=Path("/")).stdout)["advice"]
+    assert advice == []
 
 
 def test_doctor_where_io_uring_is_forbidden(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
@@ -24,6 +26,10 @@ from ._trio_private import OVERRIDE
 if sys.platform != "win32":
     import resource
 
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
 # What a run on a ring does if the kernel doesn't have the opcode.
 _WANTED_OPCODES: Final = {
     Opcode.RECV: "receives go through epoll",
@@ -37,9 +43,15 @@ _WANTED_OPCODES: Final = {
     Opcode.SPLICE: "no transfers inside the kernel",
 }
 _SETTINGS: Final = ("TRIO_URING", "TRIO_URING_DISABLE", "TRIO_URING_ENGINE", OVERRIDE)
+_REFUSED: Final = "refused: "
 _WORKS: Final = "works here"
 _NONE: Final = "not available, runs fall back to Trio's epoll"
 _SYSCTL: Final = Path("/proc/sys/kernel/io_uring_disabled")
+
+# A wheel puts it beside the package, and an editable installation does not.
+_PTH: Final = Path(__file__).parent.parent / "trio_uring.pth"
+
+_Rows = dict[str, "str | int | list[str]"]
 
 
 @attrs.frozen
@@ -60,9 +72,9 @@ class Report:
     ok: bool
     verdict: str
     versions: dict[str, str]
-    limits: dict[str, str]
+    limits: _Rows
     settings: dict[str, str]
-    in_use: dict[str, str]
+    in_use: _Rows
     missing: list[str]
     advice: list[str]
 
@@ -79,16 +91,28 @@ class Report:
             ("settings", self.settings),
             ("in use", self.in_use),
         ):
-            lines += ["", f"{title}:", *(f"  {name:22} {value}" for name, value in rows.items())]
+            shown = ((name, _as_words(value)) for name, value in rows.items())
+            lines += ["", f"{title}:", *(f"  {name:22} {words}" for name, words in shown)]
         for title, items in (("missing", self.missing), ("what to do", self.advice)):
             lines += ["", f"{title}:", *(f"  - {item}" for item in items or ["nothing"])]
         return "\n".join(lines)
 
 
+def _as_words(value: str | int | list[str]) -> str:
+    return " ".join(value) if isinstance(value, list) else f"{value}"
+
+
+def main(options: argparse.Namespace) -> int:
+    """Print the report. Return 0 if a run would get a ring."""
+    report = examine()
+    print(json.dumps(report.as_dict(), indent=2) if options.json else report.as_text())
+    return 0 if report.ok else 1
+
+
 def examine() -> Report:
     """Set up a ring, examine it, close it, and return the report."""
     verdict = _NONE
-    in_use: dict[str, str] = {}
+    in_use: _Rows = {}
     missing = ["a ring"]
     advice: list[str] = []
     try:
@@ -97,11 +121,12 @@ def examine() -> Report:
         advice.append(exc.reason)
     else:
         in_use, missing = _look_at(ring)
-        if ring.refused:
-            advice.append("a newer kernel would give what was refused above")
+        advice += _remedies(missing)
         verdict, problem, in_use["engine"] = _try_a_run()
         if problem:
             advice.append(problem)
+        elif not _PTH.exists():
+            advice.append(_NO_PTH)
     return Report(
         ok=verdict == _WORKS,
         verdict=verdict,
@@ -112,6 +137,29 @@ def examine() -> Report:
         missing=missing,
         advice=advice,
     )
+
+
+_NO_PTH: Final = (
+    "this installation, such as an editable one, has no trio_uring.pth, so TRIO_URING=1 has no "
+    "effect without the launcher: install a wheel (pip install .), or start programs with "
+    "`python -m trio_uring`"
+)
+_NO_MEMORY: Final = (
+    "RLIMIT_MEMLOCK is too low for a ring of the default size: raise it (ulimit -l 8192, or "
+    "LimitMEMLOCK=8M in a systemd unit, or docker run --ulimit memlock=8388608)"
+)
+
+
+def _remedies(missing: Sequence[str]) -> list[str]:
+    """Return what to do about the steps of the setup that the kernel has refused."""
+    remedies: list[str] = []
+    refused = [step for step in missing if step.startswith(_REFUSED)]
+    no_memory = [step for step in refused if step.endswith(errno.errorcode[errno.ENOMEM])]
+    if no_memory or any(os.strerror(errno.ENOMEM) in step for step in missing):
+        remedies.append(_NO_MEMORY)
+    if len(no_memory) < len(refused):
+        remedies.append("a newer kernel would give the rest of what was refused above")
+    return remedies
 
 
 def _try_a_run() -> tuple[str, str, str]:
@@ -151,34 +199,36 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-def _limits() -> dict[str, str]:
+def _limits() -> _Rows:
     disabled = _SYSCTL.read_text().strip() if _SYSCTL.exists() else "no such sysctl"
     return {
         "RLIMIT_MEMLOCK": _limit("RLIMIT_MEMLOCK"),
         "RLIMIT_NOFILE": _limit("RLIMIT_NOFILE"),
-        "io_uring_disabled": disabled,
+        "io_uring_disabled": int(disabled) if disabled.isdigit() else disabled,
     }
 
 
-def _limit(name: str) -> str:
+def _limit(name: str) -> str | int:
     if sys.platform == "win32":
         return "not on this system"
     soft, _ = resource.getrlimit(getattr(resource, name))
-    return "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
+    return "unlimited" if soft == resource.RLIM_INFINITY else soft
 
 
-def _look_at(ring: Ring) -> tuple[dict[str, str], list[str]]:
+def _look_at(ring: Ring) -> tuple[_Rows, list[str]]:
     """Return what is in use and what is missing, on a ring like *ring*, which is closed."""
     no_buffers = _why_no_buffer_rings()
-    in_use = {
-        "entries": f"{ring.entries} submission, {ring.completion_entries} completion",
-        "set-up flags": " ".join(flag_names(ring.setup_flags)),
-        "features": " ".join(flag_names(ring.features)),
-        "opcodes": f"{len(ring.supported)} of the {len(Opcode)} known here",
-        "kernel workers": _worker_limits(ring),
+    in_use: _Rows = {
+        "submission entries": ring.entries,
+        "completion entries": ring.completion_entries,
+        "set-up flags": [*flag_names(ring.setup_flags)],
+        "features": [*flag_names(ring.features)],
+        "opcodes": len(ring.supported),
+        "known opcodes": len(Opcode),
+        **_worker_limits(ring),
         "receive buffers": "no" if no_buffers else "provided by a buffer ring",
     }
-    missing = [f"refused: {step}" for step in ring.refused]
+    missing = [f"{_REFUSED}{step}" for step in ring.refused]
     if no_buffers:
         missing.append(f"buffer rings (Linux 5.19, {no_buffers}): receives go through epoll")
     for opcode in Opcode:
@@ -188,11 +238,11 @@ def _look_at(ring: Ring) -> tuple[dict[str, str], list[str]]:
     return in_use, missing
 
 
-def _worker_limits(ring: Ring) -> str:
+def _worker_limits(ring: Ring) -> _Rows:
     limits = ring.worker_limits
     if not limits:  # before Linux 5.15
-        return "as many as the kernel likes"
-    return f"at most {limits['bounded_workers']} bounded, {limits['unbounded_workers']} unbounded"
+        return {"kernel workers": "as many as the kernel likes"}
+    return {name.replace("_", " "): limit for name, limit in limits.items()}
 
 
 def _why_no_buffer_rings() -> str:
