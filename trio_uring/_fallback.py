@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from ._log import log_fallback_run
 from ._statistics import FallbackStatistics, RingStatistics
 from ._trio_private import EpollIOManager
 
@@ -17,7 +18,8 @@ class FallbackIOManager(EpollIOManager):
 
     @classmethod
     def because(cls, reason: str) -> FallbackIOManager:
-        """Return a new I/O manager that has *reason* in its statistics."""
+        """Return a new I/O manager that has *reason* in its statistics. It is logged."""
+        log_fallback_run(reason)
         manager = cls()
         manager.fallback_reason = reason
         return manager

@@ -17,6 +17,7 @@ from trio.lowlevel import enable_ki_protection
 
 from trio_uring._errors import setup_error
 from trio_uring._kernel.uapi import Opcode
+from trio_uring._log import log_ring_run
 from trio_uring._operations import send
 from trio_uring._statistics import RingStatistics, flag_names, totals
 from trio_uring._trio_private import current_io_manager, current_run_is_guest, current_run_queue
@@ -154,6 +155,7 @@ class UringIOManager(InFlightTable):
             self.turn_budget.native = self.native
         self._is_plain = self._guest is None and self.mailbox is None
         self._watch()
+        log_ring_run(self.why_python)
 
     @property
     def buffers(self) -> BufferPool | None:
