@@ -211,6 +211,7 @@ class InFlightTable:
             entry = self.start(operation, task)
             if entry.trap is None:
                 entry.trap = WaitTaskRescheduled(entry.abort)
+            task.custom_sleep_data = entry  # for debuggers; Trio removes it
             await wait_rescheduled(entry.trap)
             return self._result(operation, entry)
         except GeneratorExit:  # the run crashed, and its tasks are being collected
@@ -244,6 +245,7 @@ class InFlightTable:
                 if operation.limited:
                     await self.file_limiter.acquire_shielded()
                 entry = self.start(operation, task)
+                task.custom_sleep_data = entry
                 await wait_rescheduled(SHIELDED)
             return self._result(operation, entry)
         except GeneratorExit:  # the run crashed, and its tasks are being collected

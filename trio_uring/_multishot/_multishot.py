@@ -106,6 +106,7 @@ class MultishotOperation(ABC):
         if self.busy:
             raise trio.BusyResourceError("another task is waiting for this already")
         self._task = current_task()
+        self._task.custom_sleep_data = self._entry
         try:
             woken = await wait_rescheduled(self._sleep)
         except GeneratorExit:  # the run crashed, and its tasks are being collected

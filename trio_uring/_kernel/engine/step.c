@@ -256,6 +256,7 @@ static int step_task(Loop *loop, PyObject *runner, PyObject *batch, PyObject *ta
     if (sent != PYGEN_NEXT) {
         result = exited(runner, task, message);
     } else if (Py_TYPE(message) == &OpType) {
+        set_slot(task, trio.custom_sleep_data, Py_NewRef(message)); /* for debuggers */
         result = sleeps(runner, task, Py_NewRef(message));
     } else if (message == trio.checkpoint) {
         result = add_one(task, trio.schedule_points);
