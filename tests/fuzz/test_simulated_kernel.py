@@ -86,3 +86,61 @@ def test_the_kernel_gets_the_whole_timeout(preload: str) -> None:
     """Who waits for real cannot tell a timeout that is too short from one that is not."""
     result = run_python(TIMEOUTS, environment={"LD_PRELOAD": preload})
     assert output_of(result) == ["0.25", "1.75", "3000.5"]
+
+
+FAILED_RECEIVE = """
+import errno
+import random
+import trio
+import trio_uring
+from simulated_kernel import SimulatedKernel
+from trio_uring import RingConfig
+from trio_uring._kernel.uapi import Opcode
+
+class Kernel(SimulatedKernel):
+    fails = False
+    unknown_flags = 0
+
+    def _attempt(self, request):
+        if self.fails and request.sqe.opcode == Opcode.RECV:
+            self.fails = False
+            group = self.groups[request.sqe.buf_index]
+            assert group.available()
+            return -errno.EIO, group.use(0)
+        return super()._attempt(request)
+
+async def receive(sock, size):
+    data = b""
+    while len(data) < size:
+        data += await sock.recv(size)
+    return data
+
+async def main():
+    left, right = trio.socket.socketpair()
+    with left, right:
+        for data in (b"first", b"second"):
+            await left.send(data)
+            assert await receive(right, len(data)) == data
+        kernel.fails = True
+        await left.send(b"third")
+        try:
+            await right.recv(9)
+        except OSError as exc:
+            print(errno.errorcode[exc.errno])
+        print((await receive(right, 5)).decode())
+
+kernel = Kernel(random.Random(0), name="a failed receive", faults=0)
+kernel.unknown_registrations = set()
+kernel.incremental = kernel.limits_receives = True
+kernel.install()
+trio_uring.run(main, ring=RingConfig(receive_buffers=1, require=True))
+kernel.remove()
+"""
+
+
+@pytest.mark.parametrize("engine", ["native", "python"])
+def test_a_failed_receive_uses_nothing_of_its_buffer(preload: str, engine: str) -> None:
+    result = run_python(
+        FAILED_RECEIVE, environment={"LD_PRELOAD": preload, "TRIO_URING_ENGINE": engine}
+    )
+    assert output_of(result) == ["EIO", "third"]
