@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextvars
+import ctypes
 import errno
 import gc
 import inspect
 import linecache
 import os
 import random
+import signal
 import socket
 import sys
 import types
@@ -387,6 +389,71 @@ async def test_the_error_survives_the_release_of_the_guard() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_data_without_a_length() -> None:
+    """It is refused as by Trio, which could not take a part of it."""
+    async with warm_streams() as (a, b):
+        with pytest.raises(TypeError, match="no length"):
+            await a.send_all(memoryview(ctypes.c_int(1)))
+        await a.send_all(b"x")
+        assert await b.receive_some() == b"x"
+
+
+async def test_a_send_between_two_parts_of_another() -> None:
+    """It is refused although there is room for it, because the first one has not gone on yet."""
+    async with warm_streams() as (a, b), trio.open_nursery() as nursery:
+        nursery.start_soon(a.send_all, bytes(1 << 22))
+        await wait_all_tasks_blocked()
+        while len(b.socket._sock.recv(1 << 20)) == 1 << 20:  # type: ignore[attr-defined]
+            pass
+        with pytest.raises(trio.BusyResourceError):
+            await a.send_all(b"x")
+        nursery.cancel_scope.cancel()
+
+
+async def test_no_send_waits_in_the_kernel() -> None:
+    """There it could not be cancelled."""
+    async with warm_streams() as (a, _b), warm_streams() as (c, _d):
+        for stream in (a, c):
+            with suppress(BlockingIOError):
+                while True:
+                    stream.socket._sock.send(bytes(1 << 16))  # type: ignore[attr-defined]
+        async with trio.open_nursery() as nursery:
+            # Two in one turn, since one alone does without the ring.
+            nursery.start_soon(a.send_all, b"x")
+            nursery.start_soon(c.send_all, b"x")
+            await wait_all_tasks_blocked()
+            assert in_flight() == 0
+            nursery.cancel_scope.cancel()
+
+
+BROKEN = """
+    import signal, sys, trio, trio_uring
+    from transfers import warm_streams
+
+    async def send(stream):
+        try:
+            await stream.send_all(b"x")
+        except trio.BrokenResourceError:
+            print("broken")
+
+    async def main():
+        async with warm_streams() as (a, b), warm_streams() as (c, d):
+            b.socket.close()
+            d.socket.close()
+            async with trio.open_nursery() as nursery:
+                for stream in (a, c)[:int(sys.argv[1])]:
+                    nursery.start_soon(send, stream)
+
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    trio_uring.run(main)
+"""
+
+
+@pytest.mark.parametrize("at_once", [1, 2])  # one alone does without the ring
+def test_a_broken_connection_raises_no_signal(at_once: int) -> None:
+    assert output_of(run_python(BROKEN, at_once)) == ["broken"] * at_once
+
+
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 async def test_sending_more_than_fits(kind: Callable[[bytes], bytes]) -> None:
     async with warm_streams() as (a, b):
@@ -456,6 +523,49 @@ async def test_a_cancelled_task_performs_nothing() -> None:
         scope.cancel()
         await perform(operations.nop())
     assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize(
+    "receive",
+    [
+        lambda stream: stream.receive_some(),
+        lambda stream: stream.socket.recv(1),
+        lambda stream: stream.socket.recv_into(bytearray(1)),
+    ],
+    ids=["receive_some", "recv", "recv_into"],
+)
+async def test_a_cancelled_task_receives_nothing(
+    receive: Callable[[trio.SocketStream], Awaitable[object]],
+) -> None:
+    async with warm_streams() as (a, b):
+        await b.send_all(b"x")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await receive(a)
+        assert scope.cancelled_caught
+        assert await a.receive_some() == b"x"
+
+
+async def test_a_task_that_is_woken_while_its_operation_is_in_flight() -> None:
+    """It gets an error, and nothing that the kernel has not written yet."""
+    async with warm_streams() as (a, b):
+
+        @types.coroutine
+        def driving() -> Generator[object, object, None]:
+            receive = a.receive_some()
+            receive.send(None)
+            with pytest.raises(RuntimeError, match="while its operation is in flight"):
+                receive.send(None)
+            assert in_flight() == 1
+            return
+            yield
+
+        await driving()
+        await b.send_all(b"lost")
+        while in_flight():
+            await trio.lowlevel.checkpoint()
+        await b.send_all(b"kept")
+        assert await a.receive_some() == b"kept"
 
 
 async def test_an_operation_with_many_completions() -> None:
@@ -825,3 +935,115 @@ async def test_the_engine_and_python_share_a_budget(monkeypatch: pytest.MonkeyPa
     assert budget.skip_schedule_point()
     monkeypatch.setattr(budget, "native", Spent())
     assert not budget.skip_schedule_point()
+
+
+@pytest.mark.ring(turn_budget=1e-9)
+@pytest.mark.usefixtures("no_deterministic_scheduling")
+async def test_a_budget_that_is_spent_lets_others_run() -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    with trio.socket.socket(type=socket.SOCK_DGRAM) as sock:
+        await sock.bind(("127.0.0.1", 0))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            for _ in range(40):
+                await sock.sendto(b"x", sock.getsockname())
+            nursery.cancel_scope.cancel()
+    assert turns >= 10
+
+
+# --- Sending without the ring ---------------------------------------------------------------
+
+
+async def send_each(streams: list[trio.SocketStream]) -> int:
+    """Send on all of *streams* in one turn; return how many did without the ring."""
+    loop = manager().native
+    assert loop is not None
+    before = loop.sent_now
+    async with trio.open_nursery() as nursery:
+        for stream in streams:
+            nursery.start_soon(stream.send_all, b"x")
+    return loop.sent_now - before
+
+
+async def test_only_a_task_alone_sends_without_the_ring() -> None:
+    async with warm_streams() as (a, _b), warm_streams() as (c, _d):
+        assert await send_each([a]) == 1
+        assert await send_each([a, c]) == 0
+
+
+async def test_no_send_overtakes_another() -> None:
+    """The second one is alone, and could do without the ring on which the first one is."""
+    async with warm_streams() as (a, b):
+        order = bytearray()
+
+        async def send(data: bytes) -> None:
+            order.extend(data)
+            await a.socket.send(data)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, b"1")
+            nursery.start_soon(send, b"2")
+        assert await receive_exactly(b, 2) == order
+
+
+# --- Tasks and their turns ------------------------------------------------------------------
+
+
+async def test_an_operation_where_no_task_runs() -> None:
+    async with warm_streams() as (a, _):
+        context: Any = trio._core._run.GLOBAL_RUN_CONTEXT
+        task = context.task
+        receive = a.receive_some()
+        del context.task
+        try:
+            with pytest.raises(RuntimeError, match="async context"):
+                receive.send(None)
+        finally:
+            context.task = task
+
+
+def test_ctrl_c_comes_before_a_send() -> None:
+    @trio.lowlevel.enable_ki_protection
+    async def main() -> None:
+        async with warm_streams() as (a, b):
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                await a.send_all(b"x")
+            await a.send_all(b"y")
+            assert await b.receive_some() == b"y"
+
+    trio_uring.run(main)
+
+
+WOKEN_TWICE = """
+    import trio, trio_uring
+    from transfers import warm_streams
+    from trio.testing import wait_all_tasks_blocked
+
+    async def receive(stream):
+        await stream.receive_some()
+        print("received")
+
+    async def main():
+        async with warm_streams() as (a, b), trio.open_nursery() as nursery:
+            nursery.start_soon(receive, a)
+            await wait_all_tasks_blocked()
+            b.socket._sock.send(b"x")
+            [receiver] = nursery.child_tasks
+            trio.lowlevel.reschedule(receiver)
+
+    trio_uring.run(main)
+"""
+
+
+def test_a_task_that_is_woken_twice_ends_the_run() -> None:
+    result = run_python(WOKEN_TWICE)
+    assert "TrioInternalError" in result.stderr
+    assert result.stdout == ""

@@ -111,6 +111,17 @@ PySendResult op_finish(Op *op, PyObject **result)
     return sent;
 }
 
+/* The task no longer awaits op. If op is in flight, it remains so, and its result is discarded. */
+static void op_abandon(Op *op)
+{
+    Py_CLEAR(op->task);
+    if (op->state == COMPLETE)
+        op_discard(op);
+    if (op->state != IN_FLIGHT)
+        op->state = ENDED;
+    op_let_go(op);
+}
+
 static PySendResult op_send(Op *op, PyObject *value, PyObject **result)
 {
     *result = NULL;
@@ -131,6 +142,7 @@ static PySendResult op_send(Op *op, PyObject *value, PyObject **result)
             op->state = ENDED;
         return sent;
     case IN_FLIGHT:
+        op_abandon(op); /* or its completion would wake the task again */
         PyErr_SetString(PyExc_RuntimeError, "rescheduled while its operation is in flight");
         return PYGEN_ERROR;
     default:
@@ -171,17 +183,6 @@ static PyObject *send_as_iterator(Op *op, PyObject *value, int quiet)
 
 static PyObject *op_next(Op *op) { return send_as_iterator(op, Py_None, 1); }
 static PyObject *op_send_method(Op *op, PyObject *value) { return send_as_iterator(op, value, 0); }
-
-/* The task no longer awaits op. If op is in flight, it remains so, and its result is discarded. */
-static void op_abandon(Op *op)
-{
-    Py_CLEAR(op->task);
-    if (op->state == COMPLETE)
-        op_discard(op);
-    if (op->state != IN_FLIGHT)
-        op->state = ENDED;
-    op_let_go(op);
-}
 
 static PyObject *op_throw(Op *op, PyObject *const *args, Py_ssize_t count)
 {
