@@ -16,13 +16,20 @@ from transfers import completed
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from trio_uring._engine._in_flight import InFlightTable
+from trio_uring._engine._ring import Ring
 from trio_uring._kernel import native, why_no_native
+from trio_uring._kernel.uapi import Opcode
+from trio_uring._operations._operation import NO_ADDRESS
 from trio_uring._streams import _native
 from trio_uring._streams._native import use_native_engine
 from trio_uring.lowlevel import operations, perform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from trio_uring._operations import Operation
+
+NOP_INJECT_RESULT: Final = 1  # of io_uring.h: since Linux 6.11
 
 pytestmark = [
     pytest.mark.skipif(bool(why_no_native), reason=why_no_native),
@@ -168,6 +175,65 @@ async def test_the_limit_of_file_operations(tmp_path: os.PathLike[str]) -> None:
                 nursery.start_soon(perform, operations.write(file.fileno(), b"x", number))
         assert os.fstat(file.fileno()).st_size == 4
         assert limiter.available_tokens == 1
+
+
+async def test_a_file_operation_waits_for_a_token(tmp_path: os.PathLike[str]) -> None:
+    manager, path = current_manager(), os.path.join(tmp_path, "file")
+    limiter = manager.file_limiter
+    with open(path, "wb") as file:
+        taken = 0
+        while limiter.try_acquire():
+            taken += 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(perform, operations.write(file.fileno(), b"x", 0))
+            await wait_all_tasks_blocked()
+            assert manager.statistics().waiting_for_limit == 1
+            assert os.fstat(file.fileno()).st_size == 0
+            limiter.release_many(taken)
+        assert os.fstat(file.fileno()).st_size == 1
+
+
+async def test_a_multishot_operation_passes_on_each_completion() -> None:
+    accepted: list[int] = []
+    with stdlib_socket.create_server(("127.0.0.1", 0)) as listener:
+        async with trio.open_nursery() as nursery:
+            accept = operations.accept_multishot(
+                listener.fileno(), lambda fd, _flags: accepted.append(fd)
+            )
+            nursery.start_soon(perform, accept)
+            for number in (1, 2):
+                await wait_all_tasks_blocked()
+                with stdlib_socket.create_connection(listener.getsockname()):
+                    await wait_all_tasks_blocked()
+                assert len(accepted) == number
+            nursery.cancel_scope.cancel()
+    for fd in accepted:
+        os.close(fd)
+
+
+async def test_a_shielded_operation_that_was_interrupted_is_repeated(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+) -> None:
+    buffer = bytearray(4)
+    read = operations.read(pipe[0], buffer, -1)
+    push, pushed = Ring.push, list[int]()
+
+    def interrupted(ring: Ring, operation: Operation[int], user_data: int) -> bool:
+        sqe = operation.sqe
+        if operation is read and not pushed:
+            res = -errno.EINTR & 0xFFFFFFFF
+            operation.sqe = (Opcode.NOP, 0, 0, -1, 0, NO_ADDRESS, res, NOP_INJECT_RESULT, 0, 0, 0)
+        pushed.append(user_data)
+        try:
+            return push(ring, operation, user_data)
+        finally:
+            operation.sqe = sqe
+
+    monkeypatch.setattr(Ring, "push", interrupted)
+    os.write(pipe[1], b"12")
+    assert await current_manager().perform_shielded(read) == 2
+    assert buffer == b"12\0\0"
+    buffer.append(0)
 
 
 async def test_a_shielded_operation_ignores_cancellation(pipe: tuple[int, int]) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 import trio_uring
 from trio_uring import PositionalFile, RegisteredBuffers, open_positional
 from trio_uring._files import _positional
+from trio_uring._kernel import native, why_no_native
 from trio_uring._kernel.uapi import Opcode
 
 if TYPE_CHECKING:
@@ -558,6 +560,34 @@ async def test_what_is_not_cached_is_read_by_the_ring(tmp_path: Path) -> None:
         before = current_files().routes()["inline"]
         assert await file.read_many_at(iter(parts)) == found
         assert current_files().routes()["inline"] == before + len(parts)
+
+
+@pytest.mark.skipif(bool(why_no_native), reason=why_no_native)
+@pytest.mark.parametrize("size", [4096, 8192])
+def test_what_is_not_all_cached_is_not_read_at_once(tmp_path: Path, size: int) -> None:
+    data = os.urandom(8192)
+    (tmp_path / "file").write_bytes(data)
+    fd = os.open(tmp_path / "file", os.O_RDWR)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def evict_the_second_page() -> None:
+        os.pread(fd, 8192, 0)  # so that no read of it is under way
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.pread(fd, 1, 0)
+
+    evict_the_second_page()
+    try:
+        with suppress(BlockingIOError):
+            os.preadv(fd, [bytearray(1)], 4096, os.RWF_NOWAIT)
+            pytest.skip("this file system does not evict pages")
+        assert native.read_cached(fd, 4096, 0) == data[:4096]
+        evict_the_second_page()
+        assert native.read_cached(fd, size, 8192 - size) is None
+        os.pread(fd, 8192, 0)
+        assert native.read_cached(fd, size, 8192 - size) == data[8192 - size :]
+    finally:
+        os.close(fd)
 
 
 async def test_wrong_parts_and_errors_of_many_reads(tmp_path: Path) -> None:
