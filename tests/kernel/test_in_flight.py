@@ -14,6 +14,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_uring import linked, perform_many
 from trio_uring._engine._in_flight import InFlight
+from trio_uring._kernel.uapi import Opcode
+from trio_uring._operations._operation import count
 from trio_uring.lowlevel import Operation, operations, perform
 
 if TYPE_CHECKING:
@@ -106,6 +108,23 @@ async def test_an_operation_with_a_buffer_can_be_performed_once(
     assert os.read(reader, 99) == b"for nobody"
     os.close(reader)
     os.close(writer)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["perform", "shielded", "batch", "chain"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        *({"opcode": 1 << 8}, {"sqe_flags": 1 << 8}, {"ioprio": 1 << 16}, {"buf_index": 1 << 16}),
+        *({"fd": 1 << 31}, {"len": 1 << 32}, {"op_flags": 1 << 32}, {"splice_fd_in": 1 << 31}),
+    ],
+    ids=str,
+)
+async def test_a_field_that_is_too_large_is_an_error(
+    field: dict[str, int], way: Callable[[Operation[int]], Awaitable[object]]
+) -> None:
+    operation = Operation(**{"opcode": Opcode.NOP, "decode": count, **field})  # type: ignore[arg-type]
+    with pytest.raises(OverflowError):
+        await way(operation)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=["perform", "shielded", "batch", "chain"])

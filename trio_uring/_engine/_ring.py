@@ -245,6 +245,7 @@ class Ring:
           ForkedRingError: in a child of the process that made the ring.
           RuntimeError: in another thread, or the ring is closed.
           PermissionError: an SQPOLL thread would perform it with old credentials.
+          OverflowError: a number does not fit in its field.
         """
         if self.credentials is not None:
             self.credentials.check(operation)

@@ -17,9 +17,9 @@ static int ring_make_room(struct ring *ring, unsigned count)
 }
 
 /* Fill one SQE, for which there is room. */
-static inline void ring_fill(struct ring *ring, uint64_t user_data, unsigned opcode,
-                             unsigned sqe_flags, unsigned ioprio, int fd, uint64_t off, void *addr,
-                             unsigned len, unsigned op_flags, unsigned buf_index, int splice_fd_in,
+static inline void ring_fill(struct ring *ring, uint64_t user_data, uint8_t opcode,
+                             uint8_t sqe_flags, uint16_t ioprio, int fd, uint64_t off, void *addr,
+                             unsigned len, unsigned op_flags, uint16_t buf_index, int splice_fd_in,
                              uint64_t addr3)
 {
     struct io_uring_sqe *sqe = &ring->sqes[ring->sq_pushed & ring->sq_mask];
@@ -41,9 +41,9 @@ static inline void ring_fill(struct ring *ring, uint64_t user_data, unsigned opc
     ring->pushed++;
 }
 
-static int ring_push(struct ring *ring, uint64_t user_data, unsigned opcode, unsigned sqe_flags,
-                     unsigned ioprio, int fd, uint64_t off, void *addr, unsigned len,
-                     unsigned op_flags, unsigned buf_index, int splice_fd_in, uint64_t addr3)
+static int ring_push(struct ring *ring, uint64_t user_data, uint8_t opcode, uint8_t sqe_flags,
+                     uint16_t ioprio, int fd, uint64_t off, void *addr, unsigned len,
+                     unsigned op_flags, uint16_t buf_index, int splice_fd_in, uint64_t addr3)
 {
     int result = ring_refuses(ring);
     if (result == 0)
