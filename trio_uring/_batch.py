@@ -93,6 +93,7 @@ async def perform_many(
       ValueError: an operation occurs twice, a chain is longer than ``RingConfig.entries``, or a
         chain has more operations on files than ``RingConfig.max_file_operations``.
       TypeError: *operations* has something that is not an operation.
+      OverflowError: a number of an operation does not fit in its field. None was performed.
       RuntimeError: outside a run, or the run is not on io_uring. Or an operation has a buffer, and
         was performed already.
 
@@ -120,10 +121,11 @@ async def perform_many(
     if credentials is not None:
         for operation in flat:
             credentials.check(operation)
+    array = _array(units)  # raises OverflowError before anything has begun
     _use(flat)
     if any(operation.cancellable or operation.on_cqe_more is not None for operation in flat):
         return await Batch(manager, units).perform()
-    return await _perform_batches(manager, _array(units), units)
+    return await _perform_batches(manager, array, units)
 
 
 def _units(

@@ -110,6 +110,16 @@ async def test_an_operation_with_a_buffer_can_be_performed_once(
     os.close(writer)
 
 
+async def test_a_batch_that_cannot_be_pushed_uses_up_nothing() -> None:
+    a, b = trio.socket.socketpair()
+    with a, b:
+        await b.send(b"data")
+        operation = operations.recv(a.fileno(), bytearray(8))
+        with pytest.raises(OverflowError):
+            await perform_many([operation, operations.recv(1 << 40, bytearray(1))])
+        assert await perform(operation) == 4
+
+
 @pytest.mark.parametrize("way", WAYS, ids=["perform", "shielded", "batch", "chain"])
 @pytest.mark.parametrize(
     "field",
