@@ -110,6 +110,19 @@ async def test_an_operation_with_a_buffer_can_be_performed_once(
     os.close(writer)
 
 
+@pytest.mark.parametrize("way", WAYS[:2], ids=["perform", "shielded"])
+async def test_an_operation_that_cannot_be_pushed_releases_its_buffer(
+    way: Callable[[Operation[int]], Awaitable[object]],
+) -> None:
+    buffer = bytearray(8)
+    operation = operations.recv(1 << 40, buffer)
+    with pytest.raises(OverflowError):
+        await way(operation)
+    buffer.clear()
+    with pytest.raises(RuntimeError, match="performed already"):
+        await way(operation)
+
+
 async def test_a_batch_that_cannot_be_pushed_uses_up_nothing() -> None:
     a, b = trio.socket.socketpair()
     with a, b:

@@ -108,8 +108,11 @@ static PySendResult start_perform(Op *op, PyObject **result)
     }
     if (pushed == 0)
         return op_twin(op, result);
-    if (pushed < 0)
+    if (pushed < 0) { /* it was used, as in the Python engine */
+        op->pinned = PyTuple_GET_SIZE(SLOT(op->argument, trio.pins)) > 0;
+        op_let_go(op);
         return op_end(op, NULL, result);
+    }
     *result = Py_NewRef((PyObject *)op);
     return PYGEN_NEXT;
 }
