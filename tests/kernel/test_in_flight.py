@@ -150,6 +150,16 @@ async def test_a_field_that_is_too_large_is_an_error(
         await way(operation)
 
 
+def raise_stop_iteration(_res: int, _flags: int) -> int:
+    raise StopIteration(5)
+
+
+async def test_a_result_that_raises_stop_iteration_ends_no_coroutine() -> None:
+    with pytest.raises(RuntimeError, match="coroutine raised StopIteration") as caught:
+        await perform(Operation(Opcode.NOP, raise_stop_iteration))
+    assert isinstance(caught.value.__cause__, StopIteration)
+
+
 @pytest.mark.parametrize("way", WAYS, ids=["perform", "shielded", "batch", "chain"])
 async def test_an_operation_with_a_buffer_cannot_be_performed_by_two_tasks(
     way: Callable[[Operation[int]], Awaitable[object]],

@@ -67,11 +67,26 @@ void op_let_go(Op *op)
         PyErr_SetRaisedException(error);
 }
 
+/* A StopIteration would be taken for op's end. Raise what a coroutine does. */
+static void replace_stop_iteration(void)
+{
+    if (!PyErr_ExceptionMatches(PyExc_StopIteration))
+        return;
+    PyObject *stop = PyErr_GetRaisedException();
+    PyErr_SetString(PyExc_RuntimeError, "coroutine raised StopIteration");
+    PyObject *error = PyErr_GetRaisedException();
+    PyException_SetCause(error, Py_NewRef(stop)); /* steals the reference, as the next one */
+    PyException_SetContext(error, stop);
+    PyErr_SetRaisedException(error);
+}
+
 /* End with value, whose reference is stolen; with the current exception if it is NULL. */
 PySendResult op_end(Op *op, PyObject *value, PyObject **result)
 {
     op->state = ENDED;
     *result = value;
+    if (value == NULL)
+        replace_stop_iteration();
     return value != NULL ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
