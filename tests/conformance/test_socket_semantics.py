@@ -578,6 +578,34 @@ def test_states(kind: str, state: str) -> None:
     check_same(scenario)
 
 
+# --- The same again -------------------------------------------------------------------------
+
+# (a call, and one whose arguments are equal to its arguments)
+EQUAL_CALLS: Final[dict[str, tuple[Call, Call]]] = {
+    "float size": (call("recv", 3), call("recv", 3.0)),
+    "size of True": (call("recv", 1), call("recv", True)),
+    "float flags": (call("recv", 3, 0), call("recv", 3, 0.0)),
+    "flags of False": (call("recv", 3), call("recv", 3, False)),
+    "float size of memory": (
+        into("recv_into", "bytearray", 3),
+        into("recv_into", "bytearray", 3.0),
+    ),
+    "float flags to send": (sending("send", "bytes", 0), sending("send", "bytes", 0.0)),
+}
+
+
+@pytest.mark.parametrize("calls", EQUAL_CALLS.values(), ids=EQUAL_CALLS)
+def test_a_call_after_one_with_equal_arguments(calls: tuple[Call, Call]) -> None:
+    async def scenario(log: Log) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs, trio.socket.from_stdlib_socket(ours) as sock:
+            for make_call in (*calls, *calls):
+                theirs.send(b"123")
+                await log.call("call", partial(make_call, sock))
+
+    check_same(scenario)
+
+
 # --- Sockets that are closed meanwhile ------------------------------------------------------
 
 WAITING_CALLS: Final = (

@@ -122,10 +122,6 @@ def _only(flags: object, allowed: int) -> bool:
     return isinstance(flags, int) and not flags & ~allowed
 
 
-def _fits(size: object) -> bool:
-    return type(size) is int and 0 < size <= RECEIVE_BUFFER_SIZE
-
-
 class UringSocket(TrioSocket):
     """A Trio socket whose operations complete on the ring, in a run that has one."""
 
@@ -135,6 +131,8 @@ class UringSocket(TrioSocket):
 
     async def recv(self, buflen: int, flags: int = 0, /) -> bytes:
         """Like :meth:`socket.socket.recv`, but async."""
+        if type(buflen) is not int or type(flags) is not int:  # 3.0 equals 3, but is an error
+            return await super().recv(buflen, flags)
         manager = current_ring("sockets")
         key = (manager, self._sock.fileno(), buflen, flags)
         if key != self._receive_key:
@@ -172,7 +170,7 @@ class UringSocket(TrioSocket):
         self, manager: UringIOManager | None, fd: int, size: int, flags: int
     ) -> operations.Operation[bytes] | None:
         """Return the operation for recv; None if Trio's method must be called."""
-        if manager is None or fd < 0 or not _fits(size) or type(flags) is not int or flags:
+        if manager is None or fd < 0 or not 0 < size <= RECEIVE_BUFFER_SIZE or flags:
             return None
         if self._sock.type != stdlib_socket.SOCK_STREAM:
             return None
