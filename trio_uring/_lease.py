@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -12,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class Lease:
-    """Memory that is yours until you `release` it; use ``with``."""
+    """Memory that is yours until you `release` it; use ``with``.
+
+    A lease that is forgotten gives its buffer back, if nothing uses the memory or a slice of it.
+    """
 
     __slots__ = ("_memory",)
 
@@ -50,6 +55,12 @@ class Lease:
     def _give_back(self) -> None:
         """Give the buffer back to its owner."""
 
+    def _forgotten(self, views: int) -> None:
+        """Give the buffer back soon, unless some of the *views* of its memory are of this lease.
+
+        Called by the finalizer, at any time in any thread.
+        """
+
     def __enter__(self) -> Self:
         return self
 
@@ -62,6 +73,25 @@ class Lease:
         self.release()
 
     def __del__(self) -> None:
-        if self._memory is not None:
+        memory, self._memory = self._memory, None
+        if memory is not None:
             name = type(self).__name__
             warnings.warn(f"a {name} was not released", ResourceWarning, stacklevel=2)
+            if _CAN_COUNT:
+                # All views of a buffer refer to one object, and the program may still read from
+                # one: the memory itself, or a slice of it.
+                [shared] = gc.get_referents(memory)
+                del memory
+                self._forgotten(sys.getrefcount(shared) - _NO_VIEWS)
+
+
+def _references_without_views() -> int:
+    memory = memoryview(b"")
+    [shared] = gc.get_referents(memory)
+    del memory
+    return sys.getrefcount(shared)
+
+
+# Elsewhere a buffer that was forgotten stays lent.
+_CAN_COUNT: Final = sys.implementation.name == "cpython"
+_NO_VIEWS: Final = _references_without_views() if _CAN_COUNT else 0

@@ -23,7 +23,7 @@ from trio_uring._multishot import _accept_many
 from trio_uring.lowlevel import Operation, operations, perform
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 RUNS = {"ring": trio_uring.run, "no ring": trio.run}
@@ -59,6 +59,10 @@ async def number_of(stream: trio.SocketStream) -> int:
         while not said.endswith(b"."):
             said += await stream.receive_some()
         return int(said[:-1])
+
+
+async def in_this_thread(function: Callable[[], None]) -> None:
+    function()
 
 
 def accepts() -> int:
@@ -446,6 +450,26 @@ def test_outside_a_run_it_is_refused() -> None:
         plain = trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
         with plain.socket, pytest.raises(RuntimeError, match="async context"):
             accept_many(plain)
+
+
+@pytest.mark.parametrize("how", ["in a later turn", "at once", "in a thread"])
+async def test_a_forgotten_listener_lets_go_of_its_socket(how: str) -> None:
+    with listening() as (plain, address):
+        kept = [accept_many(plain)]
+        with connecting(address, 3) as peers:
+            assert await number_of(await kept[0].accept()) == 0
+            forget = trio.to_thread.run_sync if how == "in a thread" else in_this_thread
+            with pytest.warns(ResourceWarning, match="MultishotListener was not closed"):
+                await forget(kept.clear)
+            if how == "in a later turn":
+                await wait_all_tasks_blocked()
+            with stdlib_socket.create_connection(address) as late:
+                async with await plain.accept() as stream:
+                    assert stream.socket.getpeername() == late.getsockname()
+            for peer in peers[1:]:  # they were accepted, and nobody would take them
+                peer.setblocking(False)
+                with suppress(ConnectionResetError):
+                    assert peer.recv(1) == b""
 
 
 def test_a_listener_that_is_never_closed_is_reported() -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from trio_uring import BufferLease
+
 SIZE: Final = 4096
 CONTENT: Final = b"".join(bytes([number]) * SIZE for number in range(16))
 
@@ -557,6 +559,48 @@ async def test_a_lease_that_was_forgotten_is_reported() -> None:
     buffers = RegisteredBuffers(1, SIZE)
     with pytest.warns(ResourceWarning, match="a BufferLease was not released"):
         buffers.lease_nowait()
+    buffers.close()
+
+
+async def test_a_forgotten_lease_is_given_back(path: Path) -> None:
+    with RegisteredBuffers(1, SIZE) as buffers:
+        kept = [await buffers.lease()]
+        async with await open_direct(path) as file:
+            await file.read_into_at(kept[0], 0)
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def borrow() -> None:
+                with await buffers.lease():
+                    assert buffers.leased == 1
+
+            await wait_all_tasks_blocked()
+            with pytest.warns(ResourceWarning, match="a BufferLease was not released"):
+                await trio.to_thread.run_sync(kept.clear)
+        assert buffers.leased == 0
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_forgotten_lease_whose_memory_is_used_stays_lent(*, whole: bool) -> None:
+    with RegisteredBuffers(1, SIZE) as buffers:
+        lease = buffers.lease_nowait()
+        used = lease.memory if whole else lease.memory[:1]
+        with pytest.warns(ResourceWarning, match="a BufferLease was not released"):
+            del lease
+        await wait_all_tasks_blocked()
+        assert buffers.leased == 1
+        used[0] = 1
+
+
+def test_a_lease_that_is_forgotten_after_the_run() -> None:
+    async def main() -> tuple[RegisteredBuffers, list[BufferLease]]:
+        buffers = RegisteredBuffers(1, SIZE)
+        return buffers, [buffers.lease_nowait()]
+
+    buffers, kept = trio_uring.run(main)
+    with pytest.warns(ResourceWarning, match="a BufferLease was not released"):
+        kept.clear()
+    assert buffers.leased == 0
     buffers.close()
 
 

@@ -259,6 +259,70 @@ async def test_a_lease_that_is_forgotten_is_reported() -> None:
                 await leases.receive()
 
 
+async def test_a_forgotten_lease_gives_its_buffer_back() -> None:
+    with connected() as (stream, peer):
+        async with receive_many(stream, max_buffers=1) as leases:
+            for data in (b"first", b"second"):
+                peer.send(data)
+                lease = await leases.receive()
+                assert lease.memory == data
+                with pytest.warns(ResourceWarning, match="ReceivedLease was not released"):
+                    del lease
+            peer.send(b"third")
+            assert taken(await leases.receive()) == b"third"
+            assert leases.leased == 0
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_forgotten_lease_whose_memory_is_used_stays_lent(*, whole: bool) -> None:
+    with connected() as (stream, peer):
+        async with receive_many(stream) as leases:
+            peer.send(b"data")
+            lease = await leases.receive()
+            used = lease.memory if whole else lease.memory[:2]
+            with pytest.warns(ResourceWarning, match="ReceivedLease was not released"):
+                del lease
+            await wait_all_tasks_blocked()
+            assert leases.leased == 1
+            assert used == (b"data" if whole else b"da")
+            del used
+            for memory_used in (True, False):  # that the first one stays lent hides nothing
+                peer.send(b"more")
+                lease = await leases.receive()
+                used = lease.memory if memory_used else None
+                with pytest.warns(ResourceWarning, match="ReceivedLease was not released"):
+                    del lease
+                await wait_all_tasks_blocked()
+                assert leases.leased == 2
+                del used
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["in a later turn", "at once"])
+async def test_a_forgotten_receiver_lets_go_of_its_stream(*, waits: bool) -> None:
+    pools = current_manager().pools
+    with connected() as (stream, peer):
+        peer.send(b"taken")
+        with pytest.warns(ResourceWarning, match="a receive_many block was not left"):
+            assert taken(await receive_many(stream).receive()) == b"taken"
+        if waits:
+            await wait_all_tasks_blocked()
+        peer.send(b"kept")
+        assert await stream.receive_some() == b"kept"
+        await wait_all_tasks_blocked()
+        assert set(pools._open.values()) <= {pools.receive, pools._for_native}
+
+
+async def test_a_receiver_that_another_thread_forgets() -> None:
+    with connected() as (stream, peer):
+        kept = [receive_many(stream)]
+        peer.send(b"taken")
+        assert taken(await kept[0].receive()) == b"taken"
+        with pytest.warns(ResourceWarning, match="a receive_many block was not left"):
+            await trio.to_thread.run_sync(kept.clear)
+        peer.send(b"kept")
+        assert await stream.receive_some() == b"kept"
+
+
 # --- Backpressure ---------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ may start. Tasks that wait for readiness are in Trio's epoll manager, which is c
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 import trio
@@ -53,6 +54,8 @@ class FdWaiters(dict[int, list[FdWaiter]]):
     def __init__(self, readiness: Readiness) -> None:
         super().__init__()
         self._readiness = readiness
+        # Each lets go of an fd whose user was garbage collected. Appended in any thread.
+        self.forgotten: deque[Callable[[], object]] = deque()
 
     def register(self, waiter: FdWaiter) -> None:
         """Add *waiter*.
@@ -101,8 +104,10 @@ class FdWaiters(dict[int, list[FdWaiter]]):
     def check_not_busy(self, fd: int | HasFileNo, exclusive: Exclusive) -> None:
         """Raise `trio.BusyResourceError` if another task waits for *exclusive* on *fd*.
 
-        A cancelled operation does not count, as in Trio. This waits for its end first.
+        A cancelled operation does not count, as in Trio. This waits for its end first. What was
+        garbage collected does not count either.
         """
+        self.let_go()
         if not isinstance(fd, int):
             fd = fd.fileno()
         for waiter in tuple(self.get(fd, ())):
@@ -111,3 +116,8 @@ class FdWaiters(dict[int, list[FdWaiter]]):
             waiter.operation.exclusive == exclusive for waiter in self.get(fd, ())
         ):
             raise trio.BusyResourceError("another task is already reading / writing this fd")
+
+    def let_go(self) -> None:
+        """Let go of what was forgotten."""
+        while self.forgotten:
+            self.forgotten.popleft()()

@@ -22,6 +22,7 @@ from trio.lowlevel import (
     ParkingLot,
     cancel_shielded_checkpoint,
     checkpoint_if_cancelled,
+    current_trio_token,
     enable_ki_protection,
 )
 
@@ -105,10 +106,10 @@ class RegisteredBuffers:
         manager = current_ring("files")
         self.size = size
         self._memory = mmap.mmap(-1, count * stride, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._whole = memoryview(self._memory)
         self._free = list(range(0, count * stride, stride))  # where each buffer begins
         self._count = count
         self._waiters = ParkingLot()
+        self._token = current_trio_token()
         self._handed: deque[int] = deque()
         self._closed = False
         self._manager: UringIOManager | None = None
@@ -169,7 +170,9 @@ class RegisteredBuffers:
         return self._lease(self._free.pop())
 
     def _lease(self, start: int) -> BufferLease:
-        return BufferLease(self, self._whole[start : start + self.size], start)
+        # Not a slice of a view that all leases share: `Lease` counts the views of this buffer.
+        with memoryview(self._memory) as whole:
+            return BufferLease(self, whole[start : start + self.size], start)
 
     def give_back(self, start: int) -> None:
         """Take a buffer back. Called by `BufferLease`."""
@@ -180,6 +183,13 @@ class RegisteredBuffers:
         self._free.append(start)
         if self._closed and len(self._free) == self._count:
             self._unregister()
+
+    def give_back_soon(self, start: int) -> None:
+        """Take a buffer back in the next loop iteration. Called by finalizers, in any thread."""
+        try:
+            self._token.run_sync_soon(self.give_back, start)
+        except trio.RunFinishedError:  # nobody waits for it
+            self.give_back(start)
 
     def close(self) -> None:
         """Lend no more buffers, and unregister them once all were given back."""
@@ -274,6 +284,12 @@ class BufferLease(Lease):
     def _give_back(self) -> None:
         self._operation = None
         self.pool.give_back(self._start)
+
+    def _forgotten(self, views: int) -> None:
+        pinned = self._operation is not None  # it has a slice
+        self._operation = None
+        if views <= pinned:
+            self.pool.give_back_soon(self._start)
 
 
 # ---- The ring's table ------------------------------------------------------------------------

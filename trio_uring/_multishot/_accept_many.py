@@ -78,10 +78,11 @@ def accept_many(
 class MultishotListener(trio.abc.Listener[trio.SocketStream]):
     """Made by `accept_many`. Iterating over it yields connections: `trio.SocketStream` objects."""
 
+    _operation: _AcceptOperation | None = None
+
     def __init__(self, listener: trio.SocketListener, max_waiting: int) -> None:
         self._listener = listener
         manager = current_ring("sockets")
-        self._operation: _AcceptOperation | None = None
         if manager is not None and isinstance(listener.socket, TrioSocket):
             self._operation = _AcceptOperation(manager, listener.socket, max_waiting)
 
@@ -173,6 +174,12 @@ class MultishotListener(trio.abc.Listener[trio.SocketStream]):
             operation.discard()
         await self._listener.aclose()
 
+    def __del__(self) -> None:
+        operation = self._operation
+        if operation is not None and operation.in_use:
+            warnings.warn("a MultishotListener was not closed", ResourceWarning, stacklevel=2)
+            operation.forget()
+
     def __aiter__(self) -> Self:
         return self
 
@@ -216,10 +223,16 @@ class _AcceptOperation(MultishotOperation):
             raise
         return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
+    @property
+    def in_use(self) -> bool:
+        """Whether it accepts connections, or some wait to be taken."""
+        return bool(self.fds) or (self.armed and not self._manager.ring.closed)
+
     def __del__(self) -> None:
-        if self.fds:
-            warnings.warn("a MultishotListener was not closed", ResourceWarning, stacklevel=2)
-            self.discard()
+        self.discard()
+
+    def dispose(self) -> None:
+        self.discard()
 
     def discard(self) -> None:
         while self.fds:

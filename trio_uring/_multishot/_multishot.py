@@ -5,17 +5,21 @@ result into a queue at once, and the task that consumes them takes them from the
 be cancelled at any time: only its wait ends, and no result is lost. The operation ends when its
 owner stops it, which takes an iteration of the loop, or when the kernel ends it: after an error, or
 because it has no buffer left. Then the owner starts the next one.
+
+The loop refers to the operation while it is in flight, but never to its owner. So an owner that the
+program forgets is garbage collected, and its finalizer has the loop stop the operation.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 from weakref import ref
 
 import trio
-from trio.lowlevel import Abort, current_task
+from trio.lowlevel import Abort, current_task, current_trio_token
 
 from trio_uring._errors import CANCELLED_RESULTS
 from trio_uring._trio_private import WaitTaskRescheduled, current_reschedule, wait_rescheduled
@@ -35,6 +39,8 @@ class MultishotOperation(ABC):
         self._manager = manager
         self._entry: InFlight | None = None
         self._task: Task | None = None
+        self._token = current_trio_token()
+        self._forgotten = False
         # Made once: it costs more than the rest of a wait (benchmarks/bench_receive_many.py).
         self._sleep = WaitTaskRescheduled(partial(_abort, ref(self)))
 
@@ -78,6 +84,8 @@ class MultishotOperation(ABC):
                 if not asked or entry.res not in CANCELLED_RESULTS:
                     self.failed(exc.with_traceback(None))  # its frames refer to this object
         self.wake()
+        if self._forgotten:
+            self.dispose()
 
     @abstractmethod
     def last(self, res: int, flags: int) -> None:
@@ -86,6 +94,32 @@ class MultishotOperation(ABC):
     @abstractmethod
     def failed(self, exc: OSError | trio.ClosedResourceError) -> None:
         """Take the error that ended the operation."""
+
+    def forget(self) -> None:
+        """Have the loop let go of everything. For finalizers, which run at any time in any thread.
+
+        The loop does so in its next iteration, or before that if another task uses the fd.
+        """
+        waiters = self._manager.fd_waiters
+        waiters.forgotten.append(self.let_go)
+        try:
+            self._token.run_sync_soon(waiters.let_go)
+        except trio.RunFinishedError:
+            waiters.let_go()
+
+    def let_go(self) -> None:
+        """Stop the operation, and call `dispose` when it has ended."""
+        self._forgotten = True
+        if self._entry is None or self._manager.ring.closed:
+            self.dispose()
+        else:
+            self.stop()
+            with suppress(OSError, RuntimeError):  # the ring is lost; its loop ends the operation
+                self._entry.finish_cancelled()
+
+    @abstractmethod
+    def dispose(self) -> None:
+        """Release what the operation used. It has ended, and nobody takes its results."""
 
     # ---- The task --------------------------------------------------------------------------
 

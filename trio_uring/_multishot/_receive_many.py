@@ -12,8 +12,9 @@ An `FdReservation` prevents that.
 from __future__ import annotations
 
 import errno
+import warnings
 from collections import deque
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -23,6 +24,7 @@ from trio.lowlevel import (
     checkpoint,
     checkpoint_if_cancelled,
     current_task,
+    current_trio_token,
     enable_ki_protection,
 )
 
@@ -108,9 +110,14 @@ class ReceivedLease(Lease):
     def _give_back(self) -> None:
         self._leases.take_back(self._flags)
 
+    def _forgotten(self, views: int) -> None:
+        self._leases.forgotten(self._flags, views)
+
 
 class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
     """Made by `receive_many`. Iterating over it yields `ReceivedLease` objects until the end."""
+
+    _operation: _ReceiveOperation | None = None
 
     def __init__(
         self, source: Source, stack: ExitStack, max_buffers: int, buffer_size: int
@@ -120,13 +127,14 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
         self._max_buffers = max_buffers
         self._size = buffer_size
         self._leased = 0
+        self._stay_lent = 0  # those that were forgotten, and something used their memory
         self._unread = b""
         self._closed = False
         self._error_raised = False
         self._given_back = ParkingLot()
         self._receiving: trio.CancelScope | None = None
         manager = current_ring("sockets")
-        self._operation: _ReceiveOperation | None = None
+        self._token = current_trio_token()
         if manager is not None and isinstance(source.sock, TrioSocket):
             self._operation = _ReceiveOperation(manager, source.sock, max_buffers, buffer_size)
 
@@ -231,6 +239,27 @@ class ReceivedLeases(trio.abc.ReceiveChannel[ReceivedLease]):
             self._operation.give_back(flags)
         elif self._given_back:
             self._given_back.unpark()
+
+    def forgotten(self, flags: int, views: int) -> None:
+        """Take a buffer back soon, if nothing uses it. Called by the finalizer of a lease.
+
+        Args:
+          flags: Of the completion.
+          views: How many memoryviews there are of the memory of all buffers. There is one of the
+            whole, and one of each other lease.
+        """
+        if self._operation is not None and views > self._leased - self._stay_lent:
+            self._stay_lent += 1
+            return
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self.take_back, flags)
+
+    def __del__(self) -> None:
+        operation = self._operation
+        if operation is not None and operation.in_use:
+            warnings.warn("a receive_many block was not left", ResourceWarning, stacklevel=2)
+            self._stack.close()
+            operation.forget()
 
     @enable_ki_protection
     async def aclose(self) -> None:
@@ -338,6 +367,18 @@ class _ReceiveOperation(MultishotOperation):
         if not isinstance(exc, OSError) or exc.errno != errno.ENOBUFS:
             self.error = exc
 
+    @property
+    def in_use(self) -> bool:
+        """Whether it has buffers, and so the socket to itself."""
+        return self._pool is not None and not self._manager.ring.closed
+
+    def let_go(self) -> None:
+        self._unreserve()
+        super().let_go()
+
+    def dispose(self) -> None:
+        self.finish()
+
     def view(self, res: int, flags: int) -> memoryview:
         assert self._pool is not None
         return self._pool.view(res, flags)
@@ -351,12 +392,15 @@ class _ReceiveOperation(MultishotOperation):
     def finish(self) -> bytes:
         """Release the socket and the buffers; return the data that was not taken."""
         pool, self._pool = self._pool, None
-        reservation, self._reservation = self._reservation, None
         if pool is None or not self._manager.ring.usable:  # the run crashed
             return b""
         unread = b"".join([pool.view(res, flags) for res, flags in self.queue])
         self.queue.clear()
-        if reservation is not None:
-            self._manager.fd_waiters.unregister(reservation)
+        self._unreserve()
         self._manager.pools.close(pool)
         return unread
+
+    def _unreserve(self) -> None:
+        reservation, self._reservation = self._reservation, None
+        if reservation is not None:
+            self._manager.fd_waiters.unregister(reservation)
