@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
+import subprocess
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ from timeouts import cancel_run_first, fails_if_it_hung
 
 import trio_uring
 from trio_uring import RingConfig, RingUnavailableError
+from trio_uring._files import OTHERWISE
 from trio_uring._run import probe
 from trio_uring.lowlevel import on_ring
 
@@ -129,6 +132,32 @@ def fd_ledger() -> Iterator[None]:
 def no_deterministic_scheduling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow skipping schedule points, which pytest-trio forbids for all tests."""
     monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", False)
+
+
+@pytest.fixture
+def no_native_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Python make all calls on paths, also those that the native engine would make."""
+    for module in ("_files._hooks", "anyio_backend"):
+        monkeypatch.setattr(f"trio_uring.{module}.call_path", lambda *_args: OTHERWISE)
+
+
+@pytest.fixture(scope="session")
+def refuse(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
+    """Return a function that returns an environment in which system calls fail: see refuse.c."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("a C compiler is needed")
+    library = tmp_path_factory.mktemp("refuse") / "refuse.so"
+    source = Path(__file__).with_name("kernel") / "refuse.c"
+    command = [compiler, "-shared", "-fPIC", "-O", "-o", str(library), str(source), "-ldl"]
+    subprocess.run(command, check=True)
+
+    def environment(**refused: object) -> dict[str, str]:
+        preloaded = [*filter(None, [os.environ.get("LD_PRELOAD")]), str(library)]
+        variables = {f"REFUSE_{name.upper()}": str(value) for name, value in refused.items()}
+        return {"LD_PRELOAD": ":".join(preloaded), **variables}
+
+    return environment
 
 
 @pytest.fixture

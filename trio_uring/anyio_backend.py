@@ -31,7 +31,9 @@ from ._files import (
     ARGUMENTS,
     OTHERWISE,
     ReadAhead,
+    after_schedule_point,
     async_file_method,
+    call_path,
     current_files,
     quick_call,
     route,
@@ -111,6 +113,12 @@ class RingAwareBackend(anyio_trio.TrioBackend):
         limiter: CapacityLimiter | None = None,
     ) -> T:
         """Call ``func(*args)`` on the ring if the ring supports it, otherwise in a thread."""
+        if limiter is None:
+            value = call_path(func, args)
+            if value is not OTHERWISE:
+                if type(value) is tuple:
+                    value = await after_schedule_point(value)
+                return cast("T", value)
         files = current_files()
         if files is not None and limiter is None:  # a caller's own limiter means a thread
             paths = _paths_of_next(func, args)

@@ -1,6 +1,7 @@
 /*
  * Preloaded into a child, this stands before libc's syscall() and lets io_uring's calls fail as
- * older kernels, limits and filters do. What fails stands in the environment:
+ * older kernels, limits and filters do, and reads as other programs can make them. What fails stands
+ * in the environment:
  *
  *   REFUSE_FLAGS=mask       io_uring_setup with one of these flags: EINVAL
  *   REFUSE_ABOVE=entries    io_uring_setup with more entries: ENOMEM
@@ -9,6 +10,9 @@
  *   REFUSE_ENTER=errno      io_uring_enter, always
  *   REFUSE_ENTERS=n:errno   io_uring_enter, each n-th call
  *   REFUSE_REGISTER=op:errno,op:errno,...
+ *   REFUSE_READS=errno      preadv2, always
+ *   REFUSE_BEYOND=size      preadv2 reads no more than these bytes at a time
+ *   REFUSE_SIZE=size        statx of an open regular file says this size
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -17,9 +21,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 
 enum { SETUP = 425, ENTER = 426, REGISTER = 427 };
+enum { MODE = 0x1c, SIZE = 0x28 }; /* where they are in a struct statx */
 
 static unsigned long number_in(const char *name)
 {
@@ -62,6 +69,27 @@ static int refuse_register(unsigned opcode)
     return 0;
 }
 
+/* The arguments of preadv2: the fd, the parts, their number, ... */
+static void shorten_read(long *arguments, struct iovec *part)
+{
+    *part = *(const struct iovec *)arguments[1];
+    unsigned long size = number_in("REFUSE_BEYOND");
+    if (size > part->iov_len)
+        return;
+    part->iov_len = size;
+    arguments[1] = (long)part;
+    arguments[2] = 1;
+}
+
+static void replace_size(char *status)
+{
+    unsigned short mode;
+    unsigned long long size = number_in("REFUSE_SIZE");
+    memcpy(&mode, status + MODE, sizeof mode);
+    if (S_ISREG(mode))
+        memcpy(status + SIZE, &size, sizeof size);
+}
+
 long syscall(long number, ...)
 {
     static long (*real)(long, ...);
@@ -79,15 +107,22 @@ long syscall(long number, ...)
         error = refuse_enter();
     else if (number == REGISTER)
         error = refuse_register((unsigned)arguments[1]);
+    else if (number == SYS_preadv2)
+        error = (int)number_in("REFUSE_READS");
     if (error != 0) {
         errno = error;
         return -1;
     }
     if (real == NULL)
         real = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+    struct iovec part;
+    if (number == SYS_preadv2 && getenv("REFUSE_BEYOND") != NULL)
+        shorten_read(arguments, &part);
     long result = real(number, arguments[0], arguments[1], arguments[2], arguments[3],
                        arguments[4], arguments[5]);
     if (number == SETUP && result >= 0)
         ((unsigned *)arguments[1])[5] &= ~(unsigned)number_in("REFUSE_FEATURES");
+    if (number == SYS_statx && result >= 0 && getenv("REFUSE_SIZE") != NULL)
+        replace_size((char *)arguments[4]);
     return result;
 }

@@ -42,7 +42,7 @@ COSTS: Final = {
         "anyio_echo": Cost((42, 43, 41, 41), 4.0, 0),
         "accept": Cost((261, 266, 256, 256), 1.0, 0),
         "cached_read": Cost((2, 2, 2, 2), 0.0, 0),
-        "path_stat": Cost((28, 28, 28, 28), 0.0, 0),
+        "path_stat": Cost((3, 3, 3, 3), 0.0, 0),
         "empty_turn": Cost((20, 21, 19, 19), 0.0, 0),
     },
     "python": {

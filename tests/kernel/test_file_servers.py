@@ -162,7 +162,7 @@ async def test_a_cancelled_task_closes_the_file(server: FuseServer) -> None:
 
 
 @pytest.fixture
-def all_have_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+def all_have_servers(monkeypatch: pytest.MonkeyPatch, no_native_paths: None) -> None:
     """Have every file system say that it has a server, where nothing may be mounted."""
     monkeypatch.setattr(_file_systems, "_known", {})
     monkeypatch.setattr(_file_systems, "_look_up", lambda _fd: FileSystem.SERVER)

@@ -415,6 +415,7 @@ def fd_is_below(fd: int, path: Path) -> bool:
         return False
 
 
+@pytest.mark.usefixtures("no_native_paths")
 @pytest.mark.parametrize("path", ["/proc/self/status", "/dev/pts", "/sys/kernel"])
 async def test_a_status_that_a_server_might_know_is_asked_for(
     path: str, operations: Operations, monkeypatch: pytest.MonkeyPatch
@@ -646,6 +647,7 @@ async def test_exceptions_keep_their_context() -> None:
     assert isinstance(caught.value.__context__, KeyError)
 
 
+@pytest.mark.usefixtures("no_native_paths")
 async def test_bridges_are_pooled_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         _paths, "find_cached", lambda *_args: -errno.EAGAIN

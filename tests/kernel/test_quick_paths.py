@@ -182,6 +182,7 @@ async def test_pages_that_are_not_cached_are_read_on_the_ring(
     os.close(fd)
 
 
+@pytest.mark.usefixtures("no_native_paths")
 async def test_the_rest_of_a_file(tree: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Part:
         def read(self, path: str) -> tuple[bytes, int]:
@@ -194,6 +195,7 @@ async def test_the_rest_of_a_file(tree: pathlib.Path, monkeypatch: pytest.Monkey
     assert current_files().on_ring == before + 2
 
 
+@pytest.mark.usefixtures("no_native_paths")
 async def test_a_file_that_disappears(tree: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mode = _quick.mode_cached(os.fsencode(tree / "file"), 0)
     monkeypatch.setattr(_quick, "mode_cached", lambda *_args: mode)
@@ -304,6 +306,7 @@ async def test_audit_events_come_once(tree: pathlib.Path, call: str) -> None:
         assert events[0] == events[1], name
 
 
+@pytest.mark.usefixtures("no_native_paths")
 @pytest.mark.parametrize("call", ["read_bytes", "read_text", "open"])
 async def test_an_audit_hook_can_refuse(
     tree: pathlib.Path, call: str, monkeypatch: pytest.MonkeyPatch
@@ -324,7 +327,7 @@ async def test_an_audit_hook_can_refuse(
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def quick(monkeypatch: pytest.MonkeyPatch, no_native_paths: None) -> list[str]:
     """Note for which paths the cache is asked."""
     asked: list[str] = []
     mode_cached = _quick.mode_cached
@@ -371,6 +374,7 @@ async def test_subclasses_and_unusual_arguments(tree: pathlib.Path, quick: list[
     assert not quick
 
 
+@pytest.mark.usefixtures("no_native_paths")
 async def test_a_path_that_is_not_cached(
     tree: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

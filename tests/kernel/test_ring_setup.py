@@ -9,11 +9,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,7 +23,9 @@ from trio_uring._kernel.uapi import FeatureFlag, RegisterOpcode, SetupFlag
 from trio_uring._run import probe
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Sequence
+    from pathlib import Path
 
 Refuse: TypeAlias = Callable[..., dict[str, str]]  # see the fixture of that name
 
@@ -62,25 +61,6 @@ SQPOLL_LADDER = {
 }
 
 SCENARIOS = "import scenarios, sys; scenarios.report(*sys.argv[1:])"
-
-
-@pytest.fixture(scope="session")
-def refuse(tmp_path_factory: pytest.TempPathFactory) -> Refuse:
-    """Return a function that returns an environment in which calls of io_uring fail."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("a C compiler is needed")
-    library = tmp_path_factory.mktemp("refuse") / "refuse.so"
-    source = Path(__file__).with_name("refuse.c")
-    command = [compiler, "-shared", "-fPIC", "-O", "-o", str(library), str(source), "-ldl"]
-    subprocess.run(command, check=True)
-
-    def environment(**refused: object) -> dict[str, str]:
-        preloaded = [*filter(None, [os.environ.get("LD_PRELOAD")]), str(library)]
-        variables = {f"REFUSE_{name.upper()}": str(value) for name, value in refused.items()}
-        return {"LD_PRELOAD": ":".join(preloaded), **variables}
-
-    return environment
 
 
 @dataclass

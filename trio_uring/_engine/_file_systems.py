@@ -64,6 +64,11 @@ def file_system_of(fd: int) -> FileSystem:
     return _known.get(mount_of(fd)) or note_file_system(fd)
 
 
+def file_system_in(mount: int) -> FileSystem | None:
+    """Return what the file system in *mount*, as `mount_of` has it, needs; None if unknown."""
+    return _known.get(mount)
+
+
 def note_file_system(fd: int) -> FileSystem:
     """Return what `file_system_of` returns, and note it for `path_is_without_server`.
 

@@ -9,6 +9,10 @@ from ._hooks import (
     file_getattr as file_getattr,
     run_sync as run_sync,
 )
-from ._quick import quick_call as quick_call
+from ._quick import (
+    after_schedule_point as after_schedule_point,
+    call_path as call_path,
+    quick_call as quick_call,
+)
 from ._routes import route as route
 from ._sync import fdatasync as fdatasync, fsync as fsync

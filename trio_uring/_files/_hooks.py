@@ -24,7 +24,7 @@ from trio_uring._trio_private import (
 from ._bridge import BRIDGE_REFUSED, current_files
 from ._hits import OTHERWISE, hit_first
 from ._methods import ASYNC_METHODS, close, raw_of, way_of
-from ._quick import quick_call
+from ._quick import after_schedule_point, call_path, quick_call
 from ._routes import route
 from ._sync import fdatasync, fsync
 
@@ -49,6 +49,11 @@ async def run_sync(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
 
     In a run without a ring this is `trio.to_thread.run_sync`.
     """
+    value = call_path(function, args)
+    if value is not OTHERWISE:
+        if type(value) is tuple:
+            value = await after_schedule_point(value)
+        return cast("T", value)
     files = current_files()
     if files is not None:
         value = await quick_call(files, function, args)

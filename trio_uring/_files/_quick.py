@@ -11,6 +11,8 @@ raises its audit event. The event comes first, and once.
 
 If somebody has replaced one of the functions that a method is made of, the method goes to a thread,
 as described in `_routes`.
+
+With the native engine, `call_path` comes first: it makes the most usual of these calls in C.
 """
 
 from __future__ import annotations
@@ -32,11 +34,18 @@ from trio.lowlevel import current_task
 from trio_uring import _operations as operations
 from trio_uring._engine._ring import Reader, is_in_unknown_mount, is_missing, mode_cached
 from trio_uring._errors import operation_error
-from trio_uring._trio_private import at_cancel_point, is_cancelled, schedule_point
+from trio_uring._kernel import native, why_no_native
+from trio_uring._trio_private import (
+    AsyncIOWrapper,
+    at_cancel_point,
+    is_cancelled,
+    schedule_point,
+)
 
-from ._directories import string_of
+from ._bridge import INLINE_MAX
+from ._directories import CAN_MAKE_PATHS, string_of
 from ._hits import OTHERWISE
-from ._open import READING, is_plain, learn_mount, open_file, open_now
+from ._open import READING, file_of, is_plain, learn_mount, open_file, open_now
 from ._paths import stat_known
 from ._routes import PATHLIB, TRIO_PATH
 
@@ -77,6 +86,25 @@ async def quick_call(
         return await value.finish(files)
     await _pass_checkpoint(files)
     return value
+
+
+def _no_call(_function: Callable[..., object], _args: tuple[object, ...], /) -> object:
+    return OTHERWISE
+
+
+# Without the native engine, no call is made by it.
+call_path: Final = _no_call if why_no_native else native.call_path
+
+
+async def after_schedule_point(left: tuple[Any, ...]) -> object:
+    """Execute the schedule point that `call_path` has left, and return or raise its result."""
+    try:
+        await schedule_point()
+        if len(left) == 1:
+            return left[0]
+        raise left[1]
+    finally:
+        del left  # or there would be a reference cycle
 
 
 async def _pass_checkpoint(files: FilesRun) -> None:
@@ -212,6 +240,10 @@ def _open(
 # --- Which function is which call -----------------------------------------------------------
 
 
+# What a row's call does, for `native.set_paths`: which it is in paths.c.
+_STATUS, _TEST, _READ_BYTES, _READ_TEXT, _OPEN, _OPEN_WRAPPED = range(6)
+
+
 @attrs.frozen
 class _Row:
     """A call, and what must be the standard library's for it to be right."""
@@ -220,51 +252,63 @@ class _Row:
     owners: tuple[object, ...]
     names: tuple[str, ...]
     things: tuple[object, ...]
+    what: int
+    flags: int  # of open(2), for the native engine
+    type: int  # the type of file that a test is for; 0 for any
 
     @property
     def is_intact(self) -> bool:
         return all(map(is_, map(getattr, self.owners, self.names), self.things))
 
 
-def _row(call: Callable[..., object], *names: str) -> _Row:
+def _row(
+    call: Callable[..., object], what: int, *names: str, flags: int = 0, type_: int = 0
+) -> _Row:
     owners: list[object] = []
     for name in names:
         owner, _, _ = name.partition(".")
         owners.append({"os": os, "io": io, "Path": pathlib.Path}[owner])
     attributes = tuple(name.partition(".")[2] for name in names)
     things = tuple(map(getattr, owners, attributes))
-    return _Row(call, tuple(owners), attributes, things)
+    return _Row(call, tuple(owners), attributes, things, what, flags, type_)
 
 
 def _tests() -> dict[str, _Row]:
     tests = {
-        "is_dir": stat.S_ISDIR,
-        "is_file": stat.S_ISREG,
-        "is_socket": stat.S_ISSOCK,
-        "is_fifo": stat.S_ISFIFO,
-        "is_block_device": stat.S_ISBLK,
-        "is_char_device": stat.S_ISCHR,
+        "is_dir": (stat.S_ISDIR, stat.S_IFDIR),
+        "is_file": (stat.S_ISREG, stat.S_IFREG),
+        "is_socket": (stat.S_ISSOCK, stat.S_IFSOCK),
+        "is_fifo": (stat.S_ISFIFO, stat.S_IFIFO),
+        "is_block_device": (stat.S_ISBLK, stat.S_IFBLK),
+        "is_char_device": (stat.S_ISCHR, stat.S_IFCHR),
     }
     return {
-        name: _row(partial(_is, is_it), f"Path.{name}", "Path.stat", "os.stat")
-        for name, is_it in tests.items()
+        name: _row(partial(_is, is_it), _TEST, f"Path.{name}", "Path.stat", "os.stat", type_=type_)
+        for name, (is_it, type_) in tests.items()
     }
 
 
+_NOFOLLOW: Final = os.O_NOFOLLOW if sys.platform != "win32" else 0
 _METHODS: Final = {
-    "stat": _row(_stat, "Path.stat", "os.stat"),
-    "lstat": _row(_lstat, "Path.lstat", "Path.stat", "os.lstat", "os.stat"),
-    "exists": _row(_exists, "Path.exists", "Path.stat", "os.stat"),
+    "stat": _row(_stat, _STATUS, "Path.stat", "os.stat"),
+    "lstat": _row(
+        *(_lstat, _STATUS, "Path.lstat", "Path.stat", "os.lstat", "os.stat"), flags=_NOFOLLOW
+    ),
+    "exists": _row(_exists, _TEST, "Path.exists", "Path.stat", "os.stat"),
     **_tests(),
-    "is_symlink": _row(_is_symlink, "Path.is_symlink", "Path.lstat", "Path.stat", "os.stat"),
-    "read_bytes": _row(_read_bytes, "Path.read_bytes", "Path.open", "io.open"),
-    "read_text": _row(_read_text, "Path.read_text", "Path.open", "io.open"),
-    "open": _row(_open, "Path.open", "io.open"),
+    "is_symlink": _row(
+        *(_is_symlink, _TEST, "Path.is_symlink", "Path.lstat", "Path.stat", "os.stat"),
+        flags=_NOFOLLOW,
+        type_=stat.S_IFLNK,
+    ),
+    "read_bytes": _row(_read_bytes, _READ_BYTES, "Path.read_bytes", "Path.open", "io.open"),
+    "read_text": _row(_read_text, _READ_TEXT, "Path.read_text", "Path.open", "io.open"),
+    "open": _row(_open, _OPEN, "Path.open", "io.open"),
 }
 _FUNCTIONS: Final[dict[object, _Row]] = {
-    io.open: _row(_open, "io.open"),
-    os.stat: _row(_stat, "os.stat"),
-    os.lstat: _row(_lstat, "os.lstat"),
+    io.open: _row(_open, _OPEN, "io.open"),
+    os.stat: _row(_stat, _STATUS, "os.stat"),
+    os.lstat: _row(_lstat, _STATUS, "os.lstat", flags=_NOFOLLOW),
 }
 _PATHLIB: Final[dict[object, _Row]] = {
     method: _METHODS[name] for method, name in PATHLIB.items() if name in _METHODS
@@ -274,6 +318,10 @@ _TRIO: Final[dict[object, _Row]] = {
 }
 _TRIO_OPEN: Final = next((function for function, name in TRIO_PATH.items() if name == "open"), None)
 _KEYWORDS: Final = {"follow_symlinks", "encoding", "errors", "newline", "mode", "buffering"}
+# What the path may be, of a method, of a function of `trio.Path`, and of any other function.
+_OF_METHOD: Final[tuple[type, ...]] = (pathlib.PosixPath,)
+_OF_TRIO: Final[tuple[type, ...]] = (trio.PosixPath,)
+_OF_FUNCTION: Final[tuple[type, ...]] = (str, pathlib.PosixPath, trio.PosixPath)
 
 
 def _find(function: Any, args: tuple[Any, ...]) -> Callable[[], object] | None:  # noqa: ANN401
@@ -281,13 +329,13 @@ def _find(function: Any, args: tuple[Any, ...]) -> Callable[[], object] | None: 
     keywords: Mapping[str, Any] = {}
     if type(function) is partial:
         args, keywords, function = (*function.args, *args), function.keywords, function.func
-    kinds: tuple[type, ...] = (pathlib.PosixPath,)
+    kinds = _OF_METHOD
     if type(function) is MethodType:
         row, args = _PATHLIB.get(function.__func__), (function.__self__, *args)
     elif type(function) is FunctionType:
-        row, kinds = _TRIO.get(function), (trio.PosixPath,)
+        row, kinds = _TRIO.get(function), _OF_TRIO
     elif isinstance(function, BuiltinFunctionType):
-        row, kinds = _FUNCTIONS.get(function), (str, pathlib.PosixPath, trio.PosixPath)
+        row, kinds = _FUNCTIONS.get(function), _OF_FUNCTION
     else:
         return None
     if row is None or not args or type(args[0]) not in kinds:
@@ -302,3 +350,37 @@ def _find(function: Any, args: tuple[Any, ...]) -> Callable[[], object] | None: 
 def _wrapped(call: Callable[[], object]) -> object:
     file = call()
     return file if file is OTHERWISE else trio.wrap_file(file)
+
+
+# --- The native engine ----------------------------------------------------------------------
+
+
+def _rows() -> list[tuple[object, _Row, tuple[type, ...]]]:
+    """Return each function that the native engine may call, with its row and kinds of paths."""
+    tables = ((_PATHLIB, _OF_METHOD), (_TRIO, _OF_TRIO), (_FUNCTIONS, _OF_FUNCTION))
+    return [
+        (function, row, kinds)
+        for table, kinds in tables
+        for function, row in table.items()
+        if not (sys.flags.warn_default_encoding and row.what >= _READ_TEXT)
+    ]
+
+
+def _native_row(function: object, row: _Row, kinds: tuple[type, ...]) -> tuple[Any, ...]:
+    what = _OPEN_WRAPPED if function is _TRIO_OPEN else row.what
+    return (function, what, row.flags, row.type, kinds, row.owners, row.names, row.things)
+
+
+if not why_no_native:
+    slots: Any = vars(pathlib.PurePath)
+    native.set_paths(
+        tuple(_native_row(*row) for row in _rows()),
+        partial,
+        slots.get("_str"),
+        slots.get("_raw_paths") if CAN_MAKE_PATHS else None,
+        os.fstat,
+        file_of,
+        AsyncIOWrapper,
+        INLINE_MAX,
+        bool(sys.flags.utf8_mode),
+    )

@@ -154,11 +154,13 @@ class RingFileIO(io.FileIO):
 
     def set_private(self, *, is_regular: bool = False) -> None:
         """Note that the file is private: nobody else has it open or can move its position."""
-        self._streams = False if is_regular else self._streams
         self._era = forks.era
-        if self._nowait_read and not self.is_stream and self.file_system is not FileSystem.SERVER:
+        if is_regular:
+            self._streams = False
+        if self._nowait_read and self.file_system is not FileSystem.SERVER and not self.is_stream:
             self.direct = self._era
-            self._is_memory(_fileno(self))
+            if self.file_system is FileSystem.MEMORY:
+                self._is_memory(_fileno(self))
 
     @property
     def is_shared(self) -> bool:

@@ -99,6 +99,30 @@ def set_files(
     /,
 ) -> None: ...
 def set_era(era: object, /) -> None: ...
+def set_paths(
+    rows: tuple[
+        tuple[
+            object,
+            int,
+            int,
+            int,
+            tuple[type, ...],
+            tuple[object, ...],
+            tuple[str, ...],
+            tuple[object, ...],
+        ],
+        ...,
+    ],
+    partial: type,
+    string_slot: object,
+    parts_slot: object,
+    fstat: Callable[[int], object],
+    make_file: Callable[[int, str, int], object],
+    wrap_file: Callable[..., object],
+    size_max: int,
+    is_utf8: bool,
+    /,
+) -> None: ...
 def step(runner: object, batch: list[object], /) -> None: ...
 def perform(table: InFlightTable, operation: Operation[_T], /) -> Awaitable[_T]: ...
 def perform_shielded(table: InFlightTable, operation: Operation[_T], /) -> Awaitable[_T]: ...
@@ -114,3 +138,4 @@ def read_cached(fd: int, size: int, offset: int, /) -> bytes | None: ...
 def read_many_cached(
     fd: int, parts: list[tuple[int, int]], found: list[bytes | None], /
 ) -> int: ...
+def call_path(function: Callable[..., object], args: tuple[object, ...], /) -> object: ...

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include "engine_api.h"
 #include "preadv2.h"
 
 /* From linux/openat2.h: Linux 5.6, and 5.12 for RESOLVE_CACHED. */
@@ -154,12 +155,10 @@ static int find_cached(const char *path, int flags)
     return fd;
 }
 
-/* Return the mode of what is at path, in such a mount; -EFBIG if it is larger than size_max. */
-static int mode_cached(const char *path, int flags, uint64_t size_max)
+/* Find what is at path, in such a mount. */
+static int look_up_cached(const char *path, int flags, struct found *found)
 {
     char status[URING_STATX_SIZE];
-    uint16_t mode;
-    uint64_t size;
     int fd = open_cached(path, flags | O_PATH);
     if (fd < 0)
         return fd;
@@ -167,11 +166,39 @@ static int mode_cached(const char *path, int flags, uint64_t size_max)
     close(fd);
     if (result < 0)
         return result;
-    if (!is_without_server(mount_in(status)))
-        return -EXDEV;
-    memcpy(&mode, status + 0x1c, sizeof mode);
-    memcpy(&size, status + 0x28, sizeof size);
-    return size > size_max ? -EFBIG : mode;
+    found->mount = mount_in(status);
+    memcpy(&found->mode, status + 0x1c, sizeof found->mode);
+    memcpy(&found->size, status + 0x28, sizeof found->size);
+    return is_without_server(found->mount) ? 0 : -EXDEV;
+}
+
+/* Return the mode of what is at path, in such a mount; -EFBIG if it is larger than size_max. */
+static int mode_cached(const char *path, int flags, uint64_t size_max)
+{
+    struct found found;
+    int result = look_up_cached(path, flags, &found);
+    if (result < 0)
+        return result;
+    return found.size > size_max ? -EFBIG : found.mode;
+}
+
+/* Read a regular file that look_up_cached() has found, with the size that it had, without waiting for
+ * a disk. Return the size, which is smaller if the file has become so; -EAGAIN if it has grown, or if
+ * something else is unusual. */
+static long read_found(const char *path, char *memory, size_t size)
+{
+    int fd = open_cached(path, O_RDONLY | O_NONBLOCK);
+    if (fd < 0)
+        return -EAGAIN;
+    char more;
+    struct iovec parts[] = {{memory, size}, {&more, 1}};
+    long done = read_parts(fd, parts, 2, 0, URING_RWF_NOWAIT);
+    /* If it has the size that it had, it ended there a moment ago. */
+    if (done != (long)size && (done < 0 || done > (long)size ||
+                               read_with_flags(fd, &more, 1, done, URING_RWF_NOWAIT) != 0))
+        done = -EAGAIN;
+    close(fd);
+    return done;
 }
 
 /* Open a regular file that mode_cached() has found, and read it without waiting for a disk. Returns

@@ -10,6 +10,7 @@ static int ring_is_idle(struct ring *ring)
 static const void *engine_api(void)
 {
     static const struct engine_api api = {ENGINE_API_LAYOUT, ring_push_many, ring_submit_and_wait,
-                                          buffer_ring_add, ring_is_idle};
+                                          buffer_ring_add, ring_is_idle, look_up_cached,
+                                          find_cached, open_cached, read_found};
     return &api;
 }

@@ -13,6 +13,7 @@
  *   perform.c   any other operation, as Python describes it
  *   files.c     reads from the page cache
  *   hits.c      calls on files that need not wait
+ *   paths.c     calls on paths that need not wait
  *
  * Everything here runs with the GIL held. Errors are Python exceptions.
  */
@@ -156,7 +157,8 @@ struct Loop {
     unsigned long long sent_now; /* the number of sends without the ring */
     unsigned long long completed[256]; /* the numbers of completions by opcode */
     char has_files;                  /* whether the run uses the ring for files */
-    unsigned long long file_hits;    /* the number of calls of FileHit that needed nothing else */
+    unsigned long long file_hits;    /* the number of calls of FileHit and call_path() that needed nothing
+                                      * else */
 };
 extern PyTypeObject LoopType;
 
@@ -196,8 +198,14 @@ PyObject *read_many_cached(PyObject *module, PyObject *const *args, Py_ssize_t c
 /* ---- hits.c ---------------------------------------------------------------------------- */
 
 extern PyTypeObject FileHitType;
+extern PyObject *otherwise; /* what a call returns if Python must make it */
 PyObject *set_files(PyObject *module, PyObject *args);
 PyObject *set_era(PyObject *module, PyObject *era);
+
+/* ---- paths.c --------------------------------------------------------------------------- */
+
+PyObject *set_paths(PyObject *module, PyObject *args);
+PyObject *call_path(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 /* ---- For Python before 3.12 --------------------------------------------------------------- */
 

@@ -30,7 +30,7 @@ typedef struct {
     char due, missed, failed; /* failed: value is an exception */
 } FileHit;
 
-static PyObject *otherwise;
+PyObject *otherwise;
 static PyObject *era;    /* the value of `direct` of files that may be read directly */
 static PyObject *get_fileno; /* FileIO.fileno */
 static PyObject *readinto_twin, *readall_twin;

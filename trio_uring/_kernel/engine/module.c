@@ -164,6 +164,7 @@ static PyMethodDef functions[] = {
     {"set_guard", set_guard, METH_VARARGS, NULL},
     {"set_files", set_files, METH_VARARGS, NULL},
     {"set_era", set_era, METH_O, NULL},
+    {"set_paths", set_paths, METH_VARARGS, NULL},
     FUNCTION("step", make_steps),
     FUNCTION("perform", new_perform),
     FUNCTION("perform_shielded", new_perform_shielded),
@@ -177,6 +178,7 @@ static PyMethodDef functions[] = {
     FUNCTION("anyio_send", new_anyio_send),
     FUNCTION("read_cached", read_cached),
     FUNCTION("read_many_cached", read_many_cached),
+    FUNCTION("call_path", call_path),
     {NULL, NULL, 0, NULL},
 };
 
