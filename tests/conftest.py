@@ -42,6 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "ring(**options): the RingConfig of an async test, where the default will not do"
     )
+    config.addinivalue_line(
+        "markers",
+        "no_audit_hooks: a test that comes before others install audit hooks, which remain",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("no_audit_hooks") is None)
 
 
 # --- Which tests need a ring ----------------------------------------------------------------

@@ -164,7 +164,7 @@ async def test_a_cancelled_task_closes_the_file(server: FuseServer) -> None:
 @pytest.fixture
 def all_have_servers(monkeypatch: pytest.MonkeyPatch, no_native_paths: None) -> None:
     """Have every file system say that it has a server, where nothing may be mounted."""
-    monkeypatch.setattr(_file_systems, "_known", {})
+    monkeypatch.setattr(_file_systems, "known", {})
     monkeypatch.setattr(_file_systems, "_look_up", lambda _fd: FileSystem.SERVER)
     monkeypatch.setattr(_open, "path_is_without_server", lambda _path: False)
     monkeypatch.setattr(_quick, "mode_cached", lambda *_args: -errno.EXDEV)

@@ -342,7 +342,7 @@ async def test_a_pipe_is_waited_for_wherever_it_is(
 @pytest.fixture
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clear the cache of mounts."""
-    monkeypatch.setattr(_file_systems, "_known", {})
+    monkeypatch.setattr(_file_systems, "known", {})
 
 
 def test_the_mount_says_what_a_file_system_needs(
@@ -379,7 +379,7 @@ def test_what_is_known_has_a_bound(
     monkeypatch.setattr(_file_systems, "_KNOWN_MAX", 1)
     for path in ("/proc/self/status", "/dev/shm", "/proc/self/status"):
         file_system_at(path)
-        assert len(_file_systems._known) == 1
+        assert len(_file_systems.known) == 1
 
 
 async def test_a_status_that_is_cached_needs_no_operation(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
+import trio.testing
 from children import output_of, run_python
 
 from trio_uring._files import OTHERWISE
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = [
+    pytest.mark.no_audit_hooks,
     pytest.mark.usefixtures("fd_ledger", "no_deterministic_scheduling"),
     pytest.mark.skipif(bool(why_no_native), reason=why_no_native or "-"),
 ]
@@ -396,3 +398,104 @@ trio_uring.run(again, ring=trio_uring.RingConfig(require=True))
     )
     result = run_python(program, path, environment={"TRIO_URING_ENGINE": "native"})
     assert output_of(result) == ["10"]
+
+
+# --- Closing --------------------------------------------------------------------------------
+
+
+def open_to_read(path: pathlib.Path) -> Any:
+    file = call_path(io.open, (str(path), "rb"))
+    assert file is not OTHERWISE
+    return file
+
+
+@pytest.mark.ring(turn_budget=AMPLE)
+async def test_files_that_are_only_read_are_closed(tree: pathlib.Path) -> None:
+    await begin(tree)
+    file = open_to_read(tree / "file")
+    assert file.read(4) == b"some"
+    assert native.close_file(file) is None
+    assert file.closed
+    assert native.close_file(file) is OTHERWISE
+    text = io.TextIOWrapper(open_to_read(tree / "file"), "utf-8")
+    assert native.close_file(text) is None
+    assert text.closed
+    raw = open_to_read(tree / "file").detach()
+    assert native.close_file(raw) is None
+    assert raw.closed
+
+
+@pytest.mark.ring(turn_budget=AMPLE)
+async def test_other_files_are_closed_by_python(tree: pathlib.Path) -> None:
+    await begin(tree)
+    path = tree / "file"
+    assert native.close_file(None) is OTHERWISE
+    with path.open("rb") as theirs:
+        assert native.close_file(theirs) is OTHERWISE
+        assert native.close_file(theirs.raw) is OTHERWISE
+    async with await trio.open_file(path, "r+b") as both:
+        assert native.close_file(both.wrapped) is OTHERWISE
+    async with await trio.open_file(path, "r+b", buffering=0) as unbuffered:
+        assert native.close_file(unbuffered.wrapped) is OTHERWISE
+    for name, value in (("busy", True), ("used_ring", True), ("direct", None)):
+        file = open_to_read(path)
+        before = getattr(file.raw, name)
+        setattr(file.raw, name, value)
+        assert native.close_file(file) is OTHERWISE
+        setattr(file.raw, name, before)
+        assert native.close_file(file) is None
+    detached = open_to_read(path)
+    raw = detached.detach()
+    assert native.close_file(detached) is OTHERWISE
+    assert native.close_file(raw) is None
+    with open_to_read(path) as shared:
+        shared.fileno()  # somebody may have a duplicate now
+        assert native.close_file(shared) is OTHERWISE
+    with trio.CancelScope() as scope, open_to_read(path) as uncancelled:
+        scope.cancel()
+        assert native.close_file(uncancelled) is OTHERWISE
+        assert not uncancelled.closed
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.ring(turn_budget=0)
+async def test_closing_leaves_a_schedule_point(tree: pathlib.Path) -> None:
+    await begin(tree)
+    opened: Any = call_path(io.open, (str(tree / "file"), "rb"))
+    [file] = opened
+    assert native.close_file(file) == (None,)
+    assert file.closed
+    async with await trio.open_file(tree / "file", "rb") as wrapped:
+        with trio.testing.assert_checkpoints():
+            await wrapped.aclose()
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_file_is_closed_also_if_its_task_is_cancelled(
+    tree: pathlib.Path, cancelled: bool
+) -> None:
+    await begin(tree)
+    file = await trio.open_file(tree / "file", "rb")
+    with trio.CancelScope() as scope:
+        if cancelled:
+            scope.cancel()
+        await file.aclose()
+    assert file.closed
+    assert scope.cancelled_caught == cancelled
+
+
+@pytest.mark.ring(turn_budget=AMPLE)
+async def test_an_error_while_closing_is_raised(
+    tree: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await begin(tree)
+
+    def close(raw: io.FileIO) -> None:
+        io.FileIO.close(raw)
+        raise OSError(errno.EIO, "no luck")
+
+    file = await trio.open_file(tree / "file", "rb")
+    monkeypatch.setattr(type(file.wrapped.raw), "close", close)
+    with pytest.raises(OSError, match="no luck"):
+        await file.aclose()
+    assert file.closed

@@ -171,6 +171,33 @@ async def path_stat() -> AsyncIterator[Operations]:
 
 
 @asynccontextmanager
+async def small_file() -> AsyncIterator[Operations]:
+    with tempfile.TemporaryDirectory() as directory:
+        path = trio.Path(directory, "file")
+        await path.write_bytes(DATA)
+
+        async def files(n: int) -> None:
+            for _ in range(n):
+                async with await trio.open_file(path, "rb") as file:
+                    await file.read()
+
+        yield files
+
+
+@asynccontextmanager
+async def path_read() -> AsyncIterator[Operations]:
+    with tempfile.TemporaryDirectory() as directory:
+        path = trio.Path(directory, "file")
+        await path.write_bytes(DATA)
+
+        async def reads(n: int) -> None:
+            for _ in range(n):
+                await path.read_bytes()
+
+        yield reads
+
+
+@asynccontextmanager
 async def empty_turn() -> AsyncIterator[Operations]:
     async def turns(n: int) -> None:
         for _ in range(n):
@@ -181,7 +208,7 @@ async def empty_turn() -> AsyncIterator[Operations]:
 
 PROGRAMS = (
     *(stream_echo, socket_echo, datagram_echo, anyio_echo),
-    *(accept, cached_read, path_stat, empty_turn),
+    *(accept, cached_read, small_file, path_read, path_stat, empty_turn),
 )
 
 

@@ -52,7 +52,7 @@ _KINDS: Final = {
 }
 
 # By number of the mount. A program that uses more has them looked up again, 50 microseconds each.
-_known: Final[dict[int, FileSystem]] = {}
+known: Final[dict[int, FileSystem]] = {}
 _KNOWN_MAX: Final = 1024
 
 
@@ -61,12 +61,7 @@ def file_system_of(fd: int) -> FileSystem:
 
     Source: proc_pid_fdinfo(5), proc_pid_mountinfo(5).
     """
-    return _known.get(mount_of(fd)) or note_file_system(fd)
-
-
-def file_system_in(mount: int) -> FileSystem | None:
-    """Return what the file system in *mount*, as `mount_of` has it, needs; None if unknown."""
-    return _known.get(mount)
+    return known.get(mount_of(fd)) or note_file_system(fd)
 
 
 def note_file_system(fd: int) -> FileSystem:
@@ -75,11 +70,11 @@ def note_file_system(fd: int) -> FileSystem:
     That forgets: it knows fewer mounts than we do.
     """
     mount = mount_of(fd)
-    kind = _known.get(mount) or _look_up(fd)
+    kind = known.get(mount) or _look_up(fd)
     if mount:
-        if len(_known) >= _KNOWN_MAX:
-            _known.clear()
-        _known[mount] = kind
+        if len(known) >= _KNOWN_MAX:
+            known.clear()
+        known[mount] = kind
         if kind is not FileSystem.SERVER:
             note_without_server(mount)
     return kind

@@ -6,7 +6,7 @@ They replace AnyIO's on the class, so that they also serve files that were creat
 
 from __future__ import annotations
 
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final
 
 from trio.lowlevel import enable_ki_protection
@@ -68,4 +68,4 @@ def _prepare(file: Any, name: str) -> FileMethod | None:  # noqa: ANN401
     method = getattr(below, name, None)
     if method is None:
         return None
-    return file_method(kind, name, raw, method, way_of(kind, name, raw))
+    return file_method(kind, name, raw, method, partial(way_of, kind, name, raw))

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import trio
 from trio.lowlevel import current_task, enable_ki_protection
 
-from trio_uring._engine._file_systems import FileSystem
+from trio_uring._engine._file_systems import FileSystem, file_system_of, known
 from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._kernel import native, why_no_native
 from trio_uring._trio_private import (
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from ._bridge import FilesRun
+
+    # How a method is called: with the run's files, the bound method, and its arguments.
+    Way = Callable[[FilesRun, Callable[..., Any], tuple[Any, ...]], Awaitable[Any]]
 
 T = TypeVar("T")
 
@@ -91,13 +94,14 @@ def hit_first(
     name: str,
     raw: RingFileIO,
     method: Callable[..., Any],
-    way: Callable[[FilesRun, Callable[..., Any], tuple[Any, ...]], Awaitable[Any]],
+    find_way: Callable[[], Way],
 ) -> Callable[..., Awaitable[object]] | None:
-    """Return a coroutine function that calls *method* by a hit if possible, otherwise by *way*.
+    """Return a coroutine function that calls *method* by a hit if possible.
 
-    Return None if there are no hits for the method *name* of a file of class *kind* over *raw*.
+    Otherwise it calls it in the way that *find_way* returns. Return None if there are no hits for
+    the method *name* of a file of class *kind* over *raw*.
     """
-    found = file_method(kind, name, raw, method, way)
+    found = file_method(kind, name, raw, method, find_way)
     return None if found is None else MethodType(_shell(kind, name), found)
 
 
@@ -106,7 +110,7 @@ def file_method(
     name: str,
     raw: RingFileIO,
     method: Callable[..., Any],
-    way: Callable[[FilesRun, Callable[..., Any], tuple[Any, ...]], Awaitable[Any]],
+    find_way: Callable[[], Way],
 ) -> FileMethod | None:
     """Return what `hit_first` needs for a method; None if it has no hits."""
     what = _WHAT.get((kind, name))
@@ -120,7 +124,7 @@ def file_method(
         return None
     is_native = isinstance(manager, UringIOManager) and manager.native is not None
     kind_of_hit = native.FileHit if is_native else PythonHit
-    return FileMethod(kind_of_hit(what, raw, method, raw.nowait_flags), method, raw, way)
+    return FileMethod(kind_of_hit(what, raw, method, raw.nowait_flags), method, raw, find_way)
 
 
 class PythonHit:
@@ -299,22 +303,30 @@ class FileMethod:
       hit: What is tried first.
       method: The bound method of the file.
       raw: The raw file below it.
-      way: How the method is called otherwise; see `way_of`.
+      find_way: Returns how the method is called otherwise; see `way_of`.
     """
 
-    __slots__ = ("hit", "method", "raw", "way")
+    __slots__ = ("_find_way", "_way", "hit", "method", "raw")
 
     def __init__(
         self,
         hit: Any,  # noqa: ANN401 (a PythonHit, or its twin)
         method: Callable[..., Any],
         raw: RingFileIO,
-        way: Callable[[FilesRun, Callable[..., Any], tuple[Any, ...]], Awaitable[Any]],
+        find_way: Callable[[], Way],
     ) -> None:
         self.hit = hit
         self.method = method
         self.raw = raw
-        self.way = way
+        self._find_way = find_way
+        self._way: Way | None = None
+
+    @property
+    def _call(self) -> Way:
+        # Found when it is first needed: most files that are read whole never need it.
+        if self._way is None:
+            self._way = self._find_way()
+        return self._way
 
     async def otherwise(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> object:
         """Make the call, or the rest of it, in another way."""
@@ -330,8 +342,8 @@ class FileMethod:
         if hit.missed:
             return await self._rest(files, args, hit.take())
         if keywords:
-            return await self.way(files, partial(self.method, *args, **keywords), ())
-        return await self.way(files, self.method, args)
+            return await self._call(files, partial(self.method, *args, **keywords), ())
+        return await self._call(files, self.method, args)
 
     async def _rest(
         self,
@@ -341,7 +353,7 @@ class FileMethod:
     ) -> object:
         """Read what follows *part*, which is what a hit has read."""
         if not part:
-            result = await self.way(files, self.method, args)
+            result = await self._call(files, self.method, args)
             self.hit.flags = self.raw.nowait_flags
             return result
         if type(part) is int:
@@ -404,4 +416,13 @@ if not why_no_native:
         RingFileIO.readall,
         OTHERWISE,
         INLINE_MAX,
+    )
+    native.set_opened(
+        RingFileIO,
+        io.BufferedReader,
+        io.TextIOWrapper,
+        known,
+        file_system_of,
+        FileSystem.SERVER,
+        FileSystem.MEMORY,
     )

@@ -24,7 +24,7 @@ from trio_uring._trio_private import (
 from ._bridge import BRIDGE_REFUSED, current_files
 from ._hits import OTHERWISE, hit_first
 from ._methods import ASYNC_METHODS, close, raw_of, way_of
-from ._quick import after_schedule_point, call_path, quick_call
+from ._quick import after_schedule_point, call_path, close_file, quick_call
 from ._routes import route
 from ._sync import fdatasync, fsync
 
@@ -90,10 +90,11 @@ def _is_in_plain_run() -> bool:
 def _async_method(file: object, name: str, raw: RingFileIO) -> Callable[..., Awaitable[object]]:
     kind = type(file)
     method = getattr(file, name)
-    call_on_ring = way_of(kind, name, raw)
-    tried_first = hit_first(kind, name, raw, method, call_on_ring)
+    find_way = partial(way_of, kind, name, raw)
+    tried_first = hit_first(kind, name, raw, method, find_way)
     if tried_first is not None:
         return tried_first
+    call_on_ring = find_way()
 
     # Not a coroutine function: it would only await another coroutine, which costs time.
     def call(*args: Any, **keywords: Any) -> Awaitable[object]:  # noqa: ANN401 (the method's own)
@@ -114,6 +115,13 @@ def _async_method(file: object, name: str, raw: RingFileIO) -> Callable[..., Awa
 @enable_ki_protection
 async def file_aclose(self: AsyncIOWrapper[Any]) -> None:
     """Replace ``AsyncIOWrapper.aclose``."""
+    value = close_file(self.wrapped)
+    if value is None:
+        return
+    if type(value) is tuple:
+        await after_schedule_point(value)
+        await checkpoint_if_cancelled()
+        return
     files = current_files()
     raw = raw_of(self.wrapped)
     if files is None or raw is None or BRIDGE_REFUSED:

@@ -38,12 +38,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, cast
 import trio
 
 from trio_uring import _operations as operations
-from trio_uring._engine._file_systems import (
-    FileSystem,
-    file_system_in,
-    file_system_of,
-    note_file_system,
-)
+from trio_uring._engine._file_systems import FileSystem, note_file_system
 from trio_uring._engine._ring import (
     mode_cached,
     open_at_once,
@@ -214,31 +209,6 @@ def open_file(
         result.close()
         raise
     return text
-
-
-def file_of(fd: int, path: str, mount: int) -> io.BufferedReader:
-    """Return what ``open(path, "rb")`` does, for a regular file, which is open for reading.
-
-    Args:
-      fd: The open file, which is the result's from now on.
-      path: Where it was opened.
-      mount: The number that `mount_of` returns for it.
-    """
-    raw = RingFileIO.__new__(RingFileIO)
-    try:
-        # Not by way of RingFileIO's own, which has to find out what is known here.
-        io.FileIO.__init__(raw, fd, "r")
-    except BaseException:
-        os.close(fd)
-        raise
-    raw.name = path
-    try:
-        raw.file_system = file_system_in(mount) or file_system_of(fd)
-        raw.set_private(is_regular=True)
-        return io.BufferedReader(raw, _buffer_size(raw))  # type: ignore[arg-type]  # typeshed's None
-    except BaseException:
-        raw.close()
-        raise
 
 
 @cache

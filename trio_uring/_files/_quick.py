@@ -45,7 +45,7 @@ from trio_uring._trio_private import (
 from ._bridge import INLINE_MAX
 from ._directories import CAN_MAKE_PATHS, string_of
 from ._hits import OTHERWISE
-from ._open import READING, file_of, is_plain, learn_mount, open_file, open_now
+from ._open import READING, is_plain, learn_mount, open_file, open_now
 from ._paths import stat_known
 from ._routes import PATHLIB, TRIO_PATH
 
@@ -88,16 +88,17 @@ async def quick_call(
     return value
 
 
-def _no_call(_function: Callable[..., object], _args: tuple[object, ...], /) -> object:
+def _no_call(*_args: object) -> object:
     return OTHERWISE
 
 
 # Without the native engine, no call is made by it.
 call_path: Final = _no_call if why_no_native else native.call_path
+close_file: Final = _no_call if why_no_native else native.close_file
 
 
 async def after_schedule_point(left: tuple[Any, ...]) -> object:
-    """Execute the schedule point that `call_path` has left, and return or raise its result."""
+    """Execute the schedule point that `call_path` or `close_file` left, and give its result."""
     try:
         await schedule_point()
         if len(left) == 1:
@@ -379,7 +380,6 @@ if not why_no_native:
         slots.get("_str"),
         slots.get("_raw_paths") if CAN_MAKE_PATHS else None,
         os.fstat,
-        file_of,
         AsyncIOWrapper,
         INLINE_MAX,
         bool(sys.flags.utf8_mode),

@@ -4,6 +4,7 @@ import io
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TypeVar
 
+from trio_uring._engine._file_systems import FileSystem
 from trio_uring._engine._in_flight import InFlightTable
 from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._engine._limiter import Limiter
@@ -117,10 +118,19 @@ def set_paths(
     string_slot: object,
     parts_slot: object,
     fstat: Callable[[int], object],
-    make_file: Callable[[int, str, int], object],
     wrap_file: Callable[..., object],
     size_max: int,
     is_utf8: bool,
+    /,
+) -> None: ...
+def set_opened(
+    raw_type: type,
+    buffered_type: type,
+    text_type: type,
+    known: dict[int, FileSystem],
+    file_system_of: Callable[[int], FileSystem],
+    server: FileSystem,
+    memory: FileSystem,
     /,
 ) -> None: ...
 def step(runner: object, batch: list[object], /) -> None: ...
@@ -139,3 +149,4 @@ def read_many_cached(
     fd: int, parts: list[tuple[int, int]], found: list[bytes | None], /
 ) -> int: ...
 def call_path(function: Callable[..., object], args: tuple[object, ...], /) -> object: ...
+def close_file(file: object, /) -> object: ...

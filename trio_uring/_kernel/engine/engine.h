@@ -14,6 +14,7 @@
  *   files.c     reads from the page cache
  *   hits.c      calls on files that need not wait
  *   paths.c     calls on paths that need not wait
+ *   opened.c    opening files to read them, and closing them
  *
  * Everything here runs with the GIL held. Errors are Python exceptions.
  */
@@ -157,8 +158,7 @@ struct Loop {
     unsigned long long sent_now; /* the number of sends without the ring */
     unsigned long long completed[256]; /* the numbers of completions by opcode */
     char has_files;                  /* whether the run uses the ring for files */
-    unsigned long long file_hits;    /* the number of calls of FileHit and call_path() that needed nothing
-                                      * else */
+    unsigned long long file_hits;    /* the number of calls on files and paths without the ring */
 };
 extern PyTypeObject LoopType;
 
@@ -199,6 +199,7 @@ PyObject *read_many_cached(PyObject *module, PyObject *const *args, Py_ssize_t c
 
 extern PyTypeObject FileHitType;
 extern PyObject *otherwise; /* what a call returns if Python must make it */
+extern PyObject *era;       /* the value of `direct` of files that may be read directly */
 PyObject *set_files(PyObject *module, PyObject *args);
 PyObject *set_era(PyObject *module, PyObject *era);
 
@@ -206,6 +207,13 @@ PyObject *set_era(PyObject *module, PyObject *era);
 
 PyObject *set_paths(PyObject *module, PyObject *args);
 PyObject *call_path(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *after_call(Loop *, PyObject *value);
+
+/* ---- opened.c -------------------------------------------------------------------------- */
+
+PyObject *set_opened(PyObject *module, PyObject *args);
+PyObject *file_to_read(int fd, PyObject *path, uint64_t mount);
+PyObject *close_file(PyObject *module, PyObject *file);
 
 /* ---- For Python before 3.12 --------------------------------------------------------------- */
 

@@ -31,7 +31,7 @@ typedef struct {
 } FileHit;
 
 PyObject *otherwise;
-static PyObject *era;    /* the value of `direct` of files that may be read directly */
+PyObject *era;
 static PyObject *get_fileno; /* FileIO.fileno */
 static PyObject *readinto_twin, *readall_twin;
 static PyObject *busy_name, *direct_name, *lines_name;

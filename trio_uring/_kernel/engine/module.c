@@ -165,6 +165,7 @@ static PyMethodDef functions[] = {
     {"set_files", set_files, METH_VARARGS, NULL},
     {"set_era", set_era, METH_O, NULL},
     {"set_paths", set_paths, METH_VARARGS, NULL},
+    {"set_opened", set_opened, METH_VARARGS, NULL},
     FUNCTION("step", make_steps),
     FUNCTION("perform", new_perform),
     FUNCTION("perform_shielded", new_perform_shielded),
@@ -179,6 +180,7 @@ static PyMethodDef functions[] = {
     FUNCTION("read_cached", read_cached),
     FUNCTION("read_many_cached", read_many_cached),
     FUNCTION("call_path", call_path),
+    {"close_file", close_file, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -30,7 +30,7 @@ static PyObject *rows_by_function; /* dict: the index in rows */
 static struct row *rows;
 static Py_ssize_t row_count;
 static PyObject *get_status; /* os.fstat */
-static PyObject *make_file, *wrap_file;
+static PyObject *wrap_file;
 static PyTypeObject *partial_type;
 static Py_ssize_t string_slot, parts_slot; /* of paths; -1 if there are none */
 static Py_ssize_t size_max;
@@ -229,8 +229,7 @@ static PyObject *open_file(struct row *row, struct path *path)
     int fd = can ? api->open_cached(path->bytes, O_RDONLY) : -1;
     if (fd < 0)
         return Py_NewRef(otherwise);
-    PyObject *file = PyObject_CallFunction(make_file, "iOK", fd, path->string,
-                                           (unsigned long long)found.mount);
+    PyObject *file = file_to_read(fd, path->string, found.mount);
     if (file != NULL && row->what == OPEN_WRAPPED)
         Py_SETREF(file, PyObject_CallOneArg(wrap_file, file));
     return file;
@@ -377,7 +376,7 @@ static PyObject *try_call(struct call *call)
 }
 
 /* Pass a checkpoint after a call, or leave its schedule point to Python. */
-static PyObject *after_call(Loop *loop, PyObject *value)
+PyObject *after_call(Loop *loop, PyObject *value)
 {
     PyObject *error = value == NULL ? PyErr_GetRaisedException() : NULL;
     PyObject *left = NULL;
@@ -447,13 +446,13 @@ static int set_row(PyObject *given, struct row *row)
     return set;
 }
 
-/* set_paths(rows, partial, string_slot, parts_slot, fstat, make_file, wrap_file, size_max, is_utf8):
+/* set_paths(rows, partial, string_slot, parts_slot, fstat, wrap_file, size_max, is_utf8):
  * called once. Each of rows has a function and the members of struct row. */
 PyObject *set_paths(PyObject *module, PyObject *args)
 {
     PyObject *given, *string, *parts;
-    if (!PyArg_ParseTuple(args, "O!O!OOOOOnp", &PyTuple_Type, &given, &PyType_Type, &partial_type,
-                          &string, &parts, &get_status, &make_file, &wrap_file, &size_max,
+    if (!PyArg_ParseTuple(args, "O!O!OOOOnp", &PyTuple_Type, &given, &PyType_Type, &partial_type,
+                          &string, &parts, &get_status, &wrap_file, &size_max,
                           &is_utf8))
         return NULL;
     Py_INCREF(args); /* it has all the objects */
