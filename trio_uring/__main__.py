@@ -4,6 +4,7 @@
     trio-uring -m package [arguments]
     trio-uring -c code [arguments]
     trio-uring doctor [--json]
+    trio-uring dump PID [--json]
 
 The program's Trio runs get a ring. So do those of the Python processes that it starts, because the
 launcher sets ``TRIO_URING`` in the environment, which they inherit. Everything else works as
@@ -40,7 +41,7 @@ _DESCRIPTION: Final = "Runs an unmodified Trio or AnyIO program on io_uring, or 
 
 # The module of each command. Only the one that is used is imported: they need libraries that a
 # program does not.
-_MODULES: Final = {"doctor": "._doctor"}
+_MODULES: Final = {"doctor": "._doctor", "dump": "._cli._dump"}
 
 
 def main(arguments: list[str]) -> int:
@@ -84,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="say what this system offers, and what to do")
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
+
+    dump = commands.add_parser("dump", help="show the tasks of a running program")
+    dump.add_argument("pid", type=int, metavar="PID", help="started with TRIO_URING_INSPECT=1")
+    dump.add_argument("--json", action="store_true", help="print all that is known as JSON")
     return parser
 
 

@@ -20,6 +20,7 @@ import sys
 import threading
 import warnings
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
@@ -315,8 +316,7 @@ class RunIOManager(UringIOManager):
         if config is None:
             return TrioIOManager()  # type: ignore[return-value]
         if _environment() == "off":
-            reason = "TRIO_URING switches io_uring off"
-            return FallbackIOManager.because(reason)  # type: ignore[return-value]
+            return _fall_back("TRIO_URING switches io_uring off")  # type: ignore[return-value]
         try:
             ring = open_ring(config)
         except RingUnavailableError as exc:
@@ -324,7 +324,7 @@ class RunIOManager(UringIOManager):
                 raise
             _warn(exc.reason)
             totals.fallback_runs += 1
-            return FallbackIOManager.because(exc.reason)  # type: ignore[return-value]
+            return _fall_back(exc.reason)  # type: ignore[return-value]
         manager = super().__new__(cls)
         manager.ring = ring
         manager.config = config
@@ -334,9 +334,22 @@ class RunIOManager(UringIOManager):
         try:
             super().__init__(self.ring, self.config, _disabled_layers(), why_python=_why_python())
             _anyio_finder.before_ring_run()
+            _show(self)
         except BaseException:
             self.ring.close()
             raise
+
+
+def _fall_back(reason: str) -> FallbackIOManager:
+    manager = FallbackIOManager.because(reason)
+    _show(manager)
+    return manager
+
+
+def _show(io_manager: object) -> None:
+    """Show a run that begins to other processes, if the environment asks for that."""
+    if os.environ.get("TRIO_URING_INSPECT"):
+        import_module("._inspection", __package__).show_run(io_manager)
 
 
 def check_system() -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import types
+import weakref
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -65,6 +66,7 @@ __all__ = [
     "AsyncIOWrapper",
     "EpollIOManager",
     "FdStream",
+    "ObservedRun",
     "SteppedRun",
     "TrioIOManager",
     "TrioSocket",
@@ -72,6 +74,7 @@ __all__ = [
     "at_cancel_point",
     "check_trio",
     "count_schedule_point",
+    "count_steps",
     "count_thread_hops",
     "counts_steps",
     "current_io_manager",
@@ -80,6 +83,7 @@ __all__ = [
     "current_run_queue",
     "current_runner",
     "is_cancelled",
+    "is_ready",
     "patch_file_methods",
     "patch_io_manager",
     "patch_listener",
@@ -391,6 +395,51 @@ class SteppedRun:
         outcome = self._runner.main_task_outcome
         assert outcome is not None
         return outcome.unwrap()
+
+
+class ObservedRun:
+    """A run that another thread looks at. It is made in the run's thread, with *io_manager*."""
+
+    def __init__(self, io_manager: object) -> None:
+        self._io_manager = weakref.ref(io_manager)
+        # Of the thread that makes it: other threads have other ones.
+        self._context = GLOBAL_RUN_CONTEXT.__dict__
+
+    def io_manager(self) -> object:
+        """Return the run's I/O manager; None if that is gone."""
+        return self._io_manager()
+
+    def _runner(self) -> _run.Runner | None:
+        runner: _run.Runner | None = self._context.get("runner")
+        if runner is None or runner.io_manager is not self._io_manager():
+            return None  # the run has not begun, or has ended
+        return runner
+
+    def root_task(self) -> Task | None:
+        """Return the run's root task; None if the run has not begun or has ended."""
+        runner = self._runner()
+        return None if runner is None else runner.init_task
+
+    def run_soon(self, function: Callable[[], None]) -> bool:
+        """Call *function*, which must not raise, in the run's loop. Return False if it has none."""
+        runner = self._runner()
+        if runner is None:
+            return False
+        try:
+            runner.entry_queue.run_sync_soon(function)
+        except trio.RunFinishedError:
+            return False
+        return True
+
+
+def is_ready(task: Task) -> bool:
+    """Whether *task* runs now or in the next loop iteration."""
+    return task._abort_func is None
+
+
+def count_steps(task: Task) -> int:
+    """Return a number that stays the same only as long as *task* waits."""
+    return task._schedule_points + task._cancel_points
 
 
 def count_thread_hops() -> Callable[[], int]:

@@ -394,7 +394,18 @@ class UringIOManager(InFlightTable):
         counts[_SEND_OPCODE] += self.sent_now
         if native is not None:
             counts = count_native(native, counts)
-        return {name: n for opcode, name in _OPCODE_NAMES if (n := counts[opcode])}
+        return _by_name(counts)
+
+    def in_flight_by_name(self) -> dict[str, int]:
+        """Return the number of operations in flight by opcode."""
+        native = self.native
+        counts = [0] * 256 if native is None else native.in_flight_by_opcode()
+        for entry in tuple(self._entries.values()):
+            counts[entry.operation.opcode] += entry is not self._watch_entry
+        for batch in tuple(self._batches.values()):
+            for opcode, count in batch.opcodes.items():
+                counts[opcode] += count
+        return _by_name(counts)
 
     # ---- Closing ---------------------------------------------------------------------------
 
@@ -433,3 +444,7 @@ class UringIOManager(InFlightTable):
         if self._guest is not None:
             self._guest.close()
         self._readiness.close()
+
+
+def _by_name(counts: Sequence[int]) -> dict[str, int]:
+    return {name: n for opcode, name in _OPCODE_NAMES if (n := counts[opcode])}

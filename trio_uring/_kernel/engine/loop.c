@@ -366,17 +366,31 @@ static PyObject *loop_receive_into(Loop *loop, PyObject *args)
 }
 
 /* Returns the numbers of completions by opcode. */
+static PyObject *list_of_counts(const unsigned long long counts[256])
+{
+    PyObject *list = PyList_New(256);
+    for (int i = 0; list != NULL && i < 256; i++) {
+        PyObject *count = PyLong_FromUnsignedLongLong(counts[i]);
+        if (count == NULL)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, i, count);
+    }
+    return list;
+}
+
 static PyObject *loop_completed(Loop *loop, PyObject *unused)
 {
-    PyObject *counts = PyList_New(256);
-    for (Py_ssize_t i = 0; counts != NULL && i < 256; i++) {
-        PyObject *count = PyLong_FromUnsignedLongLong(loop->completed[i]);
-        if (count == NULL)
-            Py_CLEAR(counts);
-        else
-            PyList_SET_ITEM(counts, i, count);
-    }
-    return counts;
+    return list_of_counts(loop->completed);
+}
+
+static PyObject *loop_in_flight_by_opcode(Loop *loop, PyObject *unused)
+{
+    unsigned long long counts[256] = {0};
+    for (uint32_t i = 0; i < loop->slot_count; i++)
+        if (loop->slots[i].op != NULL)
+            counts[loop->slots[i].op->opcode] += 1;
+    return list_of_counts(counts);
 }
 
 static PyObject *loop_within_budget(Loop *loop, PyObject *unused)
@@ -486,6 +500,7 @@ static PyMethodDef loop_methods[] = {
     {"has_fetched", (PyCFunction)loop_has_fetched, METH_O, NULL},
     {"within_budget", (PyCFunction)loop_within_budget, METH_NOARGS, NULL},
     {"completed", (PyCFunction)loop_completed, METH_NOARGS, NULL},
+    {"in_flight_by_opcode", (PyCFunction)loop_in_flight_by_opcode, METH_NOARGS, NULL},
     {"cancel_all", (PyCFunction)loop_cancel_all, METH_NOARGS, NULL},
     {"fail_all", (PyCFunction)loop_fail_all, METH_O, NULL},
     {"close", (PyCFunction)loop_close, METH_NOARGS, NULL},

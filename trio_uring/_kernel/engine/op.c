@@ -371,6 +371,7 @@ static PyMemberDef op_members[] = {
     {"cancel_asked", T_BOOL, offsetof(Op, cancel_asked), 0, NULL},
     {"closing", T_BOOL, offsetof(Op, closing), READONLY, NULL},
     {"raise_cancel", T_OBJECT, offsetof(Op, raise_cancel), READONLY, NULL},
+    {"fd", T_OBJECT, offsetof(Op, fd), READONLY, NULL},
     {"owner", T_OBJECT, offsetof(Op, owner), READONLY, NULL},
     {"cr_await", T_OBJECT, offsetof(Op, delegate), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
