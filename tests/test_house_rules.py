@@ -35,7 +35,9 @@ LONGEST_FUNCTION = 50
 
 # What the package may import when it runs: its dependencies, and what those who use an optional
 # door have. setuptools would not tell that another package happens to be installed as well.
-DEPENDENCIES = {"anyio", "attrs", "attr", "cffi", "greenlet", "outcome", "pytest", "trio"}
+DEPENDENCIES = {"anyio", "attrs", "attr", "cffi", "greenlet", "outcome", "pytest", "trio"} | {
+    *("matplotlib", "rich"),  # the extra `cli`
+}
 
 OPERATION_FIELDS = ["Completes with:", "Fails with:", "If cancelled:", "Since:"]
 

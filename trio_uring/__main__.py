@@ -5,6 +5,7 @@
     trio-uring -c code [arguments]
     trio-uring doctor [--json]
     trio-uring dump PID [--json]
+    trio-uring top PID [--interval SECONDS]
 
 The program's Trio runs get a ring. So do those of the Python processes that it starts, because the
 launcher sets ``TRIO_URING`` in the environment, which they inherit. Everything else works as
@@ -41,7 +42,11 @@ _DESCRIPTION: Final = "Runs an unmodified Trio or AnyIO program on io_uring, or 
 
 # The module of each command. Only the one that is used is imported: they need libraries that a
 # program does not.
-_MODULES: Final = {"doctor": "._doctor", "dump": "._cli._dump"}
+_MODULES: Final = {"doctor": "._doctor", "dump": "._cli._dump", "top": "._cli._top"}
+
+# The packages of the extra `cli`.
+_EXTRA: Final = ("matplotlib", "rich")
+_WITH_EXTRA: Final = "'trio-uring[cli]'"
 
 
 def main(arguments: list[str]) -> int:
@@ -60,9 +65,7 @@ def main(arguments: list[str]) -> int:
             return _program.run_program(program, rest)
         case _:
             options = _parser().parse_args(arguments)
-            command: Callable[[argparse.Namespace], int]
-            command = import_module(_MODULES[options.command], __package__).main
-            return _printing(command, options)
+            return _printing(_command(options.command), options)
     return 0
 
 
@@ -89,7 +92,34 @@ def _parser() -> argparse.ArgumentParser:
     dump = commands.add_parser("dump", help="show the tasks of a running program")
     dump.add_argument("pid", type=int, metavar="PID", help="started with TRIO_URING_INSPECT=1")
     dump.add_argument("--json", action="store_true", help="print all that is known as JSON")
+
+    top = commands.add_parser("top", help="watch a running program")
+    top.add_argument("pid", type=int, metavar="PID", help="started with TRIO_URING_INSPECT=1")
+    top.add_argument(
+        "--interval", type=_positive, default=1.0, metavar="SECONDS", help="between two looks: 1"
+    )
+    top.add_argument("--samples", type=int, metavar="N", help="look N times, and end")
     return parser
+
+
+def _positive(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError("it must be more than 0")
+    return seconds
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    """Return the function that executes a command, if what it needs is installed."""
+    try:
+        module = import_module(_MODULES[name], __package__)
+    except ModuleNotFoundError as exc:
+        package = f"{exc.name}".partition(".")[0]
+        if package not in _EXTRA:
+            raise
+        sys.exit(f"trio-uring: {name} needs {package}: install it with pip install {_WITH_EXTRA}")
+    main: Callable[[argparse.Namespace], int] = module.main
+    return main
 
 
 def _printing(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
