@@ -145,7 +145,7 @@ MINUTES_FOR_TRIO_SUITE = 2  # on each of PYTHONS
 # starts other programs, what waits for the kernel's threads to fall asleep, and the fuzzing.
 SLOW_TESTS = [
     *("tests/test_examples.py", "tests/test_launcher.py", "tests/test_plugin.py"),
-    "tests/test_soak.py",
+    *("tests/test_bench_command.py", "tests/test_soak.py"),
     *("tests/kernel/test_ring_setup.py", "tests/kernel/test_sqpoll.py"),
     "tests/fuzz",
 ]

@@ -29,7 +29,7 @@ RING_TESTS = {
     Path(__file__).parent / name
     for name in (
         *("conformance", "kernel"),
-        *("test_benchmarks.py", "test_examples.py", "test_soak.py"),
+        *("test_bench_command.py", "test_benchmarks.py", "test_examples.py", "test_soak.py"),
     )
 }
 

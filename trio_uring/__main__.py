@@ -4,6 +4,7 @@
     trio-uring -m package [arguments]
     trio-uring -c code [arguments]
     trio-uring doctor [--json]
+    trio-uring bench [--plot FILE]
     trio-uring dump PID [--json]
     trio-uring top PID [--interval SECONDS]
 
@@ -17,12 +18,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from . import __version__
 from ._cli import _program
+from ._cli._extra import import_extra
 from ._errors import RingUnavailableError
 from ._run import check_required_ring, install
 
@@ -42,11 +43,12 @@ _DESCRIPTION: Final = "Runs an unmodified Trio or AnyIO program on io_uring, or 
 
 # The module of each command. Only the one that is used is imported: they need libraries that a
 # program does not.
-_MODULES: Final = {"doctor": "._doctor", "dump": "._cli._dump", "top": "._cli._top"}
-
-# The packages of the extra `cli`.
-_EXTRA: Final = ("matplotlib", "rich")
-_WITH_EXTRA: Final = "'trio-uring[cli]'"
+_MODULES: Final = {
+    "bench": "._bench",
+    "doctor": ".._doctor",
+    "dump": "._dump",
+    "top": "._top",
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -65,7 +67,7 @@ def main(arguments: list[str]) -> int:
             return _program.run_program(program, rest)
         case _:
             options = _parser().parse_args(arguments)
-            return _printing(_command(options.command), options)
+            return _printing(import_extra(_MODULES[options.command]).main, options)
     return 0
 
 
@@ -93,12 +95,22 @@ def _parser() -> argparse.ArgumentParser:
     dump.add_argument("pid", type=int, metavar="PID", help="started with TRIO_URING_INSPECT=1")
     dump.add_argument("--json", action="store_true", help="print all that is known as JSON")
 
+    bench = commands.add_parser("bench", help="compare event loops on this machine, for a minute")
+    bench.add_argument(
+        "--rounds", type=_one_or_more, default=5, metavar="N", help="measure N times: 5"
+    )
+    bench.add_argument(
+        "--seconds", type=_positive, default=0.5, metavar="SECONDS", help="for each: 0.5"
+    )
+    bench.add_argument("--plot", metavar="FILE", help="plot to FILE: .svg, .png or .pdf")
+    bench.add_argument("--json", action="store_true", help="print the results as JSON")
+
     top = commands.add_parser("top", help="watch a running program")
     top.add_argument("pid", type=int, metavar="PID", help="started with TRIO_URING_INSPECT=1")
     top.add_argument(
         "--interval", type=_positive, default=1.0, metavar="SECONDS", help="between two looks: 1"
     )
-    top.add_argument("--samples", type=int, metavar="N", help="look N times, and end")
+    top.add_argument("--samples", type=_one_or_more, metavar="N", help="look N times, and end")
     return parser
 
 
@@ -109,17 +121,11 @@ def _positive(text: str) -> float:
     return seconds
 
 
-def _command(name: str) -> Callable[[argparse.Namespace], int]:
-    """Return the function that executes a command, if what it needs is installed."""
-    try:
-        module = import_module(_MODULES[name], __package__)
-    except ModuleNotFoundError as exc:
-        package = f"{exc.name}".partition(".")[0]
-        if package not in _EXTRA:
-            raise
-        sys.exit(f"trio-uring: {name} needs {package}: install it with pip install {_WITH_EXTRA}")
-    main: Callable[[argparse.Namespace], int] = module.main
-    return main
+def _one_or_more(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return number
 
 
 def _printing(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:

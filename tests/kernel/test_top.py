@@ -147,7 +147,9 @@ main(["top", "1"])
     )
     assert result.returncode == 1
     [line] = result.stderr.splitlines()
-    assert line == "trio-uring: top needs rich: install it with pip install 'trio-uring[cli]'"
+    assert (
+        line == "trio-uring: this command needs rich: install it with pip install 'trio-uring[cli]'"
+    )
 
 
 @pytest.mark.parametrize("interval", ["0", "-1", "x"])
