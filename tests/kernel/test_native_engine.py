@@ -148,9 +148,9 @@ def test_setup_looks_at_what_it_is_given() -> None:
     with pytest.raises(ValueError, match="there is no recvmsg"):
         native.set_twin("recvmsg", len, len, len)
     with pytest.raises(ValueError, match="there is no recvmsg"):
-        native.set_guard("recvmsg", "socket", "guard", "held", object)
+        native.set_stream("recvmsg", test_setup_looks_at_what_it_is_given, "", "", "", object)
     with pytest.raises(TypeError):
-        native.set_guard("send_all", "socket", "guard", "held", object())  # type: ignore[arg-type]
+        native.set_stream("send_all", len, "socket", "guard", "held", object)
 
 
 # --- Traps of tasks -------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
+from anyio._backends import _trio as anyio_trio
 
 import trio_uring
 from trio_uring import RingConfig
@@ -122,6 +123,64 @@ def udp() -> Iterator[tuple[trio.socket.SocketType, trio.socket.SocketType]]:
     with ours, theirs:
         stdlib_socket.socket.bind(theirs._sock, ("127.0.0.1", 0))  # type: ignore[attr-defined]
         yield ours, theirs
+
+
+# --- Methods of Trio's sockets --------------------------------------------------------------
+
+STREAM_CALLS: Final[dict[str, tuple[str, Callable[[trio.SocketStream, Any], Any]]]] = {
+    "receive_some": ("recv", lambda stream, _: stream.receive_some(9)),
+    "send_all": ("send", lambda stream, _: stream.send_all(b"x")),
+    "AnyIO's receive": ("recv", lambda _, stream: stream.receive()),
+    "AnyIO's send": ("send", lambda _, stream: stream.send(b"x")),
+}
+
+
+async def replacement(*_args: object) -> object:
+    raise GuardedError
+
+
+@pytest.mark.parametrize("where", ["socket", "class"])
+@pytest.mark.parametrize("call", STREAM_CALLS)
+def test_a_stream_calls_its_sockets_replaced_method(
+    run: Callable[..., Any], call: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, make_call = STREAM_CALLS[call]
+
+    async def main() -> None:
+        ours, theirs = stdlib_socket.socketpair()
+        with theirs, trio.socket.from_stdlib_socket(ours) as sock:
+            streams = trio.SocketStream(sock), anyio_trio.SocketStream(sock)
+            for _ in range(2):  # a socket's first receive is unlike the others
+                theirs.send(b"x")
+                await make_call(*streams)
+                assert theirs.recv(9) == b"x" if method == "send" else True
+            monkeypatch.setattr(sock if where == "socket" else type(sock), method, replacement)
+            theirs.send(b"x")
+            with pytest.raises(GuardedError):
+                await make_call(*streams)
+            monkeypatch.undo()
+            await make_call(*streams)
+
+    run(main)
+
+
+@pytest.mark.parametrize("where", ["socket", "class"])
+def test_a_listener_calls_its_sockets_replaced_accept(
+    run: Callable[..., Any],
+    where: str,
+    listener: stdlib_socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        sock = trio.socket.from_stdlib_socket(listener)
+        monkeypatch.setattr(sock if where == "socket" else type(sock), "accept", replacement)
+        with stdlib_socket.create_connection(listener.getsockname()):
+            with pytest.raises(GuardedError):
+                await trio.SocketListener(sock).accept()
+            monkeypatch.undo()
+            await (await trio.SocketListener(sock).accept()).aclose()
+
+    run(main)
 
 
 # --- Audit events ---------------------------------------------------------------------------

@@ -91,7 +91,15 @@ def set_twin(
     failed: Callable[[UringIOManager, Op], object],
     /,
 ) -> None: ...
-def set_guard(name: str, socket: str, guard: str, held: str, guard_type: type, /) -> None: ...
+def set_stream(
+    name: str,
+    function: Callable[..., object],
+    socket: str,
+    guard: str,
+    held: str,
+    guard_type: type,
+    /,
+) -> None: ...
 def set_files(
     raw_type: type,
     fileno: Callable[[io.FileIO], int],

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 from trio_uring._kernel import native
 
-from ._native import send_rest
+from ._native import recv as socket_recv, send as socket_send, send_rest
 from ._socket import UringSocket
 
 if TYPE_CHECKING:
@@ -31,8 +31,11 @@ def use_engine(stream_type: type[SocketStream], guard_type: type[ResourceGuard])
     """Make AnyIO's streams use the native engine, in the runs that have it."""
     native.set_twin("anyio_receive", stream_type.receive, _receive_again, _failed)
     native.set_twin("anyio_send", stream_type.send, _send_the_rest, _failed)
-    native.set_guard("anyio_receive", "_trio_socket", "_receive_guard", "_guarded", guard_type)
-    native.set_guard("anyio_send", "_trio_socket", "_send_guard", "_guarded", guard_type)
+    for name, function, guard in (
+        ("anyio_receive", socket_recv, "_receive_guard"),
+        ("anyio_send", socket_send, "_send_guard"),
+    ):
+        native.set_stream(name, function, "_trio_socket", guard, "_guarded", guard_type)
 
     @functools.wraps(stream_type.receive)
     async def receive(self: SocketStream, max_bytes: int = 65536) -> bytes:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from trio.abc import AsyncResource
 
 _trio_aclose: Final = trio.SocketStream.aclose
+_own_accept: Final = UringSocket.accept
 _trio_accept: Final[Callable[..., Awaitable[trio.SocketStream]]] = trio.SocketListener.accept
 
 
@@ -45,7 +46,11 @@ async def accept(self: trio.SocketListener) -> trio.SocketStream:
     """Accept an incoming connection; see `trio.SocketListener.accept`."""
     manager = current_ring("sockets")
     listener = self.socket
-    if manager is None or type(listener) is not UringSocket:
+    if (
+        manager is None
+        or type(listener) is not UringSocket
+        or getattr(listener.accept, "__func__", None) is not _own_accept
+    ):
         return await _trio_accept(self)
     await checkpoint_if_cancelled()
     waited = False

@@ -114,8 +114,8 @@ def _set_up() -> str:
         "receive_some", _socket_stream.receive_some, _receive_some_again, _stream_failed
     )
     native.set_twin("send_all", _socket_stream.send_all, _send_the_rest, _stream_failed)
-    native.set_guard("receive_some", *STREAM_NAMES)
-    native.set_guard("send_all", *STREAM_NAMES)
+    native.set_stream("receive_some", recv, *STREAM_NAMES)
+    native.set_stream("send_all", send, *STREAM_NAMES)
     for cls, shell in (
         (InFlightTable, perform),
         (InFlightTable, perform_shielded),

@@ -68,9 +68,10 @@ struct kind {
     PyObject *twin;   /* the Python function that it is delegated to */
     PyObject *rest;   /* the Python function that does what the kernel left undone */
     PyObject *failed; /* the Python function that raises the exception for an error */
-    /* Of a kind for streams: the names of the stream's socket, of the guard that one task at a time
-     * may hold, and of the guard's attribute that says whether it is held. */
-    PyObject *socket, *guard, *held;
+    /* Of a kind for streams: the names of the stream's socket, of the socket's method that the stream
+     * would call, of the guard that one task at a time may hold, and of the guard's attribute that
+     * says whether it is held. The method must still be the engine's own function. */
+    PyObject *socket, *method, *function, *guard, *held;
     PyTypeObject *guard_type;
 };
 

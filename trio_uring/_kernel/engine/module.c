@@ -112,17 +112,23 @@ static PyObject *set_twin(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* set_guard(name, socket, guard, held, guard_type): sets what a kind for streams uses of them. */
-static PyObject *set_guard(PyObject *module, PyObject *args)
+/* set_stream(name, function, socket, guard, held, guard_type): sets what a kind for streams uses of
+ * them; see struct kind. */
+static PyObject *set_stream(PyObject *module, PyObject *args)
 {
     const char *name;
-    PyObject *socket, *guard, *held;
+    PyObject *socket, *function, *guard, *held;
     PyTypeObject *type;
-    if (!PyArg_ParseTuple(args, "sUUUO!", &name, &socket, &guard, &held, &PyType_Type, &type))
+    if (!PyArg_ParseTuple(args, "sO!UUUO!", &name, &PyFunction_Type, &function, &socket, &guard,
+                          &held, &PyType_Type, &type))
         return NULL;
     struct kind *kind = kind_named(name);
-    if (kind == NULL)
+    PyObject *method = kind != NULL ? PyObject_GetAttrString(function, "__name__") : NULL;
+    if (method == NULL)
         return NULL;
+    Py_XSETREF(kind->method, interned(method));
+    Py_DECREF(method);
+    Py_XSETREF(kind->function, Py_NewRef(function));
     Py_XSETREF(kind->socket, interned(socket));
     Py_XSETREF(kind->guard, interned(guard));
     Py_XSETREF(kind->held, interned(held));
@@ -161,7 +167,7 @@ NEW_OP(anyio_send)
 static PyMethodDef functions[] = {
     {"setup", setup, METH_VARARGS, NULL},
     {"set_twin", set_twin, METH_VARARGS, NULL},
-    {"set_guard", set_guard, METH_VARARGS, NULL},
+    {"set_stream", set_stream, METH_VARARGS, NULL},
     {"set_files", set_files, METH_VARARGS, NULL},
     {"set_era", set_era, METH_O, NULL},
     {"set_paths", set_paths, METH_VARARGS, NULL},

@@ -58,13 +58,26 @@ static PySendResult wait_or_finish(Op *op, PyObject **result)
 
 /* ---- Streams --------------------------------------------------------------------------- */
 
+/* Whether the socket has the method that the engine stands in for, and not one that a program has
+ * put into its place. */
+static int has_own_method(PyObject *socket, struct kind *kind)
+{
+    PyObject *method = PyObject_GetAttr(socket, kind->method);
+    int own = method != NULL && Py_TYPE(method) == &PyMethod_Type &&
+              PyMethod_GET_FUNCTION(method) == kind->function;
+    if (method == NULL)
+        PyErr_Clear();
+    Py_XDECREF(method);
+    return own;
+}
+
 /* The stream's socket, if it is one of our sockets; NULL without an exception if not. */
 static PyObject *socket_of(Op *op)
 {
     PyObject *socket = PyObject_GetAttr(op->owner, op->kind->socket);
     if (socket == NULL)
         PyErr_Clear();
-    else if (Py_TYPE(socket) != trio.socket_type)
+    else if (Py_TYPE(socket) != trio.socket_type || !has_own_method(socket, op->kind))
         Py_CLEAR(socket);
     return socket;
 }
