@@ -107,7 +107,8 @@ class FdWaiters(dict[int, list[FdWaiter]]):
         A cancelled operation does not count, as in Trio. This waits for its end first. What was
         garbage collected does not count either.
         """
-        self.let_go()
+        if self.forgotten:
+            self.let_go()
         if not isinstance(fd, int):
             fd = fd.fileno()
         for waiter in tuple(self.get(fd, ())):
