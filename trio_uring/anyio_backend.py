@@ -31,11 +31,11 @@ from ._files import (
     ARGUMENTS,
     OTHERWISE,
     ReadAhead,
-    after_schedule_point,
     async_file_method,
     call_path,
     current_files,
     quick_call,
+    result_of,
     route,
 )
 from ._files._methods import raw_of
@@ -43,7 +43,7 @@ from ._files._open import is_plain, open_file
 from ._run import asking, check_ring, is_installed
 from ._streams._anyio_native import use_engine
 from ._streams._native import when_native
-from ._trio_private import SteppedRun
+from ._trio_private import SteppedRun, schedule_point
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -116,9 +116,10 @@ class RingAwareBackend(anyio_trio.TrioBackend):
         if limiter is None:
             value = call_path(func, args)
             if value is not OTHERWISE:
-                if type(value) is tuple:
-                    value = await after_schedule_point(value)
-                return cast("T", value)
+                if type(value) is not tuple:
+                    return cast("T", value)
+                await schedule_point()
+                return cast("T", result_of(value))
         files = current_files()
         if files is not None and limiter is None:  # a caller's own limiter means a thread
             paths = _paths_of_next(func, args)

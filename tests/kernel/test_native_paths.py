@@ -9,10 +9,12 @@ import pathlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
 import pytest
 import trio
 import trio.testing
 from children import output_of, run_python
+from races import current_files
 
 from trio_uring._files import OTHERWISE
 from trio_uring._files._quick import call_path
@@ -423,6 +425,24 @@ async def test_files_that_are_only_read_are_closed(tree: pathlib.Path) -> None:
     raw = open_to_read(tree / "file").detach()
     assert native.close_file(raw) is None
     assert raw.closed
+
+
+@pytest.mark.ring(turn_budget=AMPLE)
+async def test_closing_by_the_bound_method(tree: pathlib.Path) -> None:
+    await begin(tree)
+    for file in (open_to_read(tree / "file"), io.TextIOWrapper(open_to_read(tree / "file"))):
+        assert call_path(file.close, (1,)) is OTHERWISE
+        assert call_path(file.close, ()) is None
+        assert file.closed
+        assert call_path(file.close, ()) is OTHERWISE
+    assert call_path(io.BytesIO().close, ()) is OTHERWISE
+    assert call_path(os.close, ()) is OTHERWISE
+    files = current_files()
+    before = files.inline + files.in_thread + files.on_ring
+    async with await anyio.open_file(tree / "file", "rb") as opened:
+        assert await opened.read() == b"some bytes"
+    assert opened.wrapped.closed
+    assert files.inline + files.in_thread + files.on_ring == before
 
 
 @pytest.mark.ring(turn_budget=AMPLE)

@@ -10,9 +10,9 @@ from ._hooks import (
     run_sync as run_sync,
 )
 from ._quick import (
-    after_schedule_point as after_schedule_point,
     call_path as call_path,
     quick_call as quick_call,
+    result_of as result_of,
 )
 from ._routes import route as route
 from ._sync import fdatasync as fdatasync, fsync as fsync

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trio.lowlevel import enable_ki_protection
 
+from trio_uring._trio_private import schedule_point
+
 from ._hits import OTHERWISE, FileMethod, file_method
 from ._methods import raw_of, way_of
 
@@ -48,10 +50,16 @@ def async_file_method(
         if method is OTHERWISE:
             method = self.__dict__[key] = _prepare(self, name)
         if method is not None and not keywords and len(args) <= count_max:
-            value = method.hit(*args)
+            hit = method.hit
+            value = hit(*args)
             if value is not OTHERWISE:
                 return value
-            if method.hit.due or method.hit.missed:
+            if hit.due:
+                try:
+                    return hit.take()
+                finally:
+                    await schedule_point()
+            if hit.missed:
                 return await method.otherwise(args, {})
         return await original(self, *args, **keywords)
 

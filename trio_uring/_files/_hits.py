@@ -329,13 +329,8 @@ class FileMethod:
         return self._way
 
     async def otherwise(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> object:
-        """Make the call, or the rest of it, in another way."""
+        """Make the call, or the rest of it, in another way. Not for a hit that is due."""
         hit = self.hit
-        if hit.due:
-            try:
-                return hit.take()
-            finally:
-                await schedule_point()
         files = current_files()
         if files is None:
             return await trio.to_thread.run_sync(partial(self.method, *args, **keywords))
@@ -397,9 +392,15 @@ def _shell(kind: type, name: str) -> Callable[..., Awaitable[object]]:
         **keywords: Any,  # noqa: ANN401
     ) -> object:
         if not keywords:
-            value = self.hit(*args)
+            hit = self.hit
+            value = hit(*args)
             if value is not OTHERWISE:
                 return value
+            if hit.due:  # here, as another coroutine takes longer than a schedule point
+                try:
+                    return hit.take()
+                finally:
+                    await schedule_point()
         return await self.otherwise(args, keywords)
 
     call.__name__ = name

@@ -11,12 +11,14 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
-from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
+from trio.lowlevel import checkpoint_if_cancelled, current_task, enable_ki_protection
 
 from trio_uring._trio_private import (
     AsyncIOWrapper,
     TrioIOManager,
     current_io_manager,
+    is_cancelled,
+    schedule_point,
     trio_file_aclose,
     trio_file_getattr,
 )
@@ -24,7 +26,7 @@ from trio_uring._trio_private import (
 from ._bridge import BRIDGE_REFUSED, current_files
 from ._hits import OTHERWISE, hit_first
 from ._methods import ASYNC_METHODS, close, raw_of, way_of
-from ._quick import after_schedule_point, call_path, close_file, quick_call
+from ._quick import call_path, close_file, quick_call, result_of
 from ._routes import route
 from ._sync import fdatasync, fsync
 
@@ -51,9 +53,10 @@ async def run_sync(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
     """
     value = call_path(function, args)
     if value is not OTHERWISE:
-        if type(value) is tuple:
-            value = await after_schedule_point(value)
-        return cast("T", value)
+        if type(value) is not tuple:
+            return cast("T", value)
+        await schedule_point()
+        return cast("T", result_of(value))
     files = current_files()
     if files is not None:
         value = await quick_call(files, function, args)
@@ -119,8 +122,10 @@ async def file_aclose(self: AsyncIOWrapper[Any]) -> None:
     if value is None:
         return
     if type(value) is tuple:
-        await after_schedule_point(value)
-        await checkpoint_if_cancelled()
+        await schedule_point()
+        result_of(value)
+        if is_cancelled(current_task()):
+            await checkpoint_if_cancelled()
         return
     files = current_files()
     raw = raw_of(self.wrapped)

@@ -97,12 +97,11 @@ call_path: Final = _no_call if why_no_native else native.call_path
 close_file: Final = _no_call if why_no_native else native.close_file
 
 
-async def after_schedule_point(left: tuple[Any, ...]) -> object:
-    """Execute the schedule point that `call_path` or `close_file` left, and give its result."""
+def result_of(left: tuple[Any, ...]) -> object:
+    """Return or raise the result that `call_path` or `close_file` has left."""
+    if len(left) == 1:
+        return left[0]
     try:
-        await schedule_point()
-        if len(left) == 1:
-            return left[0]
         raise left[1]
     finally:
         del left  # or there would be a reference cycle

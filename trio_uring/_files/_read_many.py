@@ -10,12 +10,12 @@ import os
 from typing import TYPE_CHECKING, Final
 
 import trio
-from trio.lowlevel import cancel_shielded_checkpoint
 
 from trio_uring import _operations as operations
 from trio_uring._batch import perform_many
 from trio_uring._kernel import native
 from trio_uring._operations._operation import IO_MAX
+from trio_uring._trio_private import schedule_point
 
 from ._bridge import INLINE_MAX
 from ._raw import IN_WORKER_MIN
@@ -57,7 +57,7 @@ async def read_cached(
         else:
             missing += _read_many_cached(files, fd, parts, found)
         if not files.manager.turn_budget.skip_schedule_point():
-            await cancel_shielded_checkpoint()
+            await schedule_point()
         if len(found) == len(parts):
             files.inline += len(found) - missing
             return found, missing

@@ -4,7 +4,8 @@
  * call_path(function, args) makes the call, and returns or raises what it does. It returns OTHERWISE
  * instead if anything is unusual, or if the call might wait: then nothing was done, and Python makes
  * the call (_files/_quick.py, which is the specification). If a schedule point is due after the call,
- * it returns the tuple (result,) or (None, error). No call has a tuple as its result.
+ * it returns the tuple (result,) or (None, error). No call has a tuple as its result. It also closes
+ * files: see opened.c.
  */
 #include "engine.h"
 
@@ -394,10 +395,22 @@ PyObject *after_call(Loop *loop, PyObject *value)
     return left;
 }
 
+/* Return the file of its bound method `close`, which AnyIO calls in a thread; otherwise NULL. */
+static PyObject *file_to_close(PyObject *function, PyObject *args)
+{
+    if (!PyCFunction_Check(function) || PyTuple_GET_SIZE(args) > 0 ||
+        strcmp(((PyCFunctionObject *)function)->m_ml->ml_name, "close") != 0)
+        return NULL;
+    return PyCFunction_GET_SELF(function);
+}
+
 PyObject *call_path(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     if (count != 2 || !PyTuple_CheckExact(args[1]) || rows_by_function == NULL)
         return PyErr_Format(PyExc_TypeError, "call_path() takes a function and a tuple");
+    PyObject *file = file_to_close(args[0], args[1]);
+    if (file != NULL)
+        return close_file(module, file);
     Loop *loop = current_loop();
     if (loop == NULL || !loop->has_files || is_cancelled(loop))
         return PyErr_Occurred() ? NULL : Py_NewRef(otherwise);
