@@ -58,10 +58,14 @@ if os.environ.get("READTHEDOCS"):
         "outcome": ("https://outcome.readthedocs.io/en/stable", None),
     }
 nitpick_ignore_regex = [
-    ("py:.*", rf"(trio|anyio|outcome|{'|'.join(sys.stdlib_module_names)})(\..*)?"),
+    (
+        "py:.*",
+        rf"(trio|anyio|outcome|opentelemetry|prometheus_client|{'|'.join(sys.stdlib_module_names)})(\..*)?",
+    ),
     ("py:.*", "|".join(vars(builtins))),
     # Type variables, protocols for arguments, and names as they stand in annotations.
     ("py:class", r"(.*\.)?(T|T_co|StreamT|Clock|Instrument|Buffer|AsyncFile|HasFileNo|OpenFd)"),
+    ("py:class", "CollectorRegistry|Meter"),
     (
         "py:class",
         r"(.*\.)?(SendsBytes|ReceivesBytes|Unpack|PosArgT|CData|StrOrBytesPath|Sqe|Exclusive)",

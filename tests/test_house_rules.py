@@ -37,6 +37,7 @@ LONGEST_FUNCTION = 50
 # door have. setuptools would not tell that another package happens to be installed as well.
 DEPENDENCIES = {"anyio", "attrs", "attr", "cffi", "greenlet", "outcome", "pytest", "trio"} | {
     *("matplotlib", "rich"),  # the extra `cli`
+    *("opentelemetry", "prometheus_client"),  # the extras of the same names
 }
 
 OPERATION_FIELDS = ["Completes with:", "Fails with:", "If cancelled:", "Since:"]
@@ -407,10 +408,12 @@ FOREIGN_FILES = {
 }
 
 
-# Methods of asyncio's protocols, which our benchmarks implement, and of Trio's instruments.
+# Methods of asyncio's protocols, which our benchmarks implement, of Trio's instruments, and of
+# prometheus_client's collectors.
 CALLED_BY_OTHERS = {
     *("connection_made", "datagram_received"),
-    *("task_scheduled", "before_task_step"),
+    *("task_scheduled", "before_task_step", "after_run"),
+    "describe",
 }
 
 

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Protocol
+
 import trio
 
 from ._log import log_fallback_run
 from ._statistics import FallbackStatistics, RingStatistics
 from ._trio_private import EpollIOManager
+
+if TYPE_CHECKING:
+
+    class PlainStatistics(Protocol):
+        """The statistics of Trio's own I/O manager."""
+
+        @property
+        def tasks_waiting_read(self) -> int:
+            """Tasks that wait for an fd to be readable."""
+            ...
+
+        @property
+        def tasks_waiting_write(self) -> int:
+            """Tasks that wait for an fd to be writable."""
+            ...
+
 
 _NOT_ASKED = "the run did not ask for a ring, or trio_uring does not support this Trio"
 
@@ -43,12 +61,17 @@ def io_statistics() -> RingStatistics | FallbackStatistics:
     Raises:
       RuntimeError: outside a run.
     """
-    plain = trio.lowlevel.current_statistics().io_statistics
-    found: object = plain
+    return as_statistics(trio.lowlevel.current_statistics().io_statistics)
+
+
+def as_statistics(
+    found: RingStatistics | FallbackStatistics | PlainStatistics,
+) -> RingStatistics | FallbackStatistics:
+    """Return the statistics of an I/O manager, Trio's own with the fields of ours."""
     if isinstance(found, RingStatistics | FallbackStatistics):
         return found
     return FallbackStatistics(
-        tasks_waiting_read=plain.tasks_waiting_read,
-        tasks_waiting_write=plain.tasks_waiting_write,
+        tasks_waiting_read=found.tasks_waiting_read,
+        tasks_waiting_write=found.tasks_waiting_write,
         fallback_reason=_NOT_ASKED,
     )

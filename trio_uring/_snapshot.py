@@ -17,7 +17,7 @@ from ._engine._in_flight import InFlight
 from ._engine._io_manager import UringIOManager
 from ._fallback import FallbackIOManager
 from ._kernel import native, why_no_native
-from ._kernel.uapi import Opcode
+from ._statistics import opcode_name
 from ._trio_private import count_steps, is_ready
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from trio.lowlevel import Task
 
-
-_OPCODE_NAMES: Final = {int(opcode): opcode.name for opcode in Opcode}
 
 if why_no_native and not TYPE_CHECKING:
 
@@ -128,7 +126,7 @@ def _describe_operation(entry: InFlight | Op) -> str:
     fd = operation.fd if operation.acts_on_fd else -1
     if isinstance(entry, Op) and entry.fd is not None:
         fd = entry.fd
-    words = [_OPCODE_NAMES.get(operation.opcode, f"opcode {operation.opcode}")]
+    words = [opcode_name(operation.opcode)]
     if fd >= 0:
         words.append(f"fd {fd} {_name_of(fd)}".rstrip())
     path = operation.filename

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
+from ._kernel.uapi import Opcode
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from enum import IntFlag
@@ -26,6 +28,7 @@ class _Statistics:
     submitted: int = 0
     enters: int = 0
     cancelled: int = 0
+    buffers_ran_out: int = 0
     completed: Mapping[str, int] = attrs.field(factory=dict[str, int])
     waiting_for_limit: int = 0
     routes: Mapping[str, int] = attrs.field(factory=dict[str, int])
@@ -51,6 +54,7 @@ class RingStatistics(_Statistics):
       submitted: SQEs that the kernel has taken, including cancellations and polls of the epoll fd.
       enters: Calls of io_uring_enter(2).
       cancelled: Operations that ended because their task was cancelled.
+      buffers_ran_out: Receives that found no free buffer (``ENOBUFS``), and were tried again.
       completed: Completed operations by opcode: ``{"RECV": 3, ...}``. With one or two connections,
         the native engine calls send(2) directly if no other operation would share the enter. These
         calls count as ``SEND``.
@@ -85,6 +89,14 @@ class FallbackStatistics(_Statistics):
     """
 
     backend: Literal["epoll"] = "epoll"
+
+
+_OPCODE_NAMES = {int(opcode): opcode.name for opcode in Opcode}
+
+
+def opcode_name(opcode: int) -> str:
+    """Return the name of *opcode*; its number, if it is unknown here."""
+    return _OPCODE_NAMES.get(opcode, f"{opcode}")
 
 
 def flag_names(flags: IntFlag) -> tuple[str, ...]:

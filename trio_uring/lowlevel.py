@@ -8,6 +8,7 @@ from . import _operations as operations
 from ._arguments import wrong_type
 from ._engine._io_manager import UringIOManager, no_ring_error
 from ._fallback import io_statistics as io_statistics
+from ._operation_times import OperationTimes as OperationTimes
 from ._operations import Operation as Operation
 from ._statistics import (
     FallbackStatistics as FallbackStatistics,
@@ -18,6 +19,7 @@ from ._trio_private import current_io_manager
 __all__ = [
     "FallbackStatistics",
     "Operation",
+    "OperationTimes",
     "RingStatistics",
     "io_statistics",
     "on_ring",

@@ -212,6 +212,22 @@ async def test_they_count_the_tasks_in_line() -> None:
     assert (found.in_flight, found.waiting_for_limit, found.cancelled) == (0, 0, 2)
 
 
+@pytest.mark.ring(receive_buffers=1)
+async def test_they_count_the_receives_without_a_free_buffer() -> None:
+    size = 60_000  # two do not fit into a buffer
+    pairs = [trio.socket.socketpair() for _ in range(4)]
+    assert statistics().buffers_ran_out == 0
+    async with trio.open_nursery() as nursery:
+        for receiver, _ in pairs:
+            nursery.start_soon(receiver.recv, size)
+        await wait_all_tasks_blocked()
+        for _, sender in pairs:
+            sender._sock.send(bytes(size))  # type: ignore[attr-defined]
+    assert statistics().buffers_ran_out > 0
+    for sock in (sock for pair in pairs for sock in pair):
+        sock.close()
+
+
 async def test_they_count_the_calls_of_each_route() -> None:
     assert sum(statistics().routes.values()) == 0
     async with await trio.open_file(__file__, "rb") as file:

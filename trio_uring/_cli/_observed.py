@@ -71,16 +71,3 @@ def command_of(pid: int) -> str:
     except OSError:
         return ""
     return " ".join(words.decode(errors="replace").split("\0")).strip()
-
-
-def threads_of(pid: int) -> tuple[int, int]:
-    """Return how many threads process *pid* has itself, and how many kernel workers."""
-    threads = workers = 0
-    for path in Path(f"/proc/{pid}/task").glob("*/comm"):
-        try:
-            is_worker = path.read_text().startswith("iou-")
-        except OSError:  # it has ended
-            continue
-        workers += is_worker
-        threads += not is_worker
-    return threads, workers

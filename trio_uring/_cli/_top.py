@@ -12,7 +12,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ._observed import NotObservedError, command_of, look_at, threads_of
+from trio_uring._metrics import threads_of
+
+from ._observed import NotObservedError, command_of, look_at
 
 if TYPE_CHECKING:
     import argparse

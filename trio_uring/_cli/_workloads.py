@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-import trio_uring
-from trio_uring import RingConfig
+from trio_uring._config import RingConfig
+from trio_uring._run import run
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -167,7 +167,7 @@ def _measure(workload: str, loop: str, seconds: float) -> dict[str, float]:
     meter = _Meter(seconds)
     match loop:
         case "trio_uring":  # with the engine that the environment says
-            trio_uring.run(_ON_TRIO[workload], meter, ring=RingConfig(require=True))
+            run(_ON_TRIO[workload], meter, ring=RingConfig(require=True))
         case "trio":
             trio.run(_ON_TRIO[workload], meter)
         case "uvloop":

@@ -77,6 +77,7 @@ class BufferPool:
         self.group = group
         self.count = count
         self.incremental = incremental
+        self.ran_out = 0  # how often the kernel found no free buffer
         self._unused = deque(range(count))
         self.size = size
         # Pages that were never used cost no memory. A memoryview of it keeps the mapping open.
@@ -122,8 +123,10 @@ class BufferPool:
     def failed(self, res: int, flags: int) -> None:
         """Process a failed completion: return its buffer; if the kernel found none, add one."""
         self.give_back(flags)
-        if -res == errno.ENOBUFS and self._unused:
-            lib.buffer_ring_add(self._pool, self._unused.popleft())
+        if -res == errno.ENOBUFS:
+            self.ran_out += 1
+            if self._unused:
+                lib.buffer_ring_add(self._pool, self._unused.popleft())
 
     def give_back(self, flags: int) -> None:
         """Return the buffer of a completion with *flags* to the kernel, if it has one."""
@@ -153,6 +156,7 @@ class BufferPools:
         self._receive_count = receive_count
         self._open: dict[int, BufferPool] = {}
         self._free_groups: list[int] = []
+        self._closed_ran_out = 0
         self.receive: BufferPool | None = None
         self.refused: str = ""  # why there is no shared pool
         self._for_streams: BufferPool | None = None
@@ -236,6 +240,10 @@ class BufferPools:
             raise
         return pool
 
+    def ran_out(self) -> int:
+        """Return how often the kernel found no free buffer."""
+        return self._closed_ran_out + sum(pool.ran_out for pool in tuple(self._open.values()))
+
     def close(self, pool: BufferPool) -> None:
         """Close *pool*; see `BufferPool.close`."""
         try:
@@ -244,6 +252,7 @@ class BufferPools:
             # The kernel refuses (a seccomp filter was installed). The pool stays registered until
             # the ring is closed, and its group number stays in use.
             return
+        self._closed_ran_out += pool.ran_out
         del self._open[pool.group]
         self._free_groups.append(pool.group)
 

@@ -380,6 +380,7 @@ class UringIOManager(InFlightTable):
             submitted=ring.submitted,
             enters=ring.enters,
             cancelled=self._cancelled,
+            buffers_ran_out=self.pools.ran_out(),
             completed=self._completed_by_name(),
             waiting_for_limit=self.file_limiter.waiters.statistics().tasks_waiting,
             routes=self.run_state.routes(),
