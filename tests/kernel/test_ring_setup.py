@@ -550,8 +550,9 @@ def test_the_kernel_is_asked_for_its_opcodes_once() -> None:
 
 WORK = (
     *("sockets", "sockets guest", "first_receive", "files", "batch", "multishot", "cancelled"),
-    *("goes_on", "goes_on guest"),
+    *("goes_on", "goes_on guest", "channel", "channel guest", "channel_later"),
 )
+GOES_ON = ("batch", *WORK[-5:])
 
 
 def denied(call: str, work: str) -> list[str]:
@@ -562,7 +563,7 @@ def denied(call: str, work: str) -> list[str]:
     return lines[2:]
 
 
-@pytest.mark.parametrize("work", WORK[:-2])
+@pytest.mark.parametrize("work", WORK[:-5])
 @pytest.mark.parametrize("call", ["SETUP", "REGISTER"])
 def test_a_call_that_a_run_can_do_without_is_denied(call: str, work: str) -> None:
     """The run goes on, and leaves nothing behind."""
@@ -574,7 +575,7 @@ def test_a_call_that_a_run_can_do_without_is_denied(call: str, work: str) -> Non
 def test_entering_the_ring_is_denied(work: str) -> None:
     """What was in flight fails with the cause. The run goes on without the ring."""
     *ends, next_run, left = denied("ENTER", work)
-    if work in ("batch", "goes_on", "goes_on guest"):
+    if work in GOES_ON:
         assert ends == ["io_uring"]
     else:
         for end in ends:

@@ -21,7 +21,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
-from trio_uring import receive_many
+from trio_uring import open_ring_channel, receive_many
 from trio_uring.lowlevel import io_statistics, operations, perform
 
 if TYPE_CHECKING:
@@ -130,6 +130,42 @@ async def goes_on(deny: Deny) -> None:
     with trio.move_on_after(0.001) as scope:
         await trio.sleep_forever()
     assert scope.cancelled_caught
+
+
+async def channel(deny: Deny) -> None:
+    """The other run, in a thread of its own, keeps its ring."""
+    request, requests = open_ring_channel[int](0)
+    reply, replies = open_ring_channel[int](0)
+
+    async def echo() -> None:
+        with requests, reply:
+            async for number in requests:
+                await reply.send(number)
+
+    async def ask(number: int) -> None:
+        await request.send(number)
+        assert await replies.receive() == number
+
+    with trio.fail_after(20), request, replies:
+        async with trio.open_nursery() as nursery:
+            peer = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
+            nursery.start_soon(peer, trio_uring.run, echo)
+            for number in range(6):
+                if number == 3:
+                    deny()
+                await ask(number)
+                await wait_all_tasks_blocked()  # its loop sleeps
+            assert io_statistics().fallback_reason
+            request.close()
+
+
+async def channel_later(deny: Deny) -> None:
+    """The channel is opened when the ring is lost already."""
+    deny()
+    with suppress(PermissionError):
+        await perform(operations.nop())
+    assert io_statistics().fallback_reason
+    await channel(int)
 
 
 async def nothing(_deny: Deny) -> None:

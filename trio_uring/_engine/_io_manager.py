@@ -188,7 +188,7 @@ class UringIOManager(InFlightTable):
     def open_mailbox(self) -> Mailbox:
         """Return the run's mailbox. On the first call it is created: only channels need one."""
         if self.mailbox is None:
-            self.mailbox = Mailbox(self.ring)
+            self.mailbox = Mailbox(None if self.ring.closed else self.ring)
             self._is_plain = False
         return self.mailbox
 
@@ -297,6 +297,8 @@ class UringIOManager(InFlightTable):
         self.disabled = frozenset(LAYERS)
         _leaked.append((self._leak(), self.pools))
         yield from self._fail_everything(error)
+        if self.mailbox is not None:
+            self.mailbox.ring_lost()
         self.ring.close()
         # From here on the run's loop is Trio's own.
         trios = self._readiness

@@ -114,10 +114,10 @@ class Mailbox(RunResource):
         """
         fd = self.acquire_fd()
         operation = msg_ring(fd, WAKE)
-        pushed = fd >= 0 and table.ring.offers(operation.opcode)
-        if pushed:
+        pushed = False
+        if fd >= 0 and table.ring.offers(operation.opcode):
             message = WakeMessage(table, operation, mailbox=self)
-            with suppress(OSError, RuntimeError):
+            with suppress(OSError, RuntimeError):  # that ring is lost
                 pushed = table.start_if_room(message)
         if not pushed:
             self.release_fd(fd)
@@ -139,6 +139,20 @@ class Mailbox(RunResource):
             self._notified = False
         for deliver in deliveries:
             deliver()
+
+    def ring_lost(self) -> None:
+        """The ring gets no messages any more. Make the deliveries of those that it may have got.
+
+        Called in the run's thread.
+        """
+        with self._lock:
+            fd, self._fd = self._fd, -1
+        if self._ring is not None:
+            self._ring.forget_dup_fd()
+        self._ring = None
+        self.last_iteration = 0.0
+        self.release_fd(fd)
+        self.deliver_all()
 
     def close(self, *, drained: bool) -> None:
         """Close the mailbox, then call the queued deliveries, which find that it is closed.
