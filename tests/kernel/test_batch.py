@@ -826,3 +826,26 @@ async def test_a_ring_that_closes_ends_its_batches(*, submitted: bool) -> None:
         manager.ring.flush()
     manager.close()
     assert manager.statistics().in_flight == 0
+
+
+class Discarding:
+    """An operation, and the array that has it: records what is discarded."""
+
+    def __init__(self) -> None:
+        self.discarded: list[int] = []
+        self.operations = [self] * 3
+        self.discard = self.discarded.append
+
+    def release(self) -> None:
+        self.operations = []
+
+
+def test_only_results_are_discarded() -> None:
+    """An error is no fd, and 0 is one."""
+    array: Any = Discarding()
+    task: Any = None
+    batch = CompletionBatch(array, 0, 3, {}, 0, task)
+    batch.results = [(-errno.EBADF, 0), (0, 0), (7, 0)]
+    batch.discard()
+    assert array.discarded == [0, 7]
+    assert array.operations == []

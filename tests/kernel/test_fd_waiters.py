@@ -12,6 +12,8 @@ import trio
 from trio.lowlevel import FdStream, notify_closing, wait_readable, wait_writable
 from trio.testing import wait_all_tasks_blocked
 
+from trio_uring._engine._fd_waiters import FdReservation, FdWaiters
+from trio_uring._engine._readiness import Readiness
 from trio_uring.lowlevel import operations, perform
 
 if TYPE_CHECKING:
@@ -254,3 +256,18 @@ async def test_numbers_that_are_no_fds_are_left_alone() -> None:
         await wait_all_tasks_blocked()
         assert len(nursery.child_tasks) == 2
         assert await perform(operations.futex_wake(futex, 2)) == 2
+
+
+@pytest.mark.parametrize("fds", [(0, 5), (5, 0), (1, 5), (5, 1)])
+def test_every_fd_of_an_operation_is_watched(fds: tuple[int, int]) -> None:
+    """Also 0, which belongs to whatever took the place of stdin."""
+    waiters, closed = FdWaiters(Readiness()), list[int]()
+    waiter = FdReservation(operations.splice(*fds, 1), lambda: closed.append(1))
+    waiters.register(waiter)
+    assert waiters == {fd: [waiter] for fd in fds}
+    for fd in fds:
+        waiters[fd][0].fd_closing()
+    assert len(closed) == 2
+    waiters.unregister(waiter)
+    assert waiters == {}
+    waiters._readiness.close()

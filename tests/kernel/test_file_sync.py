@@ -14,6 +14,7 @@ from races import current_files
 
 import trio_uring
 from trio_uring import fdatasync, fsync, open_positional
+from trio_uring._engine import _file_calls
 from trio_uring._engine._file_systems import FileSystem
 from trio_uring._engine._ring import Ring
 from trio_uring._files._raw import RingFileIO
@@ -329,3 +330,19 @@ def test_dsync_without_a_ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(os, "pwritev", recording)
     trio.run(partial(write_durably, tmp_path / "file"))
     assert flags == [os.RWF_DSYNC, os.RWF_DSYNC, 0, os.RWF_DSYNC]
+
+
+def test_without_the_core_space_is_reserved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        monkeypatch.setattr(_file_calls, "why_no_core", "no core, for a test")
+        _file_calls.fallocate(file.fileno(), 0, 4096, 0)
+        assert os.fstat(file.fileno()).st_size == 4096
+        with pytest.raises(OSError, match="no C core") as caught:
+            _file_calls.fallocate(file.fileno(), 0, 4096, 1)
+        assert caught.value.errno == errno.EOPNOTSUPP
+        _file_calls.sync_file_range(file.fileno(), 0, 1, 1 << 10)  # without flags
+        monkeypatch.undo()
+        with pytest.raises(OSError, match="Invalid argument"):
+            _file_calls.sync_file_range(file.fileno(), 0, 1, 1 << 10)

@@ -22,6 +22,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import ForkedRingError, RingConfig
+from trio_uring._engine._guest import GuestWakeup
 from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._trio_private import current_io_manager
 from trio_uring.lowlevel import RingStatistics, on_ring
@@ -416,3 +417,31 @@ def test_ends_that_leave_no_fd() -> None:
     with everything_closed():
         for _ in range(3):
             Host().run(main)
+
+
+class Polls:
+    """In place of a `select.poll` object: records the timeouts."""
+
+    def __init__(self) -> None:
+        self.timeouts: list[float] = []
+
+    def poll(self, timeout: float) -> list[object]:
+        self.timeouts.append(timeout)
+        return []
+
+
+def test_what_the_worker_waits_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    wakeup = GuestWakeup()
+    try:
+        assert not wakeup.wait(0)
+        os.eventfd_write(wakeup.eventfd, 1)
+        assert wakeup.wait(3600)
+        for _ in range(2):
+            wakeup.drain()
+        assert not wakeup.wait(0)
+        polls = Polls()
+        monkeypatch.setattr(wakeup, "_poll", polls)
+        assert not wakeup.wait(2.5)
+        assert polls.timeouts == [2500]  # milliseconds
+    finally:
+        wakeup.close()

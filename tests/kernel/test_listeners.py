@@ -276,3 +276,16 @@ def test_in_a_run_without_a_ring_listeners_are_trios() -> None:
 
     trio_uring.run(trio.sleep, 0)  # our methods are in place from now on
     assert trio.run(main) == b"hello"
+
+
+async def test_a_listener_of_a_run_without_a_ring() -> None:
+    kept: list[trio.SocketListener] = []
+
+    async def listen() -> None:
+        kept.extend(await trio.open_tcp_listeners(0, host="127.0.0.1"))
+
+    await trio.to_thread.run_sync(trio.run, listen)
+    async with kept[0] as listener:
+        with socket.create_connection(listener.socket.getsockname()) as client:
+            async with await listener.accept() as stream:
+                assert stream.socket.getpeername() == client.getsockname()

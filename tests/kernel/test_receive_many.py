@@ -323,6 +323,24 @@ async def test_a_receiver_that_another_thread_forgets() -> None:
         assert await stream.receive_some() == b"kept"
 
 
+async def test_closing_the_stream_while_all_buffers_are_lent() -> None:
+    """No operation is in flight then that closing could end."""
+    with connected() as (stream, peer):
+        async with receive_many(stream, max_buffers=1, buffer_size=1) as leases:
+            peer.send(b"12")
+            with await leases.receive():
+                await wait_all_tasks_blocked()
+                async with trio.open_nursery() as nursery:
+
+                    @nursery.start_soon
+                    async def closed() -> None:
+                        with pytest.raises(trio.ClosedResourceError):
+                            await leases.receive()
+
+                    await wait_all_tasks_blocked()
+                    stream.socket.close()
+
+
 # --- Backpressure ---------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ import pytest
 from children import in_child, in_thread
 
 from trio_uring import ForkedRingError, RingConfig, SQPoll
+from trio_uring._engine import _buffer_pool
 from trio_uring._engine._buffer_pool import BufferPool, BufferPools
 from trio_uring._engine._in_flight import BATCH_DONE
 from trio_uring._engine._ring import REAP_MAX, Completion, Ring
@@ -866,3 +867,17 @@ def test_a_forked_child_takes_what_came_before(
     assert in_child(use) == 0
     assert pool.take(res, flags) == b"data"
     test_no_buffer_left_loses_nothing(ring, pool)
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_a_limit_that_the_kernel_does_not_keep(ring: KeptRing, *, more: bool) -> None:
+    """It goes on to receive after the first completion."""
+    ring_pool = BufferPool(ring, group=7, count=1, size=4096)
+    flags = int(CqeFlag.BUFFER) | (int(CqeFlag.MORE) if more else 0)
+
+    def perform_now(operation: Operation[bytes]) -> tuple[int, int]:
+        return os.readv(operation.fd, [ring_pool._memory]), flags
+
+    error = _buffer_pool._try_recv_once(ring_pool, perform_now)
+    assert (error is not None) == more
+    ring_pool.close()
