@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import ssl
@@ -17,14 +18,16 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.stapled import StapledByteStream
 from anyio.streams.tls import TLSStream
 from children import output_of, run_python
+from races import current_manager
 from transfers import completed
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring import ReceivedLeases, receive_file, receive_many, relay, send_file, send_zerocopy
+from trio_uring._streams import _anyio_native
 from trio_uring._transfers import _send_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from anyio.abc import ByteReceiveStream, ByteStream, SocketStream
 
@@ -296,3 +299,53 @@ def test_receive_many_and_others(backend: str) -> None:
                         await leases.receive()
 
     anyio.run(main, backend=backend)
+
+
+class Unserved:
+    """A native receive that found no buffer."""
+
+    res = -errno.ENOBUFS
+    flags = 0
+
+
+async def receive_again(stream: Any) -> bytes:
+    """Receive as the native engine does after a receive that found no buffer."""
+    op: Any = Unserved()
+    stream._receive_guard.__enter__()
+    received = await _anyio_native._receive_again(current_manager(), op, stream, 10)
+    stream._receive_guard.__enter__()  # it was released
+    stream._receive_guard.__exit__(None, None, None)
+    return received
+
+
+async def send_the_rest(stream: Any, item: bytes) -> None:
+    """Go on as the native engine does after a send for which there was no room."""
+    stream._send_guard.__enter__()
+    await _anyio_native._send_the_rest(stream, item, 0)
+
+
+def test_what_the_native_engine_leaves_over(backend: str) -> None:
+    if backend == "trio":
+        pytest.skip("there is no native engine")
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            ours, theirs = await connected("TCP", stack)
+            await theirs.send(b"data")
+            assert await receive_again(ours) == b"data"
+            async with anyio.create_task_group() as group:
+                group.start_soon(expect_closed, partial(send_the_rest, theirs, bytes(1 << 25)))
+                group.start_soon(expect_closed, partial(receive_again, theirs))
+                await wait_all_tasks_blocked()
+                await theirs.aclose()
+            ours, theirs = await connected("TCP", stack)
+            await theirs.send_eof()
+            with pytest.raises(anyio.EndOfStream):
+                await receive_again(ours)
+
+    anyio.run(main, backend=backend)
+
+
+async def expect_closed(call: Callable[[], Awaitable[object]]) -> None:
+    with pytest.raises(anyio.ClosedResourceError):
+        await call()

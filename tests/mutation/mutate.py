@@ -54,7 +54,7 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "_engine/_completion_batches.py": ("kernel/test_batch.py", SIMULATION),
     "_engine/_fd_waiters.py": (
         *("kernel/test_fd_waiters.py", "kernel/test_in_flight.py", "kernel/test_closing.py"),
-        SIMULATION,
+        *("kernel/test_receive_many.py", SIMULATION),
     ),
     "_engine/_file_calls.py": ("kernel/test_positional.py", "kernel/test_file_sync.py"),
     "_engine/_file_systems.py": ("kernel/test_file_servers.py", "kernel/test_files.py"),
@@ -68,6 +68,7 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
         *("fuzz/test_manager_machine.py", "unit/test_io_manager.py", "kernel/test_in_flight.py"),
         *("kernel/test_guest.py", "kernel/test_statistics.py", "kernel/test_closing_ring.py"),
         *("kernel/test_ring_channel.py", "kernel/test_fd_waiters.py", SIMULATION),
+        "kernel/test_ring_setup.py",
     ),
     "_engine/_limiter.py": ("kernel/test_batch.py", "kernel/test_in_flight.py", SIMULATION),
     "_engine/_mailbox.py": ("kernel/test_ring_channel.py", "kernel/test_serve_threads.py"),
@@ -80,11 +81,12 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "_engine/_registered_tables.py": ("kernel/test_write_file.py", "kernel/test_direct.py"),
     "_engine/_ring.py": (
         *("kernel/test_ring.py", "kernel/test_ring_setup.py", "kernel/test_restrictions.py"),
-        *("kernel/test_batch.py", SIMULATION),
+        *("kernel/test_batch.py", SIMULATION, "kernel/test_ring_channel.py"),
     ),
     "_engine/_ring_setup.py": ("kernel/test_ring_setup.py", "kernel/test_sqpoll.py"),
     "_engine/_run_state.py": (
         *("kernel/test_statistics.py", "kernel/test_write_file.py", "kernel/test_closing_ring.py"),
+        "kernel/test_ring_channel.py",
     ),
     "_engine/_turn_budget.py": ("kernel/test_datagrams.py", "kernel/test_listeners.py"),
     "_streams/_anyio_native.py": ("kernel/test_anyio_streams.py", "kernel/test_anyio_sockets.py"),
