@@ -373,6 +373,7 @@ def simulation(session: nox.Session) -> None:
 def mutation(session: nox.Session) -> None:
     """Break the code on purpose: the tests must notice. Hours; what to break is an argument.
 
+    `nox -s mutation -- promises` breaks what the README promises, in half an hour,
     `nox -s mutation -- c batch` tries the breaks of C with "batch" in their names, and
     `nox -s mutation -- python --each 5 _engine/_ring.py` five mutants of a Python file.
     """
@@ -380,7 +381,7 @@ def mutation(session: nox.Session) -> None:
     session.install("cffi", "setuptools")
     # The tests run on a copy of the checkout, and must find nothing else.
     session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "trio-uring")
-    for arguments in [session.posargs] if session.posargs else [["c"], ["python"]]:
+    for arguments in [session.posargs] if session.posargs else [["promises"], ["c"], ["python"]]:
         session.run("python", str(ROOT / "tests" / "mutation" / "mutate.py"), *arguments)
 
 

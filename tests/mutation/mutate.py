@@ -1,6 +1,7 @@
 """Break the code on purpose, and see that the tests notice: ``nox -s mutation``.
 
-    python mutate.py c [NAME...]                  the breaks of c_breaks.toml, or those with NAME
+    python mutate.py promises [NAME...]           the breaks of promises.toml, or those with NAME
+    python mutate.py c [NAME...]                  those of c_breaks.toml
     python mutate.py python [--each N] [FILE...]  N generated mutants of each file (--seed S)
 
 It copies the checkout, builds it there in place, and makes one change after the other. After each
@@ -124,26 +125,35 @@ class Break:
     engine: str = "native"
 
 
-# ---- Breaks of C -----------------------------------------------------------------------------
+# ---- Breaks by name --------------------------------------------------------------------------
+
+# Of each list, the folder below which its files are.
+LISTS: Final = {
+    "c": ("c_breaks.toml", Path(PACKAGE, "_kernel")),
+    "promises": ("promises.toml", Path(PACKAGE)),
+}
 
 
-def c_breaks(names: Sequence[str]) -> Iterator[Break]:
-    """Yield the breaks of c_breaks.toml with one of *names* in their name or file, or all."""
-    for row in tomllib.loads((HERE / "c_breaks.toml").read_text())["break"]:
-        if names and not any(name in f"{row['file']} {row['name']}" for name in names):
+def named_breaks(language: str, names: Sequence[str]) -> Iterator[Break]:
+    """Yield the breaks of a list with one of *names* in their promise, file or name, or all."""
+    file, folder = LISTS[language]
+    for row in tomllib.loads((HERE / file).read_text())["break"]:
+        described = f"{row.get('promise', '')} {row['file']} {row['name']}"
+        if names and not any(name in described for name in names):
             continue
         yield Break(
             row["name"],
-            Path(PACKAGE, "_kernel", row["file"]),
-            replaced(row),
+            folder / row["file"],
+            replaced(row, folder / row["file"]),
             row["tests"],
             equivalent=row.get("equivalent", ""),
+            engine=row.get("engine", "native"),
         )
 
 
-def replaced(row: dict[str, Any]) -> str:
-    """Return the text of the row's file with the break in it."""
-    text = (ROOT / PACKAGE / "_kernel" / row["file"]).read_text()
+def replaced(row: dict[str, Any], path: Path) -> str:
+    """Return the text of the row's file, which is *path*, with the break in it."""
+    text = (ROOT / path).read_text()
     if text.count(row["find"]) != 1:
         raise SystemExit(f"{row['name']}: {row['file']} has {row['find']!r} not once")
     return text.replace(row["find"], row["replace"])
@@ -380,8 +390,8 @@ def equivalents() -> dict[str, str]:
 
 
 def breaks(arguments: argparse.Namespace) -> list[Break]:
-    if arguments.language == "c":
-        return list(c_breaks(arguments.names))
+    if arguments.language in LISTS:
+        return list(named_breaks(arguments.language, arguments.names))
     files = arguments.names or sorted(TESTS_OF)
     return [
         mutant for file in files for mutant in python_mutants(file, arguments.each, arguments.seed)
@@ -391,7 +401,7 @@ def breaks(arguments: argparse.Namespace) -> list[Break]:
 def main() -> None:
     """Try every break, print what noticed it, and fail if one survives."""
     parser = argparse.ArgumentParser(description="Break the code, and see that tests fail.")
-    parser.add_argument("language", choices=("c", "python"))
+    parser.add_argument("language", choices=(*LISTS, "python"))
     parser.add_argument("names", nargs="*")
     parser.add_argument("--each", type=int, default=10, help="how many mutants of each Python file")
     parser.add_argument("--seed", type=int, default=0, help="which mutants")

@@ -9,23 +9,29 @@ import pytest
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
+PACKAGE = ROOT / "trio_uring"
 BREAKS = TESTS / "mutation" / "c_breaks.toml"
+PROMISES = TESTS / "mutation" / "promises.toml"
 MUTATE = TESTS / "mutation" / "mutate.py"
 
 
-def test_each_break_of_c_has_its_place() -> None:
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [(BREAKS, PACKAGE / "_kernel"), (PROMISES, PACKAGE)],
+    ids=["c_breaks.toml", "promises.toml"],
+)
+def test_each_break_has_its_place(file: Path, folder: Path) -> None:
     tomllib = pytest.importorskip("tomllib")  # since Python 3.11
-    rows = tomllib.loads(BREAKS.read_text())["break"]
-    kernel = ROOT / "trio_uring" / "_kernel"
+    rows = tomllib.loads(file.read_text())["break"]
     lost = [
-        row["name"] for row in rows if (kernel / row["file"]).read_text().count(row["find"]) != 1
+        row["name"] for row in rows if (folder / row["file"]).read_text().count(row["find"]) != 1
     ]
     assert not lost
     names = [row["name"] for row in rows]
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("file", [BREAKS, MUTATE], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [BREAKS, PROMISES, MUTATE], ids=lambda file: file.name)
 def test_the_tests_that_must_notice_exist(file: Path) -> None:
     named = set(re.findall(r'"((?:kernel|unit|fuzz|conformance)/\w+\.py)"', file.read_text()))
     assert named
