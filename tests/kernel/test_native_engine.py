@@ -616,6 +616,28 @@ async def test_a_coroutine_closed_in_flight() -> None:
         assert await a.receive_some() == b"kept"
 
 
+async def test_memory_stays_pinned_when_its_coroutine_is_closed_in_flight() -> None:
+    async with warm_streams() as (a, b):
+        buffer = bytearray(4)
+
+        @types.coroutine
+        def driving() -> Generator[object, object, None]:
+            receive = a.socket.recv_into(buffer)
+            receive.send(None)
+            receive.close()
+            return
+            yield
+
+        await driving()
+        assert in_flight() == 1
+        with pytest.raises(BufferError):
+            buffer.append(0)
+        await b.send_all(b"lost")
+        while in_flight():
+            await trio.lowlevel.checkpoint()
+        buffer.append(0)
+
+
 async def test_an_operation_that_is_done_cannot_be_aborted() -> None:
     async with warm_streams() as (a, b):
         task = trio.lowlevel.current_task()

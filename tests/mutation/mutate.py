@@ -107,6 +107,7 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "_streams/_socket.py": (
         *("conformance/test_socket_semantics.py", "conformance/test_message_semantics.py"),
         *("kernel/test_datagrams.py", "kernel/test_listeners.py", SIMULATION),
+        "kernel/test_socket_guards.py",
     ),
     "_streams/_socket_stream.py": ("conformance/test_stream_semantics.py", SIMULATION),
 }
