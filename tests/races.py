@@ -18,17 +18,24 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring._engine._io_manager import UringIOManager
+from trio_uring._engine._ring import Ring
 from trio_uring._files import _bridge
+from trio_uring._kernel.uapi import Opcode
+from trio_uring._operations._operation import NO_ADDRESS
 from trio_uring._trio_private import current_io_manager
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterator
 
+    import pytest
     from accounting import Rounds
 
     from trio_uring._files._bridge import FilesRun
+    from trio_uring.lowlevel import Operation
 
 T = TypeVar("T")
+
+NOP_INJECT_RESULT: Final = 1  # of io_uring.h: the result of a NOP is what its len says. Linux 6.11.
 
 
 class Order(Enum):
@@ -50,6 +57,24 @@ NOT_READY: Final = (Order.NEVER_READY, Order.ONE_ENTER)
 _READY_BEFORE: Final = (Order.ONE_ENTER_READY, Order.AT_ONCE_UNSEEN)
 _CANCELLED_WHEN_PARKED: Final = (Order.ONE_ENTER, *_READY_BEFORE)
 _NOT_CANCELLED_FROM_OUTSIDE: Final = (Order.READY_SEEN, Order.NO_CANCEL)
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, opcode: Opcode, code: int) -> None:
+    """Make the next operation with *opcode* fail with *code*; it does nothing else."""
+    push, failed = Ring.push, list[object]()
+
+    def failing(ring: Ring, operation: Operation[Any], user_data: int) -> bool:
+        sqe = operation.sqe
+        if operation.opcode == opcode and not failed:
+            failed.append(operation)
+            res = -code & 0xFFFFFFFF
+            operation.sqe = (Opcode.NOP, 0, 0, -1, 0, NO_ADDRESS, res, NOP_INJECT_RESULT, 0, 0, 0)
+        try:
+            return push(ring, operation, user_data)
+        finally:
+            operation.sqe = sqe
+
+    monkeypatch.setattr(Ring, "push", failing)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -9,12 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 from accounting import ByteLedger, Rounds
-from races import Order, current_files, current_manager, every_order, race
+from races import Order, current_files, current_manager, every_order, fail_once, race
+from trio.lowlevel import FdStream
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring import _files
+from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._files import _open
 from trio_uring._files._raw import RingFileIO
+from trio_uring._kernel.uapi import Opcode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -345,3 +349,18 @@ async def test_a_terminal_is_waited_for() -> None:
         os.write(theirs, b"typed")
     assert received == [b"typed"]
     os.close(theirs)
+
+
+async def test_a_pipe_that_a_write_finds_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = list[object]()
+
+    async def wait_writable(_manager: UringIOManager, fd: object) -> None:
+        waited.append(fd)
+
+    monkeypatch.setattr(UringIOManager, "wait_writable", wait_writable)
+    fail_once(monkeypatch, Opcode.WRITE, errno.EAGAIN)
+    read_end, write_end = os.pipe()
+    async with FdStream(read_end) as reader, FdStream(write_end) as writer:
+        await writer.send_all(b"x")
+        assert await reader.receive_some() == b"x"
+    assert waited == [write_end]

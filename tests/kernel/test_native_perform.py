@@ -11,25 +11,19 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
-from races import current_manager
+from races import current_manager, fail_once
 from transfers import completed
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from trio_uring._engine._in_flight import InFlightTable
-from trio_uring._engine._ring import Ring
 from trio_uring._kernel import native, why_no_native
 from trio_uring._kernel.uapi import Opcode
-from trio_uring._operations._operation import NO_ADDRESS
 from trio_uring._streams import _native
 from trio_uring._streams._native import use_native_engine
 from trio_uring.lowlevel import operations, perform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from trio_uring._operations import Operation
-
-NOP_INJECT_RESULT: Final = 1  # of io_uring.h: since Linux 6.11
 
 pytestmark = [
     pytest.mark.skipif(bool(why_no_native), reason=why_no_native),
@@ -216,20 +210,7 @@ async def test_a_shielded_operation_that_was_interrupted_is_repeated(
 ) -> None:
     buffer = bytearray(4)
     read = operations.read(pipe[0], buffer, -1)
-    push, pushed = Ring.push, list[int]()
-
-    def interrupted(ring: Ring, operation: Operation[int], user_data: int) -> bool:
-        sqe = operation.sqe
-        if operation is read and not pushed:
-            res = -errno.EINTR & 0xFFFFFFFF
-            operation.sqe = (Opcode.NOP, 0, 0, -1, 0, NO_ADDRESS, res, NOP_INJECT_RESULT, 0, 0, 0)
-        pushed.append(user_data)
-        try:
-            return push(ring, operation, user_data)
-        finally:
-            operation.sqe = sqe
-
-    monkeypatch.setattr(Ring, "push", interrupted)
+    fail_once(monkeypatch, Opcode.READ, errno.EINTR)
     os.write(pipe[1], b"12")
     assert await current_manager().perform_shielded(read) == 2
     assert buffer == b"12\0\0"

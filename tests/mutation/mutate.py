@@ -95,6 +95,7 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "_streams/_endpoints.py": (
         *("kernel/test_send_file.py", "kernel/test_relay.py", "kernel/test_anyio_streams.py"),
         *("kernel/test_receive_file.py", "kernel/test_receive_many.py"),
+        "kernel/test_file_servers.py",
     ),
     "_streams/_fd_stream.py": (
         *("kernel/test_fifos.py", "conformance/test_stream_semantics.py", SIMULATION),
@@ -103,6 +104,7 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
     "_streams/_native.py": (
         *("kernel/test_native_engine.py", "kernel/test_datagrams.py"),
         *("conformance/test_socket_semantics.py", "conformance/test_stream_semantics.py"),
+        "kernel/test_native_perform.py",
     ),
     "_streams/_socket.py": (
         *("conformance/test_socket_semantics.py", "conformance/test_message_semantics.py"),
