@@ -67,7 +67,7 @@ async def test_each_side_waits_for_the_other(fifo: str, order: tuple[str, str]) 
 async def test_each_side_waits_for_the_other_without_proc(
     fifo: str, order: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_open, "_OPEN_FILES", fifo + " has no proc")
+    monkeypatch.setattr(_open, "OPEN_FILES", fifo + " has no proc")
     await test_each_side_waits_for_the_other(fifo, order)
 
 

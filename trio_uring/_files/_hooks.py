@@ -28,6 +28,7 @@ from ._hits import OTHERWISE, hit_first
 from ._methods import ASYNC_METHODS, close, raw_of, way_of
 from ._quick import call_path, close_file, quick_call, result_of
 from ._routes import route
+from ._stream_file import READS, WRITES, raw_below, stream_call, stream_file
 from ._sync import fdatasync, fsync
 
 if TYPE_CHECKING:
@@ -80,6 +81,10 @@ def file_getattr(self: AsyncIOWrapper[object], name: str) -> object:
             method = _async_method(self.wrapped, name, raw)
             setattr(self, name, method)
             return method
+        if raw_below(self.wrapped) is not None and (name in READS or name in WRITES):
+            method = _stream_method(self.wrapped, name)
+            setattr(self, name, method)
+            return method
     if name in _ADDED and not _is_in_plain_run():
         return partial(_ADDED[name], self)  # type: ignore[arg-type]  # the file has what it needs
     return trio_file_getattr(self, name)
@@ -114,6 +119,24 @@ def _async_method(file: object, name: str, raw: RingFileIO) -> Callable[..., Awa
     return call
 
 
+def _stream_method(file: object, name: str) -> Callable[..., Awaitable[object]]:
+    """Return the method of a file that the program has opened: a pipe or terminal, maybe."""
+    kind = type(file)
+    method = getattr(file, name)
+
+    async def call(*args: Any, **keywords: Any) -> object:  # noqa: ANN401 (the method's own)
+        files = current_files()
+        on_ring = files and stream_call(files, file, name, args, keywords)
+        if on_ring:
+            return await on_ring()
+        return await run_sync(partial(method, *args, **keywords))
+
+    call.__name__ = name
+    call.__qualname__ = f"AsyncIOWrapper.{name}"
+    call.__doc__ = f"Like :meth:`~{kind.__module__}.{kind.__qualname__}.{name}`, but async."
+    return call
+
+
 @wraps(trio_file_aclose)
 @enable_ki_protection
 async def file_aclose(self: AsyncIOWrapper[Any]) -> None:
@@ -129,8 +152,12 @@ async def file_aclose(self: AsyncIOWrapper[Any]) -> None:
         return
     files = current_files()
     raw = raw_of(self.wrapped)
-    if files is None or raw is None or BRIDGE_REFUSED:
+    stream = stream_file(self.wrapped) if raw is None else None
+    if files is None or (raw is None and stream is None) or BRIDGE_REFUSED:
         await trio_file_aclose(self)
         return
-    await close(files, self.wrapped.close, raw, shielded=True)
+    if raw is not None:
+        await close(files, self.wrapped.close, raw, shielded=True)
+    elif stream is not None:
+        await stream.close(files, self.wrapped, shielded=True)
     await checkpoint_if_cancelled()

@@ -140,6 +140,11 @@ def is_long(name: str, raw: RingFileIO, args: tuple[Any, ...]) -> bool:
         if type(size) is int and size >= 0 and name == "read":
             return size > TEXT_MAX
         return raw.size_left() > TEXT_MAX
+    return is_long_write(name, args)
+
+
+def is_long_write(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether writing these arguments to a text file would take long."""
     if name == "write":
         return bool(args) and type(args[0]) is str and len(args[0]) > TEXT_MAX
     if name == "writelines":

@@ -109,7 +109,7 @@ _SLOW_CODECS: Final = frozenset(("encodings.idna", "encodings.punycode"))
 _CREATES: Final = os.O_CREAT | os.O_TRUNC
 _O_PATH: Final = getattr(os, "O_PATH", 0)  # opens a path without access to the file's contents
 
-_OPEN_FILES: Final = "/proc/self/fd"
+OPEN_FILES: Final = "/proc/self/fd"
 
 # The permissions of a new file, before the umask is applied. The same as in `io.FileIO`.
 _MODE: Final = 0o666
@@ -202,7 +202,7 @@ def open_file(
         line_buffering = buffering == 1 or (buffering < 0 and raw.isatty())
         result = text = io.TextIOWrapper(buffered, encoding, errors, newline, line_buffering)
         text.mode = mode  # type: ignore[misc]  # read-only in typeshed
-        raw.counts_lines = newline in _SPLIT_AT_LF and _codec(text.encoding) in _ASCII_CODECS
+        raw.counts_lines = newline in _SPLIT_AT_LF and has_ascii_line_ends(text.encoding)
         if is_private:
             raw.set_private()  # Python 3.10 called fileno() to find the encoding
     except BaseException:
@@ -212,8 +212,9 @@ def open_file(
 
 
 @cache
-def _codec(encoding: str) -> str:
-    return codecs.lookup(encoding).name
+def has_ascii_line_ends(encoding: str) -> bool:
+    """Return whether each byte 10 of a text in *encoding* is a line feed."""
+    return codecs.lookup(encoding).name in _ASCII_CODECS
 
 
 def _buffer_size(raw: RingFileIO) -> int:
@@ -378,7 +379,7 @@ async def _open_to_read(files: FilesRun, path: _Path, flags: int, fd: int) -> in
 async def _open_again(files: FilesRun, path: _Path, flags: int, fd: int) -> int:
     """Open the FIFO that *fd* reads from once more, as open(2) does."""
     try:
-        return await _open_waiting(files, f"{_OPEN_FILES}/{fd}", flags)
+        return await _open_waiting(files, f"{OPEN_FILES}/{fd}", flags)
     except FileNotFoundError:  # no /proc; the path is the FIFO's, unless it was just renamed
         return await _open_waiting(files, path, flags)
 

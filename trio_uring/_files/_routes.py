@@ -33,6 +33,7 @@ from ._directories import CAN_MAKE_PATHS, iterdir
 from ._methods import FILES, file_call
 from ._open import is_plain, open_file, path_has_server
 from ._paths import TEXT_MAX, RingPath
+from ._stream_file import stream_call
 
 if TYPE_CHECKING:
     from ._bridge import FilesRun
@@ -70,7 +71,8 @@ def route(
     if is_builtin or kind is MethodType:
         owner = function.__self__  # type: ignore[attr-defined]
         if type(owner) in FILES:
-            return file_call(files, function, owner, args, keywords)
+            call = file_call(files, function, owner, args, keywords)
+            return call or stream_call(files, owner, function.__name__, args, keywords)
         if is_builtin:
             return _function_call(files, function, args, keywords)
         name = PATHLIB.get(function.__func__)  # type: ignore[attr-defined]
