@@ -47,7 +47,7 @@ GUIDE_BLOCKS = {
     )
 }
 GUIDE_IMPORTS = """
-import os, shutil, zlib
+import os, shutil, sys, zlib
 from functools import partial
 import trio, trio_uring
 """
