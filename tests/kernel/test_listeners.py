@@ -16,6 +16,7 @@ from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import RingConfig
+from trio_uring._trio_private import TrioSocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -278,14 +279,10 @@ def test_in_a_run_without_a_ring_listeners_are_trios() -> None:
     assert trio.run(main) == b"hello"
 
 
-async def test_a_listener_of_a_run_without_a_ring() -> None:
-    kept: list[trio.SocketListener] = []
-
-    async def listen() -> None:
-        kept.extend(await trio.open_tcp_listeners(0, host="127.0.0.1"))
-
-    await trio.to_thread.run_sync(trio.run, listen)
-    async with kept[0] as listener:
-        with socket.create_connection(listener.socket.getsockname()) as client:
+async def test_a_listener_with_a_socket_of_trios_class() -> None:
+    """Such as one that was made before trio_uring was first used."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        listener = trio.SocketListener(TrioSocket(sock))
+        with socket.create_connection(sock.getsockname()) as client:
             async with await listener.accept() as stream:
                 assert stream.socket.getpeername() == client.getsockname()

@@ -28,6 +28,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import RingConfig, _trio_step
+from trio_uring._engine._buffer_pool import BufferPools
 from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._engine._ring import Ring, engine_api_address
 from trio_uring._kernel import native, why_no_native
@@ -636,6 +637,42 @@ async def test_memory_stays_pinned_when_its_coroutine_is_closed_in_flight() -> N
         while in_flight():
             await trio.lowlevel.checkpoint()
         buffer.append(0)
+
+
+def test_a_run_ends_after_what_was_closed_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel writes to no buffer after it was freed."""
+    in_flight_then = list[int]()
+    close_all = BufferPools.close_all
+
+    def closing(pools: BufferPools) -> None:
+        assert loop is not None
+        in_flight_then.append(loop.in_flight)
+        close_all(pools)
+
+    @types.coroutine
+    def driving(receive: Any) -> Generator[object, object, None]:
+        receive.send(None)
+        receive.close()
+        return
+        yield
+
+    async def main() -> None:
+        nonlocal loop
+        for _ in range(2):  # a stream's first receive is not native
+            await b.send_all(b"x")
+            assert await a.receive_some() == b"x"
+        await driving(a.receive_some())
+        assert in_flight() == 1
+        loop = manager().native
+        monkeypatch.setattr(BufferPools, "close_all", closing)
+
+    loop = None
+    ends = socket.socketpair()
+    a, b = (trio.SocketStream(trio.socket.from_stdlib_socket(sock)) for sock in ends)
+    trio_uring.run(main)
+    assert in_flight_then == [0]
+    for sock in ends:
+        sock.close()
 
 
 async def test_an_operation_that_is_done_cannot_be_aborted() -> None:
