@@ -7,7 +7,8 @@ import inspect
 import os
 import socket as stdlib_socket
 import weakref
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
@@ -347,3 +348,30 @@ async def test_cancelling_a_receive_into_memory_loses_nothing() -> None:
                 await receive()
             assert counts == [1]
             assert buffer == byte
+
+
+class Unserved:
+    """A native receive that found no buffer."""
+
+    res = -errno.ENOBUFS
+    flags = 0
+
+
+@pytest.mark.parametrize("how", ["recv", "recv_into", "receive_some"])
+async def test_a_receive_that_found_no_buffer(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes to its end without one, and the pool gets one more."""
+    manager, failed, op, buffer = current_manager(), list[int](), Unserved(), bytearray(4)
+    monkeypatch.setattr(manager.pools, "failed", lambda res, _flags: failed.append(res))
+    left, right = trio.socket.socketpair()
+    again: dict[str, Any] = {
+        "recv": partial(_native._recv_again, manager, op, right, 4),
+        "recv_into": partial(_native._recv_into_again, manager, op, right, (buffer, 0)),
+        "receive_some": partial(
+            _native._receive_some_again, manager, op, trio.SocketStream(right), None
+        ),
+    }
+    with left, right:
+        await left.send(b"data")
+        received = await again[how]()
+    assert (received, bytes(buffer)) in [(b"data", bytes(4)), (4, b"data")]
+    assert failed == [-errno.ENOBUFS]

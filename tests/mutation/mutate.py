@@ -111,7 +111,9 @@ TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
         *("kernel/test_datagrams.py", "kernel/test_listeners.py", SIMULATION),
         "kernel/test_socket_guards.py",
     ),
-    "_streams/_socket_stream.py": ("conformance/test_stream_semantics.py", SIMULATION),
+    "_streams/_socket_stream.py": (
+        *("conformance/test_stream_semantics.py", "kernel/test_cost.py", SIMULATION),
+    ),
 }
 
 

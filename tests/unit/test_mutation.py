@@ -12,6 +12,7 @@ ROOT = TESTS.parent
 PACKAGE = ROOT / "trio_uring"
 BREAKS = TESTS / "mutation" / "c_breaks.toml"
 PROMISES = TESTS / "mutation" / "promises.toml"
+EQUIVALENT = TESTS / "mutation" / "equivalent.toml"
 MUTATE = TESTS / "mutation" / "mutate.py"
 
 
@@ -29,6 +30,18 @@ def test_each_break_has_its_place(file: Path, folder: Path) -> None:
     assert not lost
     names = [row["name"] for row in rows]
     assert len(names) == len(set(names))
+
+
+def test_each_mutant_that_makes_no_difference_has_its_place() -> None:
+    tomllib = pytest.importorskip("tomllib")  # since Python 3.11
+    keys = tomllib.loads(EQUIVALENT.read_text())
+    lost = []
+    for key in keys:
+        file = key.partition(": ")[0]
+        lines = (PACKAGE / file).read_text().splitlines()
+        if not any(key.startswith(f"{file}: {line.strip()}: ") for line in lines if line.strip()):
+            lost.append(key)
+    assert not lost
 
 
 @pytest.mark.parametrize("file", [BREAKS, PROMISES, MUTATE], ids=lambda file: file.name)
