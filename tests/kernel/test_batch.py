@@ -828,6 +828,21 @@ async def test_a_ring_that_closes_ends_its_batches(*, submitted: bool) -> None:
     assert manager.statistics().in_flight == 0
 
 
+async def test_a_lost_ring_keeps_the_memory_of_its_batches() -> None:
+    """The kernel may still write there after the batch has failed."""
+    config = RingConfig()
+    manager = UringIOManager(Ring(config), config)
+    with open("/dev/zero", "rb") as zeros:
+        array = operations.read_many(zeros.fileno(), bytearray(4), [0], 4)
+        task = trio.lowlevel.current_task()
+        manager.start_batch(CompletionBatch(array, 0, 1, array.opcodes, 0, task))
+        pins = array.pins
+        assert pins
+        assert pins in manager._leak()
+        assert array.pins == ()  # the batch's end releases nothing
+        manager.close()
+
+
 class Discarding:
     """An operation, and the array that has it: records what is discarded."""
 
