@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 import trustme
+from anyio._backends import _trio as anyio_trio
 from differential import WAYS, Log, check_same, run_in
 from trio.lowlevel import FdStream
 from trio.testing import (
@@ -121,6 +122,52 @@ def test_socket_stream_calls(pair: Callable[[], Any], state: str) -> None:
                 await log.call(f"{what}, closed", lambda: call(stream))
 
     check_same(scenario)
+
+
+@pytest.mark.parametrize("pair", [unix_pair, tcp_pair])
+@pytest.mark.parametrize("size", [5, 3_000_000])
+def test_a_full_stream_gets_room_as_the_deadline_passes(pair: Callable[[], Any], size: int) -> None:
+    """Some is sent, and whether it was all decides whether the deadline is seen."""
+
+    async def scenario(log: Log) -> None:
+        for wrap in (trio.SocketStream, anyio_trio.SocketStream):
+            ours, theirs = pair()
+            sock = trio.socket.from_stdlib_socket(ours)
+            stream: Any = wrap(sock)
+            send = stream.send_all if wrap is trio.SocketStream else stream.send
+            scope = trio.CancelScope()
+
+            async def wait(scope: trio.CancelScope = scope, send: Any = send) -> None:
+                with scope:
+                    await send(bytes(size))
+
+            with theirs, sock:
+                fill(ours)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(wait)
+                    await wait_all_tasks_blocked()
+                    receive_all(theirs)
+                    scope.deadline = trio.current_time() - 1
+                log.note("cancelled", scope.cancelled_caught)
+                log.note("some was sent", receive_all(theirs) > 0)
+
+    check_same(scenario)
+
+
+def fill(sock: socket.socket) -> None:
+    for size in (65536, 4096, 1):
+        with suppress(BlockingIOError):
+            while True:
+                sock.send(bytes(size))
+
+
+def receive_all(sock: socket.socket) -> int:
+    sock.setblocking(False)
+    count = 0
+    with suppress(BlockingIOError):
+        while data := sock.recv(1 << 20):
+            count += len(data)
+    return count
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -19,6 +19,7 @@ from trio_uring._engine._in_flight import InFlightTable
 from trio_uring._engine._io_manager import UringIOManager, current_ring
 from trio_uring._engine._ring import engine_api_address
 from trio_uring._kernel import native, why_no_native
+from trio_uring._kernel.sockets import MSG_NOSIGNAL
 from trio_uring._operations import Operation
 from trio_uring._trio_private import (
     STREAM_NAMES,
@@ -45,8 +46,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Python's method, which gets the socket as the first argument.
+# Python's methods, which get the socket as the first argument.
 stdlib_recvfrom: Final = stdlib_socket.socket.recvfrom
+_stdlib_send: Final = stdlib_socket.socket.send
 
 # The slots of an operation that the C code reads: its names for them, and Python's.
 _OPERATION_SLOTS: Final = {
@@ -314,10 +316,17 @@ async def _send_the_rest(
 async def send_rest(
     sock: trio.socket.SocketType, data: bytes | bytearray | memoryview, sent: int
 ) -> None:
-    """Send *data* from the byte *sent* on. The socket was full just now."""
+    """Send *data* from the byte *sent* on. The socket was full just now.
+
+    As in Trio, nothing comes between the wait and the send: what is sent once the socket has room
+    is not cancelled.
+    """
     with memoryview(data) as whole:
         while sent < len(whole):
-            if sock.fileno() >= 0:  # if it was closed meanwhile, send raises
-                await sock.wait_writable()
             with whole[sent:] as rest:
-                sent += await sock.send(rest)
+                if isinstance(sock, UringSocket) and sock.fileno() >= 0:
+                    sent += await sock.call_when_ready(
+                        wait_writable, _stdlib_send, rest, MSG_NOSIGNAL
+                    )
+                else:  # closed meanwhile, or replaced
+                    sent += await sock.send(rest)
