@@ -16,9 +16,16 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import RingConfig
-from trio_uring._streams import _fd_stream, _socket_stream
+from trio_uring._streams import _fd_stream, _listener, _socket_stream
 from trio_uring._streams._socket import UringSocket
-from trio_uring._trio_private import FdStream, TrioSocket, patch_socket_type, set_stream_methods
+from trio_uring._trio_private import (
+    FdStream,
+    TrioSocket,
+    patch_listener,
+    patch_socket_type,
+    set_stream_methods,
+    trio_run_handler,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -130,6 +137,7 @@ def _without_us() -> Iterator[None]:
     streams = (FdStream, trio.SocketStream)
     ours = [(stream, stream.receive_some, stream.send_all) for stream in streams]
     patch_socket_type(TrioSocket)
+    patch_listener(_listener._trio_accept, trio_run_handler)
     set_stream_methods(FdStream, _fd_stream._trio_receive_some, _fd_stream._trio_send_all)
     set_stream_methods(
         trio.SocketStream, _socket_stream._trio_receive_some, _socket_stream._trio_send_all
@@ -138,6 +146,7 @@ def _without_us() -> Iterator[None]:
         yield
     finally:
         patch_socket_type(UringSocket)
+        patch_listener(_listener.accept, _listener.run_handler)
         for stream, receive_some, send_all in ours:
             set_stream_methods(stream, receive_some, send_all)
 
