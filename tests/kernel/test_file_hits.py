@@ -453,6 +453,62 @@ async def test_undecodable_lines(tmp_path: Path, errors: str) -> None:
     assert results[0] == results[1]
 
 
+# --- All of a text --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 8191, 65535, 65536, 65537, 300_000])
+@pytest.mark.parametrize("budget", [0, 3, INLINE_MAX])
+async def test_all_of_a_text_is_the_standard_librarys(path: Path, size: int, budget: int) -> None:
+    path.write_bytes((b"line\r\n" * (size // 6 + 1))[:size])
+    async with await trio.open_file(path) as file:
+        hit_of(file.read).budget = budget
+        with path.open() as expected:
+            for start, more in ((0, 0), (0, 1), (3, 0), (3, 5), (size, 0)):
+                assert await file.seek(start) == expected.seek(start)
+                for _ in range(more):
+                    assert await file.readline() == expected.readline()
+                assert await file.read() == expected.read()
+                assert await file.tell() == expected.tell()
+                assert await file.read(None) == await file.read(-1) == ""
+                assert await file.readline() == ""
+            assert file.newlines == expected.newlines
+
+
+async def test_a_short_text_is_read_directly(path: Path) -> None:
+    async with await trio.open_file(path) as file:
+        before = bridged(), current_files().idle[:]
+        assert await file.read() == LINES.decode()
+        assert before == (bridged(), current_files().idle)
+
+
+async def test_a_text_with_something_to_write_is_read_afterwards(path: Path) -> None:
+    async with await trio.open_file(path, "r+") as file:
+        assert await file.write("LINE") == 4
+        assert await file.read() == LINES[4:].decode()
+        await file.seek(0)
+        assert await file.read() == "LINE" + LINES[4:].decode()
+
+
+async def test_a_text_that_cannot_be_decoded(path: Path) -> None:
+    path.write_bytes(b"good\n\xff\nbad")
+    async with await trio.open_file(path, encoding="utf-8") as file:
+        with path.open(encoding="utf-8") as expected:
+            with pytest.raises(UnicodeDecodeError) as caught:
+                await file.read()
+            with pytest.raises(UnicodeDecodeError) as wanted:
+                expected.read()
+            assert caught.value.args == wanted.value.args
+            assert await file.read() == expected.read()
+            assert await file.tell() == expected.tell()
+
+
+async def test_a_closed_text_is_not_read(path: Path) -> None:
+    file = await trio.open_file(path)
+    await file.aclose()
+    with pytest.raises(ValueError, match="closed file"):
+        await file.read()
+
+
 async def test_finalisers_of_other_files_block_as_always(path: Path) -> None:
     """`RingFileIO` reads without waiting only inside its own file's call."""
     other = RingFileIO(str(path), "r")

@@ -74,7 +74,7 @@ async def test_it_answers_all_that_the_cache_knows(tree: pathlib.Path) -> None:
     assert call_path((tree / "link").is_symlink, ()) is True
     assert call_path((tree / "missing").exists, ()) is False
     (tree / "link").stat()  # the first use of a link changes the time of its last access
-    for function in (os.stat, os.lstat):
+    for function in (os.stat, os.lstat, partial(os.stat, follow_symlinks=False)):
         link: Any = call_path(function, (tree / "link",))
         assert link.st_ino == function(tree / "link").st_ino
     with pytest.raises(FileNotFoundError) as caught:
@@ -176,7 +176,9 @@ async def test_it_leaves_what_is_unusual_to_python(tree: pathlib.Path) -> None:
         (MyPath(path).exists, ()),
         (MyPath(path).read_bytes, ()),
         (path.stat, (False,)),
-        (partial(path.stat, follow_symlinks=False), ()),
+        (partial(path.stat, follow_symlinks=1), ()),
+        (partial(path.lstat, follow_symlinks=False), ()),
+        (partial(path.read_bytes, follow_symlinks=False), ()),
         (partial(path.stat, encoding="utf-8"), ()),
         (partial(path.exists), (1,)),
         (partial(path.read_text, "utf-8", encoding="utf-8"), ()),
@@ -193,8 +195,11 @@ async def test_it_leaves_what_is_unusual_to_python(tree: pathlib.Path) -> None:
         (os.stat, (os.fsencode(path),)),
         (os.stat, (path, 1)),
         (open, ()),
-        (open, (path,)),
-        (open, (path, "r")),
+        (open, (path, "rt")),
+        (open, (path, "r", 1)),
+        (open, (path, "r", -1, "latin-1")),
+        (open, (path, "r", -1, None, "ignore")),
+        (open, (path, "r", -1, None, None, "")),
         (open, (path, b"rb")),
         (open, (path, "rb", 0)),
         (open, (path, "rb", True)),

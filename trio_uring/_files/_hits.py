@@ -13,7 +13,8 @@ reads with RWF_NOWAIT, and returns None if that fails. Then a bridge makes a sec
 rest. A line of a text file is read directly only if its end is decoded already. We know that
 because the bridge's last call counted the newlines of what it gave to the decoder. If the program
 has since read lines through ``wrapped``, a hit may read on, in a call that blocks as ``wrapped``
-itself does.
+itself does. To read all of a text, a hit first reads all that the file still has, and then gives
+it to the call.
 
 Only private files (see `RingFileIO`) are read directly, and only for arguments that run no code of
 the program. A hit copies at most `INLINE_MAX` bytes.
@@ -68,6 +69,7 @@ _READINTO: Final = 2
 _RAW_READ: Final = 3
 _RAW_READINTO: Final = 4
 _TEXT_LINE: Final = 5
+_TEXT_READ: Final = 6  # to the end of the file
 _ROWS: Final[tuple[tuple[type, str, int], ...]] = (
     # What moves or returns the position: at most an lseek(2), which takes 0.1 microseconds. (A text
     # file's tell and a writer's seek flush first.)
@@ -80,6 +82,7 @@ _ROWS: Final[tuple[tuple[type, str, int], ...]] = (
     (RingFileIO, "read", _RAW_READ),
     (RingFileIO, "readinto", _RAW_READINTO),
     (io.TextIOWrapper, "readline", _TEXT_LINE),
+    (io.TextIOWrapper, "read", _TEXT_READ),
 )
 _WHAT: Final = {(kind, name): what for kind, names, what in _ROWS for name in names.split()}
 
@@ -118,6 +121,9 @@ def file_method(
         return None
     if what == _TEXT_LINE and not raw.counts_lines:
         return None
+    # Others write first what they have, which may be what this reads.
+    if what == _TEXT_READ and type(method.__self__.buffer) is not io.BufferedReader:  # type: ignore[attr-defined]
+        return None
     try:
         manager = current_io_manager()
     except RuntimeError:  # taken in a thread, before the run, or by AnyIO on asyncio
@@ -147,7 +153,7 @@ class PythonHit:
     """
 
     __slots__ = (
-        *("_failure", "_left", "_method", "_raw", "_value", "_what"),
+        *("_ahead", "_failure", "_left", "_method", "_raw", "_value", "_what"),
         *("budget", "due", "flags", "missed"),
     )
 
@@ -163,6 +169,7 @@ class PythonHit:
         self._value: object = None
         self._failure: BaseException | None = None
         self._left = 0
+        self._ahead: bytes | None = None  # what `readall` returns, if it was called ahead
 
     def __call__(self, *args: Any) -> object:  # noqa: ANN401 (the method's own)
         raw = self._raw
@@ -215,6 +222,8 @@ class PythonHit:
             return len(args) == 1 and type(args[0]) in {bytearray, memoryview}
         if args and args[0] is not None and (type(args[0]) is not int or args[0] > INLINE_MAX):
             return False
+        if what == _TEXT_READ:
+            return not args or args[0] is None or args[0] < 0
         if what == _TEXT_LINE:
             if raw.lines <= 0:
                 return False
@@ -231,12 +240,25 @@ class PythonHit:
             if what == _RAW_READINTO:
                 with memoryview(args[0]) as view:
                     return self._fill(view.cast("B"))
+            if what == _TEXT_READ:
+                return self._read_text(args)
             if what != _RAW_READ:
                 return self._method(*args)
             size = args[0] if args and args[0] is not None else -1
             return self.readall() if size < 0 else self._read(size)
         finally:
             raw.hit = None
+
+    def _read_text(self, args: tuple[Any, ...]) -> object:
+        # A text file would take None for the end of the file, so all of it is read first.
+        self._ahead = self.readall()
+        if self._ahead is None:
+            return None
+        self._raw.lines = 0  # no line is left afterwards
+        try:
+            return self._method(*args)
+        finally:
+            self._ahead = None
 
     # ---- For `RingFileIO`, while the call is made ------------------------------------------
 
@@ -271,6 +293,9 @@ class PythonHit:
 
     def readall(self) -> bytes | None:
         """Read to the end of the file, or nothing. Most files that are read whole are short."""
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            return ahead
         data = self._read(65536 + 1)
         if self.missed or len(data) > 65536:
             # The bridge reads into the final object, which saves a copy.

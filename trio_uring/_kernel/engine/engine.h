@@ -213,7 +213,7 @@ PyObject *after_call(Loop *, PyObject *value);
 /* ---- opened.c -------------------------------------------------------------------------- */
 
 PyObject *set_opened(PyObject *module, PyObject *args);
-PyObject *file_to_read(int fd, PyObject *path, uint64_t mount);
+PyObject *file_to_read(int fd, PyObject *path, uint64_t mount, PyObject *encoding);
 PyObject *close_file(PyObject *module, PyObject *file);
 
 /* ---- For Python before 3.12 --------------------------------------------------------------- */

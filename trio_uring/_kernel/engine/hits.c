@@ -17,7 +17,7 @@
 #include "engine.h"
 #include "preadv2.h"
 
-enum what { SIMPLE, READ, READINTO, RAW_READ, RAW_READINTO, TEXT_LINE };
+enum what { SIMPLE, READ, READINTO, RAW_READ, RAW_READINTO, TEXT_LINE, TEXT_READ };
 
 typedef struct {
     PyObject_HEAD
@@ -43,6 +43,7 @@ struct attempt {
     PyObject *raw;
     int flags, missed;
     Py_ssize_t left; /* of the budget */
+    PyObject *ahead; /* what readall() returns, if it was called ahead; otherwise NULL */
 };
 static _Thread_local struct attempt *attempt;
 
@@ -125,7 +126,9 @@ static PyObject *raw_readall(PyObject *raw, PyObject *unused)
     struct attempt *now = attempt;
     if (now == NULL || now->raw != raw)
         return PyObject_CallOneArg(readall_twin, raw);
-    return read_all_now(now);
+    PyObject *ahead = now->ahead;
+    now->ahead = NULL;
+    return ahead != NULL ? ahead : read_all_now(now);
 }
 
 static PyMethodDef raw_methods[] = {
@@ -199,6 +202,8 @@ static int may_try(FileHit *hit, PyObject *const *args, Py_ssize_t count)
     case READINTO:
     case RAW_READINTO:
         return is_buffer(args, count);
+    case TEXT_READ:
+        return get_size(args, count, &size) && size < 0;
     default:
         return get_size(args, count, &size);
     }
@@ -232,19 +237,39 @@ static PyObject *readinto_raw(FileHit *hit, PyObject *buffer)
     return PyLong_FromSsize_t(done);
 }
 
+/* Read all the text. A text file would take None for the end of the file, so all that it will read is
+ * read first. */
+static PyObject *read_text(FileHit *hit, PyObject *const *args, Py_ssize_t count)
+{
+    attempt->ahead = read_all_now(attempt);
+    if (attempt->ahead == NULL || attempt->missed) {
+        PyObject *nothing = attempt->ahead;
+        attempt->ahead = NULL;
+        return nothing;
+    }
+    PyObject *zero = PyLong_FromLong(0); /* no line is left afterwards */
+    int set = zero == NULL ? -1 : PyDict_SetItem(*_PyObject_GetDictPtr(hit->raw), lines_name, zero);
+    Py_XDECREF(zero);
+    PyObject *text = set < 0 ? NULL : PyObject_Vectorcall(hit->method, args, (size_t)count, NULL);
+    Py_CLEAR(attempt->ahead);
+    return text;
+}
+
 /* Make the call. Returns its result, and sets missed if that is not all. */
 static PyObject *make_call(FileHit *hit, PyObject *const *args, Py_ssize_t count, int *missed)
 {
     *missed = 0;
     if (hit->what == SIMPLE || hit->what == TEXT_LINE)
         return PyObject_Vectorcall(hit->method, args, (size_t)count, NULL);
-    struct attempt now = {hit->raw, hit->flags, 0, hit->budget}, *outer = attempt;
+    struct attempt now = {hit->raw, hit->flags, 0, hit->budget, NULL}, *outer = attempt;
     PyObject *value;
     attempt = &now;
     if (hit->what == RAW_READ)
         value = read_raw(hit, args, count);
     else if (hit->what == RAW_READINTO)
         value = readinto_raw(hit, args[0]);
+    else if (hit->what == TEXT_READ)
+        value = read_text(hit, args, count);
     else
         value = PyObject_Vectorcall(hit->method, args, (size_t)count, NULL);
     attempt = outer;

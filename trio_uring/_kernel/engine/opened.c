@@ -14,9 +14,9 @@ static PyObject *known;             /* dict: the kind of the file system in each
 static PyObject *file_system_of;    /* Python's, for other mounts */
 static PyObject *server, *memory;   /* two kinds */
 static PyObject *buffer_attribute, *raw_attribute, *name_attribute, *size_attribute, *close_name,
-    *writable_name;
+    *writable_name, *mode_attribute;
 static PyObject *busy_name, *direct_name, *used_ring_name, *file_system_name, *streams_name,
-    *era_name, *flags_name; /* of RingFileIO's attributes */
+    *era_name, *flags_name, *counts_lines_name; /* of RingFileIO's attributes */
 
 /* ---- Opening --------------------------------------------------------------------------- */
 
@@ -75,14 +75,36 @@ static PyObject *buffer_size(PyObject *raw)
     return size;
 }
 
-/* Return what open(path, "rb") does, of the regular file fd, in a mount. It owns fd from now on. */
-PyObject *file_to_read(int fd, PyObject *path, uint64_t mount)
+/* Make a text file of file, which is stolen, as open(path, encoding=encoding) does. It is UTF-8. */
+static PyObject *text_file(PyObject *file, PyObject *raw, PyObject *encoding)
+{
+    PyObject *text = PyObject_CallFunction((PyObject *)text_type, "OOOOO", file, encoding, Py_None,
+                                           Py_None, Py_False);
+    PyObject *mode = PyUnicode_FromString("r");
+    PyObject **dict = _PyObject_GetDictPtr(raw);
+    Py_DECREF(file);
+    if (text != NULL && (mode == NULL || PyObject_SetAttr(text, mode_attribute, mode) < 0 ||
+                         /* In Python 3.10 it asked for the fd, to find the encoding. */
+                         PyDict_SetItem(*dict, era_name, era) < 0 ||
+                         (PyDict_GetItemWithError(*dict, file_system_name) != server &&
+                          PyDict_SetItem(*dict, direct_name, era) < 0) ||
+                         PyDict_SetItem(*dict, counts_lines_name, Py_True) < 0))
+        Py_CLEAR(text);
+    Py_XDECREF(mode);
+    return text;
+}
+
+/* Return what open(path, "rb") does, of the regular file fd, in a mount; with an encoding, what
+ * open(path, encoding=encoding) does. It owns fd from now on. */
+PyObject *file_to_read(int fd, PyObject *path, uint64_t mount, PyObject *encoding)
 {
     PyObject *raw = make_raw(fd, path, mount);
     PyObject *size = raw != NULL ? buffer_size(raw) : NULL;
     PyObject *file = NULL;
     if (size != NULL)
         file = PyObject_CallFunctionObjArgs((PyObject *)buffered_type, raw, size, NULL);
+    if (file != NULL && encoding != NULL)
+        file = text_file(file, raw, encoding);
     Py_XDECREF(raw);
     Py_XDECREF(size);
     return file;
@@ -148,7 +170,8 @@ static int set_names(void)
         {&busy_name, "busy"},             {&direct_name, "direct"},
         {&used_ring_name, "used_ring"},   {&file_system_name, "file_system"},
         {&streams_name, "_streams"},      {&era_name, "_era"},
-        {&flags_name, "nowait_flags"},
+        {&flags_name, "nowait_flags"},    {&counts_lines_name, "counts_lines"},
+        {&mode_attribute, "mode"},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if ((*names[i].name = PyUnicode_InternFromString(names[i].string)) == NULL)

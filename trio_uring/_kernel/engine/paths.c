@@ -36,7 +36,8 @@ static PyTypeObject *partial_type;
 static Py_ssize_t string_slot, parts_slot; /* of paths; -1 if there are none */
 static Py_ssize_t size_max;
 static int is_utf8; /* whether text is UTF-8 whatever the locale is */
-static PyObject *func_name, *args_name, *keywords_name, *encoding_name, *slash;
+static PyObject *func_name, *args_name, *keywords_name, *encoding_name, *follow_name,
+    *slash;
 
 /* ---- The path -------------------------------------------------------------------------- */
 
@@ -122,6 +123,14 @@ static PyObject *raise_missing(int result, struct path *path)
 
 /* ---- The calls ------------------------------------------------------------------------- */
 
+struct call {
+    PyObject *function, *path;
+    PyObject *const *args; /* those after the path */
+    Py_ssize_t count;
+    PyObject *encoding, *follow; /* keyword arguments, or NULL: follow_symlinks */
+    int is_text;                 /* of a file that is opened */
+};
+
 /* PySys_Audit() converts the arguments of an event only if there are hooks, and raises no event if
  * that fails. */
 static PyObject *note_hooks(void *has_hooks)
@@ -141,9 +150,9 @@ static int has_audit_hooks(void)
     return has_hooks;
 }
 
-static PyObject *status_of(struct row *row, struct path *path)
+static PyObject *status_of(int flags, struct path *path)
 {
-    int fd = api->find_cached(path->bytes, row->flags);
+    int fd = api->find_cached(path->bytes, flags);
     if (is_missing(fd))
         return raise_missing(fd, path);
     if (fd < 0)
@@ -221,7 +230,7 @@ static PyObject *decoded(PyObject *data)
     return text;
 }
 
-static PyObject *open_file(struct row *row, struct path *path)
+static PyObject *open_file(struct row *row, struct call *call, struct path *path)
 {
     struct found found;
     int can = look_up_file(path, &found);
@@ -230,20 +239,14 @@ static PyObject *open_file(struct row *row, struct path *path)
     int fd = can ? api->open_cached(path->bytes, O_RDONLY) : -1;
     if (fd < 0)
         return Py_NewRef(otherwise);
-    PyObject *file = file_to_read(fd, path->string, found.mount);
+    PyObject *encoding = call->is_text ? call->encoding : NULL;
+    PyObject *file = file_to_read(fd, path->string, found.mount, encoding);
     if (file != NULL && row->what == OPEN_WRAPPED)
         Py_SETREF(file, PyObject_CallOneArg(wrap_file, file));
     return file;
 }
 
 /* ---- Which call it is ------------------------------------------------------------------ */
-
-struct call {
-    PyObject *function, *path;
-    PyObject *const *args; /* those after the path */
-    Py_ssize_t count;
-    PyObject *encoding; /* a keyword argument, or NULL */
-};
 
 /* Get a call's function and arguments. Returns false if it is none of ours. They are borrowed: the
  * caller keeps what they are in. */
@@ -271,7 +274,8 @@ static int get_keywords(PyObject *keywords, struct call *call)
     if (!PyDict_CheckExact(keywords) || PyDict_GET_SIZE(keywords) > 1)
         return 0;
     call->encoding = PyDict_GetItemWithError(keywords, encoding_name);
-    return PyDict_GET_SIZE(keywords) == (call->encoding != NULL);
+    call->follow = PyDict_GetItemWithError(keywords, follow_name);
+    return PyDict_GET_SIZE(keywords) == (call->encoding != NULL) + (call->follow != NULL);
 }
 
 static int is_one_of(PyTypeObject *type, PyObject *kinds)
@@ -303,11 +307,8 @@ static int is_string(PyObject *object, const char *string)
 }
 
 /* Whether text is decoded as UTF-8, with TextIOWrapper's other defaults. */
-static int is_utf8_text(struct call *call)
+static int is_utf8_text(PyObject *encoding)
 {
-    PyObject *encoding = call->count > 0 ? call->args[0] : call->encoding;
-    if (call->count > 1 || (call->count == 1 && call->encoding != NULL))
-        return 0;
     if (encoding == NULL || encoding == Py_None)
         return is_utf8 || strcmp(nl_langinfo(CODESET), "UTF-8") == 0;
     return is_string(encoding, "utf-8") || is_string(encoding, "UTF-8");
@@ -320,15 +321,21 @@ static int is_minus_one(PyObject *object)
            !overflow;
 }
 
-/* Whether a file is opened to be read in binary mode, and all else is open()'s default. */
+/* Whether a file is opened to be read, as bytes or UTF-8, and all else is open()'s default. */
 static int is_plain_open(struct call *call)
 {
     PyObject *const *args = call->args;
-    if (call->encoding != NULL || call->count < 1 || call->count > 7 || !is_string(args[0], "rb"))
+    if (call->encoding != NULL || call->count > 7)
+        return 0;
+    call->is_text = call->count == 0 || is_string(args[0], "r");
+    if (!call->is_text && !is_string(args[0], "rb"))
         return 0;
     if (call->count > 1 && !is_minus_one(args[1]))
         return 0;
-    for (Py_ssize_t i = 2; i < call->count; i++) /* encoding, errors, newline, closefd, opener */
+    call->encoding = call->count > 2 ? args[2] : Py_None;
+    if (call->is_text ? !is_utf8_text(call->encoding) : call->encoding != Py_None)
+        return 0;
+    for (Py_ssize_t i = 3; i < call->count; i++) /* errors, newline, closefd, opener */
         if (args[i] != (i == 5 ? Py_True : Py_None))
             return 0;
     return 1;
@@ -336,18 +343,22 @@ static int is_plain_open(struct call *call)
 
 static int are_right(struct row *row, struct call *call)
 {
+    if (call->follow != NULL &&
+        (row->what != STATUS || row->flags != 0 || !PyBool_Check(call->follow)))
+        return 0;
     if (row->what == READ_TEXT)
-        return is_utf8_text(call);
+        return call->count + (call->encoding != NULL) <= 1 &&
+               is_utf8_text(call->count > 0 ? call->args[0] : call->encoding);
     if (row->what == OPEN || row->what == OPEN_WRAPPED)
         return is_plain_open(call);
     return call->count == 0 && call->encoding == NULL;
 }
 
-static PyObject *make_call(struct row *row, struct path *path)
+static PyObject *make_call(struct row *row, struct call *call, struct path *path)
 {
     switch (row->what) {
     case STATUS:
-        return status_of(row, path);
+        return status_of(call->follow == Py_False ? O_NOFOLLOW : row->flags, path);
     case TEST:
         return test(row, path);
     case READ_BYTES:
@@ -355,7 +366,7 @@ static PyObject *make_call(struct row *row, struct path *path)
     case READ_TEXT:
         return decoded(read_file(path));
     default:
-        return open_file(row, path);
+        return open_file(row, call, path);
     }
 }
 
@@ -370,7 +381,7 @@ static PyObject *try_call(struct call *call)
     if (!is_one_of(Py_TYPE(call->path), row->kinds) || !are_right(row, call) || !is_intact(row) ||
         !get_path(call->path, &path))
         return Py_NewRef(otherwise);
-    PyObject *value = make_call(row, &path);
+    PyObject *value = make_call(row, call, &path);
     Py_DECREF(path.string);
     Py_XDECREF(path.encoded);
     return value;
@@ -423,7 +434,9 @@ PyObject *call_path(PyObject *module, PyObject *const *args, Py_ssize_t count)
         arguments = PyObject_GetAttr(args[0], args_name);
         keywords = PyObject_GetAttr(args[0], keywords_name);
         if (function != NULL && arguments != NULL && keywords != NULL) {
-            int is_ours = PyTuple_GET_SIZE(args[1]) == 0 && PyTuple_CheckExact(arguments) &&
+            if (PyTuple_GET_SIZE(arguments) == 0)
+                Py_SETREF(arguments, Py_NewRef(args[1]));
+            int is_ours = (arguments == args[1] || PyTuple_GET_SIZE(args[1]) == 0) &&
                           get_keywords(keywords, &call) && get_call(function, arguments, &call);
             value = is_ours ? try_call(&call) : Py_NewRef(otherwise);
         }
@@ -475,11 +488,12 @@ PyObject *set_paths(PyObject *module, PyObject *args)
     args_name = PyUnicode_InternFromString("args");
     keywords_name = PyUnicode_InternFromString("keywords");
     encoding_name = PyUnicode_InternFromString("encoding");
+    follow_name = PyUnicode_InternFromString("follow_symlinks");
     slash = PyUnicode_InternFromString("/");
     rows = PyMem_Calloc((size_t)PyTuple_GET_SIZE(given) + 1, sizeof *rows);
     rows_by_function = PyDict_New();
     if (func_name == NULL || args_name == NULL || keywords_name == NULL || encoding_name == NULL ||
-        slash == NULL || rows == NULL || rows_by_function == NULL)
+        follow_name == NULL || slash == NULL || rows == NULL || rows_by_function == NULL)
         return PyErr_NoMemory();
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(given); i++)
         if (set_row(PyTuple_GET_ITEM(given, i), &rows[i]) < 0)
