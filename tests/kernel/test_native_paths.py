@@ -442,7 +442,10 @@ async def test_files_that_are_only_read_are_closed(tree: pathlib.Path) -> None:
 @pytest.mark.ring(turn_budget=AMPLE)
 async def test_closing_by_the_bound_method(tree: pathlib.Path) -> None:
     await begin(tree)
-    for file in (open_to_read(tree / "file"), io.TextIOWrapper(open_to_read(tree / "file"))):
+    for file in (
+        open_to_read(tree / "file"),
+        io.TextIOWrapper(open_to_read(tree / "file"), "utf-8"),
+    ):
         assert call_path(file.close, (1,)) is OTHERWISE
         assert call_path(file.close, ()) is None
         assert file.closed
