@@ -333,16 +333,24 @@ class RunIOManager(UringIOManager):
     def __init__(self) -> None:
         try:
             super().__init__(self.ring, self.config, _disabled_layers(), why_python=_why_python())
+        except BaseException:
+            self.ring.close()
+            raise
+        try:
             _anyio_finder.before_ring_run()
             _show(self)
         except BaseException:
-            self.ring.close()
+            self.close()
             raise
 
 
 def _fall_back(reason: str) -> FallbackIOManager:
     manager = FallbackIOManager.because(reason)
-    _show(manager)
+    try:
+        _show(manager)
+    except BaseException:
+        manager.close()
+        raise
     return manager
 
 
