@@ -10,6 +10,7 @@ import trio
 
 import trio_uring
 from trio_uring import RingConfig, _run
+from trio_uring._kernel import why_no_native
 
 
 @pytest.fixture
@@ -29,13 +30,14 @@ def test_a_run_on_each_engine(
     trio_uring.run(nothing, ring=RingConfig(require=True))
     monkeypatch.setenv("TRIO_URING_ENGINE", "native")
     trio_uring.run(nothing, ring=RingConfig(require=True))
+    native = f"Python engine: {why_no_native}" if why_no_native else "native engine"
     assert log.record_tuples == [
         (
             "trio_uring",
             logging.INFO,
             "run on io_uring, Python engine: TRIO_URING_ENGINE is python",
         ),
-        ("trio_uring", logging.INFO, "run on io_uring, native engine"),
+        ("trio_uring", logging.INFO, f"run on io_uring, {native}"),
     ]
 
 

@@ -110,10 +110,10 @@ def _variants() -> tuple[list[Variant], list[str]]:
             ours.append(Variant("trio_uring", "trio_uring", "native"))
         ours.append(Variant("trio_uring Python", "trio_uring", "python"))
     others = [Variant("Trio", "trio"), Variant("asyncio", "asyncio")]
-    if find_spec("uvloop") is not None and sys.version_info >= (3, 11):
+    if find_spec("uvloop") is not None:
         others.append(Variant("uvloop", "uvloop"))
     else:
-        notes.append("uvloop was not measured: install it with pip install uvloop (Python 3.11)")
+        notes.append("uvloop was not measured: install it with pip install uvloop")
     return ours + others, notes
 
 
