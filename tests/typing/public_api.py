@@ -23,10 +23,13 @@ from trio_uring import (
     RingUnavailableError,
     SQPoll,
     UnsupportedOpcodeError,
+    opentelemetry,
+    prometheus,
 )
 from trio_uring.lowlevel import (
     FallbackStatistics,
     Operation,
+    OperationTimes,
     RingStatistics,
     io_statistics,
     on_ring,
@@ -41,7 +44,9 @@ if TYPE_CHECKING:
     import anyio.abc
     import trio
     from anyio.streams.tls import TLSStream
+    from opentelemetry.metrics import Meter
     from outcome import Outcome
+    from prometheus_client import CollectorRegistry
     from trio.abc import Clock, Instrument
 
 # --- Runs -----------------------------------------------------------------------------------
@@ -67,6 +72,18 @@ def runs(clock: Clock, instrument: Instrument) -> None:
         strict_exception_groups=True,
         ring=RingConfig(require=True),
     )
+
+
+def metrics(registry: CollectorRegistry, meter: Meter) -> None:
+    with prometheus.export_statistics(), prometheus.export_statistics("run", registry=registry):
+        assert_type(prometheus.operation_times(registry=registry), OperationTimes)
+    with opentelemetry.export_statistics(), opentelemetry.export_statistics("run", meter=meter):
+        times: Instrument = opentelemetry.operation_times(meter=meter)
+    trio_uring.run(plain, instruments=[times])
+    own = OperationTimes(lambda opcode, seconds: print(f"{opcode:10} {seconds:.3f}"))
+    assert_type(own.counts["RECV"], int)
+    assert_type(own.seconds["RECV"], float)
+    OperationTimes(print, 1)  # type: ignore[call-arg]
 
 
 def guest_runs(soon: Callable[[Callable[[], object]], object], clock: Clock) -> None:
