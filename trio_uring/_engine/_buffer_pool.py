@@ -77,7 +77,7 @@ class BufferPool:
         self.group = group
         self.count = count
         self.incremental = incremental
-        self.ran_out = 0  # how often the kernel found no free buffer
+        self.ran_out: int = 0  # how often the kernel found no free buffer
         self._unused = deque(range(count))
         self.size = size
         # Pages that were never used cost no memory. A memoryview of it keeps the mapping open.
