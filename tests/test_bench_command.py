@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if not os.environ.get("CI"):
     for package in ("rich", "matplotlib"):
         pytest.importorskip(package, reason="the extra `cli` is not installed")
 
+from trio_uring.__main__ import _printing
 from trio_uring._cli._bench import Row, Spread, compare
 from trio_uring._cli._plot import draw
 
@@ -40,9 +42,8 @@ def bench(*options: object, cwd: Path, **variables: str) -> subprocess.Completed
 def test_it_measures_each_loop_with_each_workload(tmp_path: Path) -> None:
     result = bench(*SHORT, "--json", "--plot", "plot.svg", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    first, last = result.stdout.splitlines()
-    rows: dict[str, list[dict[str, Any]]] = json.loads(first)
-    assert last == "plotted to plot.svg"
+    rows: dict[str, list[dict[str, Any]]] = json.loads(result.stdout)
+    assert result.stderr.splitlines()[-1] == "plotted to plot.svg"
     assert "<svg" in (tmp_path / "plot.svg").read_text()
     assert list(rows) == ["echo", "files"]
     for each in rows.values():
@@ -77,6 +78,13 @@ def test_wrong_options(tmp_path: Path, options: list[str], said: str) -> None:
     assert result.returncode != 0
     assert said in result.stderr.splitlines()[-1]
     assert result.stdout == ""
+
+
+def test_a_user_who_has_seen_enough_gets_no_traceback() -> None:
+    def command(_options: Namespace) -> int:
+        raise KeyboardInterrupt
+
+    assert _printing(command, Namespace()) == 130
 
 
 def test_ratios_are_of_samples_of_one_round() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -137,6 +138,8 @@ def _printing(command: Callable[[argparse.Namespace], int], options: argparse.Na
         # Python flushes once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:  # the user has seen enough
+        return 128 + signal.SIGINT
     return status
 
 

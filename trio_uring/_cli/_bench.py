@@ -91,7 +91,7 @@ def main(options: argparse.Namespace) -> int:
             console.print(note, highlight=False)
     if plot is not None:
         plot.draw(options.plot, rows, _machine())
-        console.print(f"plotted to {options.plot}", highlight=False, soft_wrap=True)
+        print(f"plotted to {options.plot}", file=sys.stderr)
     return 0
 
 
