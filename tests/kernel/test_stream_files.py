@@ -345,6 +345,21 @@ async def test_anyio_s_files_and_a_thread_that_is_inside(pipe: tuple[int, int]) 
     os.close(pipe[1])
 
 
+async def test_a_subclass_that_reads_in_its_own_way_is_left_alone(pipe: tuple[int, int]) -> None:
+    class Numbered(io.TextIOWrapper):
+        def readline(self, size: int = -1, /) -> str:
+            return "1 " + super().readline(size)
+
+    os.write(pipe[1], b"line\n")
+    os.close(pipe[1])
+    text = Numbered(os.fdopen(pipe[0], "rb"), encoding="utf-8")
+    assert stream_file(text) is None
+    assert await trio.wrap_file(text).readline() == "1 line\n"
+    assert await anyio.wrap_file(text).readline() == "1 "
+    assert threads() == 2
+    text.close()
+
+
 async def test_closing_wakes_the_reader(pipe: tuple[int, int]) -> None:
     binary = opened(pipe[0], "rb")
     caught: list[str] = []

@@ -6,6 +6,7 @@ Arguments: what wraps the files (``trio``, ``anyio`` or ``mcp``), and where to w
 from __future__ import annotations
 
 import io
+import os
 import sys
 import threading
 from pathlib import Path
@@ -17,15 +18,24 @@ import trio
 import trio_uring
 
 
+class _Unowned(io.TextIOWrapper):
+    """Leaves what is below open."""
+
+    def close(self) -> None:
+        self.detach()
+
+
 def _files(wrapper: str) -> tuple[Any, Any]:
     if wrapper == "trio":
         return trio.wrap_file(sys.stdin), trio.wrap_file(sys.stdout)
     if wrapper == "anyio":
         return anyio.wrap_file(sys.stdin), anyio.wrap_file(sys.stdout)
     # As the stdio_server of the MCP SDK does.
+    source, sink = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
     return (
-        anyio.wrap_file(io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8")),
-        anyio.wrap_file(io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8")),
+        anyio.wrap_file(_Unowned(os.fdopen(source, "rb", closefd=False), encoding="utf-8")),
+        anyio.wrap_file(_Unowned(os.fdopen(sink, "wb", closefd=False), encoding="utf-8")),
     )
 
 

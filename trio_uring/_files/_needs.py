@@ -57,9 +57,9 @@ class Need:
         return min(max(self.size - count, READ_SIZE), _READ_MAX)
 
 
-def need_of(file: object, name: str, args: tuple[Any, ...]) -> Need | None:
-    """Return what the method *name* of *file* needs; None if that is not known."""
-    row = _NEEDS.get((type(file), name))
+def need_of(kind: type, name: str, args: tuple[Any, ...]) -> Need | None:
+    """Return what the method *name* of a file of class *kind* needs; None if that is not known."""
+    row = _NEEDS.get((kind, name))
     return None if row is None or len(args) > 1 else row(*args)
 
 

@@ -73,6 +73,8 @@ def route(
         if type(owner) in FILES:
             call = file_call(files, function, owner, args, keywords)
             return call or stream_call(files, owner, function.__name__, args, keywords)
+        if isinstance(owner, io.TextIOWrapper):  # of a subclass
+            return stream_call(files, owner, function.__name__, args, keywords)
         if is_builtin:
             return _function_call(files, function, args, keywords)
         name = PATHLIB.get(function.__func__)  # type: ignore[attr-defined]

@@ -37,7 +37,7 @@ import select
 import stat
 import sys
 import threading
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import ref
 
@@ -73,10 +73,26 @@ READS: Final = frozenset(
 WRITES: Final = frozenset(("flush", "write", "writelines"))
 
 
+# What a subclass of `io.TextIOWrapper` must not have changed. The MCP SDK's has its own `close`.
+_OF_TEXT: Final = (
+    *("__iter__", "__next__", "buffer", "closed", "encoding", "flush", "read", "readable"),
+    *("readline", "readlines", "writable", "write", "writelines"),
+)
+
+
+@cache
+def _is_text(kind: type) -> bool:
+    """Whether files of class *kind* read and write as `io.TextIOWrapper` does."""
+    wrapper = io.TextIOWrapper
+    return issubclass(kind, wrapper) and all(
+        getattr(kind, name) is getattr(wrapper, name) for name in _OF_TEXT
+    )
+
+
 def raw_below(file: object) -> io.FileIO | None:
     """Return the `io.FileIO`, of exactly that class, below *file*."""
     try:
-        if type(file) is io.TextIOWrapper:
+        if isinstance(file, io.TextIOWrapper) and _is_text(type(file)):
             file = file.buffer
         if type(file) is io.BufferedReader or type(file) is io.BufferedWriter:
             file = file.raw
@@ -119,7 +135,7 @@ def stream_call(
         return None
     if name == "close":
         return partial(stream.close, files, file)
-    if type(file) is io.TextIOWrapper and not has_ascii_line_ends(file.encoding):
+    if isinstance(file, io.TextIOWrapper) and not has_ascii_line_ends(file.encoding):
         return None
     return partial(stream.call, files, file, name, args)
 
@@ -241,7 +257,7 @@ class StreamFile:
         args: tuple[Any, ...],
     ) -> Any:  # noqa: ANN401 (as in `call`)
         raw = self._raw
-        by_line = name == "readline" and type(file) is io.TextIOWrapper
+        by_line = name == "readline" and isinstance(file, io.TextIOWrapper)
         if by_line:
             raw.begin_by_line()
         try:
@@ -282,10 +298,10 @@ class StreamFile:
     ) -> tuple[Any, bool]:
         """Return the result, and whether the call has waited."""
         raw = self._raw
-        need = need_of(file, name, args)
+        is_text = isinstance(file, io.TextIOWrapper)
+        need = need_of(io.TextIOWrapper if is_text else type(file), name, args)
         if need is None:
             raise NeedsThreadError
-        is_text = type(file) is io.TextIOWrapper
         is_text_line = is_text and need.is_line
         waited = False
         raw.scanned = 0
@@ -316,7 +332,7 @@ class StreamFile:
     def _take_leftovers(self, fd: int, file: Any) -> None:  # noqa: ANN401 (as in `call`)
         """Move to *ahead* what a synchronous call has left in the buffered file."""
         raw = self._raw
-        buffered = file.buffer if type(file) is io.TextIOWrapper else file
+        buffered = file.buffer if isinstance(file, io.TextIOWrapper) else file
         if type(buffered) is not io.BufferedReader:
             return
         if raw.inside:
