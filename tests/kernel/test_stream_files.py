@@ -338,6 +338,8 @@ async def test_anyio_s_files_and_a_thread_that_is_inside(pipe: tuple[int, int]) 
         nursery.start_soon(read)
         await wait_all_tasks_blocked()
         os.write(pipe[1], b"one\n")
+        while not lines:  # one chunk with two lines would leave the other thread waiting
+            await trio.lowlevel.checkpoint()
         os.write(pipe[1], b"two\n")
     await trio.to_thread.run_sync(thread.join)
     assert sorted(lines) == ["one\n", "two\n"]
