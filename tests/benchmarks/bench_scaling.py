@@ -31,6 +31,7 @@ import trio
 
 import trio_uring
 from trio_uring import RingConfig
+from trio_uring.lowlevel import on_ring
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,8 @@ for thread in threads: thread.join()
 print(sum(answers))
 """
 
+CLIENT_COMMAND = (sys.executable, "-Sc", CLIENT)
+
 
 def handler(work: str) -> Callable[[trio.SocketStream], object]:
     async def handle(stream: trio.SocketStream) -> None:
@@ -89,6 +92,7 @@ async def serve(way: str, work: str, fd: int, threads: int) -> None:
 async def application(scope: dict[str, object], _receive: object, send: object) -> None:
     """The ASGI application that hypercorn serves."""
     assert scope["type"] == "http"
+    assert on_ring()
     await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]
     await send({"type": "http.response.body", "body": b" " + PID})  # type: ignore[operator]
 
@@ -119,7 +123,12 @@ def wait_until_all_answer(port: int, request: bytes, processes: int) -> None:
     while len(pids) < processes:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(request)
-            pids.add(connection.recv(65536).split()[-1])
+            answer = connection.recv(65536)
+            if b" 500 " in answer:
+                raise SystemExit(
+                    "hypercorn's workers are on the ring with an installed package only"
+                )
+            pids.add(answer.split()[-1])
         time.sleep(0.01)
 
 
@@ -133,12 +142,14 @@ def measure(way: str, work: str, count: int, seconds: float) -> _measure.Sample:
     request = HTTP if way == "hypercorn" else b"x"
     begin = cpu_seconds()
     port, servers = start(way, work, count)
-    wait_until_all_answer(port, request, 1 if way == "serve_threads" else count)
-    command = [sys.executable, "-Sc", CLIENT, str(port), str(CLIENTS), str(seconds), request.hex()]
-    answers = int(subprocess.run(command, check=True, capture_output=True).stdout)
-    for server in servers:
-        server.send_signal(signal.SIGTERM)
-        server.wait()
+    try:
+        wait_until_all_answer(port, request, 1 if way == "serve_threads" else count)
+        client = [*CLIENT_COMMAND, str(port), str(CLIENTS), str(seconds), request.hex()]
+        answers = int(subprocess.run(client, check=True, capture_output=True).stdout)
+    finally:
+        for server in servers:
+            server.send_signal(signal.SIGTERM)
+            server.wait()
     return _measure.Sample(answers / seconds, (cpu_seconds() - begin) / answers * 1e6)
 
 
