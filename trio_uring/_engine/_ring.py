@@ -90,8 +90,8 @@ class Ring:
             self.credentials = SqpollCredentials()
         self.worker_limits: dict[str, int] = {}  # as reported by the kernel
         self.native: Loop | None = None  # fetches the completions, unless it is None
-        self._cqes = ffi.new("struct io_uring_cqe[]", REAP_MAX)
-        self._cqe_bytes = memoryview(ffi.buffer(self._cqes))
+        # What the core copies CQEs to; None while a call uses it.
+        self._cqes: CData | None = None
         try:
             self.supported: frozenset[int] = _supported or self._probe()
             self._limit_workers(config, attempts)
@@ -317,9 +317,16 @@ class Ring:
                 return found
             count = found
         else:
-            count = lib.ring_submit_and_wait(self._ring, timeout, self._cqes, REAP_MAX)
-        if count > 0:
-            return list(_CQE.iter_unpack(self._cqe_bytes[: count * _CQE.size]))
+            # A finalizer that closes a socket calls this in the middle of itself.
+            cqes, self._cqes = self._cqes, None
+            if cqes is None:
+                cqes = ffi.new("struct io_uring_cqe[]", REAP_MAX)
+            count = lib.ring_submit_and_wait(self._ring, timeout, cqes, REAP_MAX)
+            if count > 0:
+                found = list(_CQE.iter_unpack(ffi.buffer(cqes, count * _CQE.size)))
+                self._cqes = cqes
+                return found
+            self._cqes = cqes
         if count == 0:
             return []
         if count == -errno.EINTR:

@@ -263,26 +263,28 @@ static PyObject *loop_submit_and_wait(Loop *loop, PyObject *seconds)
     double timeout = PyFloat_AsDouble(seconds);
     if ((timeout == -1 && PyErr_Occurred()) || make_room(loop) < 0)
         return NULL;
-    struct io_uring_cqe *new = loop->cqes + loop->cqe_count;
+    /* Making Python objects can run finalizers, which may call this function again. So all is copied
+     * to its place before. */
+    struct io_uring_cqe fetched[REAP_MAX];
+    uint32_t others = 0;
     loop->budget_end = 0;
     int count;
     Py_BEGIN_ALLOW_THREADS
-    count = api->submit_and_wait(loop->ring, timeout, new, REAP_MAX);
+    count = api->submit_and_wait(loop->ring, timeout, fetched, REAP_MAX);
     Py_END_ALLOW_THREADS
     if (count < 0)
         return PyLong_FromLong(count);
+    for (int i = 0; i < count; i++)
+        if (fetched[i].user_data & NATIVE)
+            loop->cqes[loop->cqe_count++] = fetched[i];
+        else
+            fetched[others++] = fetched[i];
     PyObject *foreign = PyList_New(0);
-    uint32_t native = 0;
-    for (int i = 0; foreign != NULL && i < count; i++) {
-        if (new[i].user_data & NATIVE) {
-            new[native++] = new[i];
-            continue;
-        }
-        if (append_completion(foreign, new[i].user_data, new[i].res, new[i].flags) < 0)
+    for (uint32_t i = 0; foreign != NULL && i < others; i++)
+        if (append_completion(foreign, fetched[i].user_data, fetched[i].res, fetched[i].flags) < 0)
             Py_CLEAR(foreign);
-    }
-    loop->cqe_count += native;
-    if (foreign != NULL && native > 0 && append_completion(foreign, NATIVE_DONE, 0, 0) < 0)
+    int has_native = (uint32_t)count > others;
+    if (foreign != NULL && has_native && append_completion(foreign, NATIVE_DONE, 0, 0) < 0)
         Py_CLEAR(foreign);
     return foreign;
 }
