@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import trio
+from accounting import open_fds
 from transfers import warm_streams
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring._engine._ring import Ring
+from trio_uring.lowlevel import operations, perform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,3 +92,36 @@ async def test_a_socket_closed_while_completions_are_fetched() -> None:
                 stream.socket.close()
         assert received == [b"kept"]
         assert len(closed) == 2
+
+
+async def test_an_operation_started_while_another_one_is_pushed() -> None:
+    """Each gets its own completion."""
+    reading, writing = os.pipe()
+    os.write(writing, b"data")
+    inner = perform(operations.nop())
+    started = list[object]()
+
+    def start(event: str) -> None:
+        if event == "call" and not started:
+            started.append(None)
+            started.append(inner.send(None))
+            inner.close()
+
+    buffer = bytearray(4)
+    with in_the_middle_of(Ring.push.__code__, start):
+        assert await perform(operations.readv(reading, [buffer], -1)) == 4
+    assert buffer == b"data"
+    assert len(started) == 2
+    os.close(reading)
+    os.close(writing)
+
+
+async def test_an_fd_that_an_abandoned_operation_opens() -> None:
+    """It is closed, and the task is not woken."""
+    before = open_fds()
+    opening = perform(operations.openat("/dev/null", os.O_RDONLY))
+    opening.send(None)
+    opening.close()
+    await wait_all_tasks_blocked()
+    await perform(operations.nop())
+    assert open_fds() == before

@@ -130,6 +130,18 @@ class InFlight(FdWaiter):
         if self.res >= 0 and self.operation.discard is not None:
             self.operation.discard(self.res)
 
+    def abandon(self) -> None:
+        """Discard the result, now or when the operation ends. The task no longer waits for it."""
+        if self.in_flight:
+            self.task = None
+            self.on_done = InFlight._discard_late
+        else:
+            self.discard()
+
+    def _discard_late(self) -> None:
+        self.discard()
+        self.operation.release()
+
     def done(self) -> None:
         """Call `on_done`. Called on the last completion if no task waits."""
         on_done, self.on_done = self.on_done, None  # breaks a reference cycle
@@ -214,9 +226,9 @@ class InFlightTable:
             task.custom_sleep_data = entry  # for debuggers; Trio removes it
             await wait_rescheduled(entry.trap)
             return self._result(operation, entry)
-        except GeneratorExit:  # the run crashed, and its tasks are being collected
-            if entry is not None and entry.task is None:
-                entry.discard()
+        except BaseException:  # of which some are thrown, such as when a crashed run is collected
+            if entry is not None:
+                entry.abandon()
             raise
         finally:
             # In a crashing run the operation may still be in flight here. Then the kernel may
@@ -248,9 +260,9 @@ class InFlightTable:
                 task.custom_sleep_data = entry
                 await wait_rescheduled(SHIELDED)
             return self._result(operation, entry)
-        except GeneratorExit:  # the run crashed, and its tasks are being collected
-            if entry is not None and entry.task is None:
-                entry.discard()
+        except BaseException:  # of which some are thrown, such as when a crashed run is collected
+            if entry is not None:
+                entry.abandon()
             raise
         finally:
             if operation.pins and (entry is None or not entry.user_data):
@@ -266,7 +278,9 @@ class InFlightTable:
         try:
             if operation.cancellable:
                 self.fd_waiters.register(entry)
+            # A finalizer may start another operation before this one is pushed.
             user_data = self._next_user_data
+            self._next_user_data = user_data + 1
             while not self.ring.push(operation, user_data):
                 # Submitting made no room: the kernel takes no SQEs until CQEs are reaped.
                 self._backlog += self.ring.submit_and_wait(0) or ()
@@ -275,7 +289,6 @@ class InFlightTable:
             if operation.limited:
                 self.file_limiter.release()
             raise
-        self._next_user_data = user_data + 1
         entry.user_data = user_data
         entry.task = task
         self._entries[user_data] = entry
@@ -284,9 +297,9 @@ class InFlightTable:
     def start_if_room(self, entry: InFlight) -> bool:
         """Push *entry*, for which no task waits. Return False if there is no room."""
         user_data = self._next_user_data
+        self._next_user_data = user_data + 1
         if not self.ring.push(entry.operation, user_data):
             return False
-        self._next_user_data = user_data + 1
         entry.user_data = user_data
         self._entries[user_data] = entry
         return True

@@ -165,8 +165,9 @@ extern PyTypeObject LoopType;
 
 int loop_enter_waiter(Loop *, Op *, PyObject *fd);
 int loop_leave_waiters(Loop *, Op *);
-struct slot *loop_free_slot(Loop *, Op *);
-void loop_fill_slot(Loop *, Op *, struct slot *);
+int loop_reserve_slot(Loop *, Op *);
+void loop_free_slot(Loop *, Op *);
+void loop_fill_slot(Loop *, Op *);
 int loop_push(Loop *, Op *, struct sqe_fields *, PyObject *fd);
 
 /* ---- step.c ---------------------------------------------------------------------------- */

@@ -39,14 +39,14 @@ static struct slot *slot_of(Loop *loop, uint64_t user_data)
  * the fd; -1 with an exception. */
 int loop_enter_waiter(Loop *loop, Op *op, PyObject *fd)
 {
-    if (PyDict_GetItemWithError(loop->waiters, fd) != NULL ||
-        PyDict_GetItemWithError(loop->registered, fd) != NULL)
-        return 0;
-    if (PyErr_Occurred())
-        return -1;
-    PyObject *entries = PyList_New(1);
+    PyObject *entries = PyList_New(1); /* may run finalizers, so it comes first */
     if (entries == NULL)
         return -1;
+    if (PyDict_GetItemWithError(loop->waiters, fd) != NULL ||
+        PyDict_GetItemWithError(loop->registered, fd) != NULL || PyErr_Occurred()) {
+        Py_DECREF(entries);
+        return PyErr_Occurred() ? -1 : 0;
+    }
     PyList_SET_ITEM(entries, 0, Py_NewRef((PyObject *)op));
     int stored = PyDict_SetItem(loop->waiters, fd, entries);
     Py_DECREF(entries);
@@ -78,21 +78,30 @@ int loop_leave_waiters(Loop *loop, Op *op)
 
 /* ---- Pushing --------------------------------------------------------------------------- */
 
-/* Give op the user_data of a free slot, which is returned; NULL if there is no memory. */
-struct slot *loop_free_slot(Loop *loop, Op *op)
+/* Reserve a slot, whose user_data op gets: a finalizer may push another operation before this one is
+ * pushed. Returns 0 if there is no memory. */
+int loop_reserve_slot(Loop *loop, Op *op)
 {
     if (loop->first_free == loop->slot_count && grow_slots(loop) < 0)
-        return NULL;
+        return 0;
     struct slot *slot = &loop->slots[loop->first_free];
     op->user_data = NATIVE | (uint64_t)slot->generation << 32 | loop->first_free;
-    return slot;
+    loop->first_free = slot->next_free;
+    return 1;
 }
 
-/* op was pushed for the current task, with the user_data of slot. */
-void loop_fill_slot(Loop *loop, Op *op, struct slot *slot)
+/* op was not pushed: free the slot that is reserved for it. */
+void loop_free_slot(Loop *loop, Op *op)
 {
-    loop->first_free = slot->next_free;
-    slot->op = (Op *)Py_NewRef((PyObject *)op);
+    uint32_t index = (uint32_t)op->user_data;
+    loop->slots[index].next_free = loop->first_free;
+    loop->first_free = index;
+}
+
+/* op was pushed for the current task: put it into the slot that is reserved for it. */
+void loop_fill_slot(Loop *loop, Op *op)
+{
+    loop->slots[(uint32_t)op->user_data].op = (Op *)Py_NewRef((PyObject *)op);
     loop->in_flight++;
     op->loop = (Loop *)Py_NewRef((PyObject *)loop);
     op->task = Py_NewRef(loop->task);
@@ -103,16 +112,17 @@ void loop_fill_slot(Loop *loop, Op *op, struct slot *slot)
  * exception. */
 int loop_push(Loop *loop, Op *op, struct sqe_fields *sqe, PyObject *fd)
 {
-    struct slot *slot = loop_free_slot(loop, op);
-    if (slot == NULL)
-        return 0;
     int entered = op->cancellable ? loop_enter_waiter(loop, op, fd) : 1;
     if (entered <= 0)
         return entered;
+    if (!loop_reserve_slot(loop, op))
+        return loop_leave_waiters(loop, op);
     sqe->opcode = op->opcode;
-    if (api->push_many(loop->ring, sqe, 0, 1, op->user_data) != 1)
+    if (api->push_many(loop->ring, sqe, 0, 1, op->user_data) != 1) {
+        loop_free_slot(loop, op);
         return loop_leave_waiters(loop, op); /* full, forked or closed: Python handles that */
-    loop_fill_slot(loop, op, slot);
+    }
+    loop_fill_slot(loop, op);
     return 1;
 }
 
@@ -173,9 +183,8 @@ static PyObject *complete(Loop *loop, struct slot *slot, struct io_uring_cqe *cq
     PyErr_Clear(); /* no memory for the received data: finish_receive raises MemoryError */
     PyObject *task = op->task != NULL ? op->task : Py_NewRef(Py_None);
     op->task = NULL;
-    if (!wake)
-        op_discard(op);
     if (task == Py_None || !wake) {
+        op_discard(op);
         op->state = ENDED;
         op_let_go(op);
     }

@@ -69,9 +69,10 @@ static int push_operation(Op *op, Loop *loop)
 {
     PyObject *operation = op->argument, *fd = SLOT(operation, trio.operation_fd);
     PyObject *opcode = PyTuple_GetItem(SLOT(operation, trio.sqe), 0);
-    struct slot *slot = loop_free_slot(loop, op);
-    if (slot == NULL || opcode == NULL)
-        return slot == NULL ? 0 : -1;
+    if (opcode == NULL)
+        return -1;
+    if (!loop_reserve_slot(loop, op))
+        return 0;
     op->opcode = (uint8_t)PyLong_AsLong(opcode);
     op->cancellable = (char)is_true(operation, trio.cancellable);
     int pushed = 1;
@@ -80,14 +81,19 @@ static int push_operation(Op *op, Loop *loop)
     if (pushed == 1)
         pushed = push_sqe(op, loop);
     if (pushed == 1) {
-        loop_fill_slot(loop, op, slot);
+        loop_fill_slot(loop, op);
         if (PyTuple_GET_SIZE(SLOT(operation, trio.pins)) > 0) {
             op->pinned = 1;
             Py_SETREF(SLOT(operation, trio.spent), Py_NewRef(Py_True));
         }
-    } else if (loop_leave_waiters(loop, op) < 0) {
-        pushed = -1;
+        return 1;
     }
+    loop_free_slot(loop, op);
+    PyObject *error = PyErr_GetRaisedException();
+    if (loop_leave_waiters(loop, op) < 0)
+        pushed = -1;
+    if (error != NULL)
+        PyErr_SetRaisedException(error);
     return pushed;
 }
 
