@@ -133,14 +133,10 @@ class InFlight(FdWaiter):
     def abandon(self) -> None:
         """Discard the result, now or when the operation ends. The task no longer waits for it."""
         if self.in_flight:
-            self.task = None
-            self.on_done = InFlight._discard_late
-        else:
+            self.task, self.on_done = None, InFlight.abandon
+        elif self.task is None:  # otherwise it was discarded when the run ended
             self.discard()
-
-    def _discard_late(self) -> None:
-        self.discard()
-        self.operation.release()
+            self.operation.release()
 
     def done(self) -> None:
         """Call `on_done`. Called on the last completion if no task waits."""
@@ -226,13 +222,11 @@ class InFlightTable:
             task.custom_sleep_data = entry  # for debuggers; Trio removes it
             await wait_rescheduled(entry.trap)
             return self._result(operation, entry)
-        except BaseException:  # of which some are thrown, such as when a crashed run is collected
+        except BaseException:  # perhaps thrown: a crashed run is collected
             if entry is not None:
                 entry.abandon()
             raise
-        finally:
-            # In a crashing run the operation may still be in flight here. Then the kernel may
-            # still access the buffers, so they stay pinned.
+        finally:  # the buffers stay pinned while the kernel may access them
             if operation.pins and (entry is None or not entry.user_data):
                 operation.release()
 
@@ -260,7 +254,7 @@ class InFlightTable:
                 task.custom_sleep_data = entry
                 await wait_rescheduled(SHIELDED)
             return self._result(operation, entry)
-        except BaseException:  # of which some are thrown, such as when a crashed run is collected
+        except BaseException:
             if entry is not None:
                 entry.abandon()
             raise
@@ -278,9 +272,8 @@ class InFlightTable:
         try:
             if operation.cancellable:
                 self.fd_waiters.register(entry)
-            # A finalizer may start another operation before this one is pushed.
             user_data = self._next_user_data
-            self._next_user_data = user_data + 1
+            self._next_user_data = user_data + 1  # a finalizer may start another one now
             while not self.ring.push(operation, user_data):
                 # Submitting made no room: the kernel takes no SQEs until CQEs are reaped.
                 self._backlog += self.ring.submit_and_wait(0) or ()
