@@ -9,20 +9,26 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 from accounting import open_fds
+from races import current_manager
 from transfers import warm_streams
 from trio.testing import wait_all_tasks_blocked
 
+from trio_uring._engine._in_flight import IGNORED
+from trio_uring._engine._io_manager import UringIOManager
 from trio_uring._engine._ring import Ring
 from trio_uring.lowlevel import operations, perform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType, FrameType
+
+    from trio_uring._engine._ring import Completion
 
 
 @contextmanager
@@ -55,13 +61,17 @@ def in_the_middle_of(code: CodeType, finalize: Callable[[str], None]) -> Iterato
         lists.clear()
 
 
-async def test_a_socket_closed_while_completions_are_fetched() -> None:
+@pytest.mark.parametrize("wanted", ["c_return", "collection"])
+@pytest.mark.parametrize(
+    "code",
+    [Ring.submit_and_wait.__code__, UringIOManager._get_events.__code__],
+    ids=lambda code: code.co_name,
+)
+async def test_a_socket_closed_while_completions_are_fetched(code: CodeType, wanted: str) -> None:
     """What the close fetches takes nothing away from what was fetched just before."""
-    async with (
-        warm_streams() as (kept, peer),
-        warm_streams() as (first, _),
-        warm_streams() as (second, _),
-    ):
+    async with AsyncExitStack() as stack:
+        kept, peer = await stack.enter_async_context(warm_streams())
+        to_close = [(await stack.enter_async_context(warm_streams()))[0] for _ in range(12)]
         received = list[bytes]()
         closed = list[trio.SocketStream]()
 
@@ -74,24 +84,24 @@ async def test_a_socket_closed_while_completions_are_fetched() -> None:
             except trio.ClosedResourceError:
                 closed.append(stream)
 
-        to_close = [first, second]
-
         def close_one(event: str) -> None:
-            if event in {"c_return", "collection"} and to_close:
+            if event == wanted and to_close:
                 to_close.pop().socket.close()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receive)
-            nursery.start_soon(be_closed, first)
-            nursery.start_soon(be_closed, second)
+            for stream in to_close:
+                nursery.start_soon(be_closed, stream)
             await wait_all_tasks_blocked()
             os.write(peer.socket.fileno(), b"kept")
-            with in_the_middle_of(Ring.submit_and_wait.__code__, close_one):
+            # One that was fetched before, for nobody, so that _get_events is called.
+            current_manager()._backlog.append((IGNORED, 0, 0))
+            with in_the_middle_of(code, close_one):
                 await trio.lowlevel.checkpoint()
             for stream in to_close:
                 stream.socket.close()
         assert received == [b"kept"]
-        assert len(closed) == 2
+        assert len(closed) == 12
 
 
 async def test_an_operation_started_while_another_one_is_pushed() -> None:
@@ -125,3 +135,28 @@ async def test_an_fd_that_an_abandoned_operation_opens() -> None:
     await wait_all_tasks_blocked()
     await perform(operations.nop())
     assert open_fds() == before
+
+
+async def test_completions_fetched_while_others_are_put_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are dispatched in the next iteration."""
+    manager = current_manager()
+    added = list[tuple[int, int, int]]()
+
+    class Fetched(list[tuple[int, int, int]]):
+        def __radd__(self, others: list[Completion]) -> list[Completion]:
+            together = [*others, *self]
+            added.append((IGNORED, 0, 1))
+            manager._backlog += added
+            return together
+
+    def fetch(_timeout: float) -> list[Completion]:
+        return Fetched([(IGNORED, 0, 2)])
+
+    manager._backlog.append((IGNORED, 0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(manager.ring, "submit_and_wait", fetch)
+        found = [*manager._get_events(0)]
+    assert found == [(IGNORED, 0, 0), (IGNORED, 0, 2)]
+    assert manager._backlog == added

@@ -521,9 +521,8 @@ class InFlightTable:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break
-                completions = self._backlog or self.ring.submit_and_wait(left) or []
-                self._backlog = []
-                for completion in completions:
+                completions, self._backlog = self._backlog, []
+                for completion in completions or self.ring.submit_and_wait(left) or ():
                     self.discard(*completion)
                 if self.native is not None:
                     self.native.discard()

@@ -252,8 +252,10 @@ class UringIOManager(InFlightTable):
         if mailbox is not None:
             mailbox.last_iteration = time.monotonic()
         if dont_block:
-            completions = self._backlog + (completions or [])
-            self._backlog = []
+            # Taken away first: a finalizer may add to it at any time.
+            backlog, self._backlog = self._backlog, []
+            backlog += completions or ()
+            completions = backlog
             if not completions:
                 return _SPURIOUS
         elif completions is None:
