@@ -46,11 +46,15 @@ PyObject *op_new(struct kind *kind, PyObject *owner, PyObject *argument)
 void op_let_go(Op *op)
 {
     int in_flight = op->state == IN_FLIGHT;
-    if (!in_flight && op->view.obj != NULL)
-        PyBuffer_Release(&op->view);
-    if (!op->guard_held && (in_flight || !op->pinned))
+    int has_view = !in_flight && op->view.obj != NULL;
+    if (!has_view && !op->guard_held && (in_flight || !op->pinned))
         return;
     PyObject *error = PyErr_GetRaisedException();
+    if (has_view) { /* to release it may run Python code, which must not release it again */
+        Py_buffer view = op->view;
+        op->view.obj = NULL;
+        PyBuffer_Release(&view);
+    }
     if (op->guard_held) {
         op->guard_held = 0;
         if (PyObject_SetAttr(op->guard, op->kind->held, Py_False) < 0)
