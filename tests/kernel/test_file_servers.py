@@ -58,6 +58,9 @@ async def test_files_are_read(server: FuseServer) -> None:
     assert await (mounted / "large").read_text() == LARGE.decode()
     async with await (mounted / "file").open() as file:
         assert [line async for line in file] == ["line one\n", "line two\n"]
+    plain = await trio.to_thread.run_sync(open, mounted / "file")
+    async with trio.wrap_file(plain) as file:
+        assert await file.readline() == "line one\n"
     assert not server.stood_still
     assert {Request.OPEN, Request.READ, Request.FLUSH} <= server.asked
 

@@ -45,6 +45,7 @@ import trio
 from trio.lowlevel import ParkingLot, checkpoint_if_cancelled, current_task, enable_ki_protection
 
 from trio_uring import _operations as operations
+from trio_uring._engine._file_systems import FileSystem, file_system_of
 from trio_uring._trio_private import at_cancel_point, schedule_point
 
 from ._methods import is_long_write
@@ -109,6 +110,8 @@ def stream_file(file: object) -> StreamFile | None:
     found = vars(raw).get(_KEY)
     if found is None:
         fd = io.FileIO.fileno(raw)
+        if file_system_of(fd) is FileSystem.SERVER:  # it would be asked for the status
+            return None
         try:
             mode = os.fstat(fd).st_mode
         except OSError:  # closed by its number
