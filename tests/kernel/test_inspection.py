@@ -248,7 +248,7 @@ def test_it_is_off_unless_asked_for() -> None:
     for off in "", "0", "off":
         with program(PROGRAM.format(then=WAIT), TRIO_URING_INSPECT=off) as process:
             [line] = dump(process.pid, status=1).splitlines()
-        assert line.startswith(f"trio-uring: process {process.pid} does not show its runs: ")
+        assert line.startswith(f"trio-uring: process {process.pid} shows no run: ")
         assert "start it with TRIO_URING_INSPECT=1" in line
 
 

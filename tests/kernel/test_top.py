@@ -66,7 +66,7 @@ def test_a_running_program(inspect: str) -> None:
         shown = top(process.pid, "--samples", "3", "--interval", "0.01", status=status)
         process.communicate(timeout=CHILD_SECONDS)
     if inspect == "0":
-        assert shown.startswith(f"trio-uring: process {process.pid} does not show its runs: ")
+        assert shown.startswith(f"trio-uring: process {process.pid} shows no run: ")
         return
     assert f"process {process.pid}: " in shown
     assert "run in MainThread: io_uring, " in shown

@@ -59,8 +59,8 @@ def _why_nobody_listens(pid: int) -> str:
     if not Path(f"/proc/{pid}").exists():
         return f"there is no process {pid}"
     return (
-        f"process {pid} does not show its runs: start it with TRIO_URING_INSPECT=1 in its "
-        "environment (and ask inside of its container, if it has one)"
+        f"process {pid} shows no run: start it with TRIO_URING_INSPECT=1 in its environment, on a "
+        "ring (TRIO_URING=1); of a server with workers, name a worker; ask inside of its container"
     )
 
 

@@ -149,8 +149,8 @@ class _View:
     def _tasks(self, samples: _Samples) -> Table:
         table = Table(title="tasks that wait longest", title_justify="left", expand=True)
         for heading, justify in (("for", "right"), ("task", "left"), ("waits for", "left")):
-            table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-        table.add_column("where", ratio=1, no_wrap=True)
+            table.add_column(heading, justify=justify, no_wrap=True, min_width=len("1000 s"))  # type: ignore[arg-type]
+        table.add_column("where", ratio=1, no_wrap=True, min_width=len("program.py:100"))
         for seconds, task in samples.waiting(self._now)[:_TASKS_SHOWN]:
             cancelled = " (cancelled)" if task["cancelled"] else ""
             where = f"{task['where']}".rpartition("/")[2]  # its name, the line and the function
