@@ -549,3 +549,15 @@ async def test_a_terminal_that_counts_bytes_or_time_is_read_in_a_thread(
     assert await binary.read(2) == b"c"
     assert threads() == 1
     binary.wrapped.close()
+
+
+async def test_nothing_is_read_from_an_unbuffered_pipe(pipe: tuple[int, int]) -> None:
+    binary = opened(pipe[0], "rb", buffering=0)
+    os.write(pipe[1], b"abc")
+    with trio.fail_after(CHILD_SECONDS):
+        assert await binary.read(1) == b"a"
+        assert await binary.read(0) == b""
+        assert await binary.readinto(bytearray()) == 0
+        assert await binary.read(9) == b"bc"
+    binary.wrapped.close()
+    os.close(pipe[1])

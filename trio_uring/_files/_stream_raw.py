@@ -170,6 +170,8 @@ class StreamRaw:
 
     def _hand_out(self, view: memoryview) -> int:
         """Give the method that `run` has called what it may have."""
+        if not view.nbytes:
+            return 0
         with self._lock:
             count = min(view.nbytes, self._allowed, len(self.ahead))
             if count <= 0:
