@@ -406,3 +406,11 @@ async def test_warnings_about_the_default_encoding(tree: pathlib.Path) -> None:
             [sys.executable, "-X", "warn_default_encoding", "-c", program], check=False
         )
         assert result.returncode == 0
+
+
+async def test_a_path_that_has_no_bytes_does_not_exist() -> None:
+    path = pathlib.Path("\ud800")
+    assert await trio.Path(path).exists() is path.exists() is False
+    assert await anyio.Path(path).is_file() is path.is_file() is False
+    with pytest.raises(UnicodeEncodeError):
+        await trio.Path(path).stat()

@@ -74,7 +74,8 @@ async def quick_call(
         return OTHERWISE
     try:
         value = call()
-    except TypeError:  # wrong arguments, for which the function itself raises an error
+    except (TypeError, UnicodeEncodeError):
+        # Wrong arguments, or a path that has no bytes: the function itself knows what to do.
         return OTHERWISE
     except (OSError, ValueError):
         await _pass_checkpoint(files)
