@@ -43,12 +43,12 @@ def default_handler() -> Iterator[None]:
 
 @pytest.mark.parametrize("program", ["protected", "unprotected"])
 def test_ctrl_c_at_every_step(program: str) -> None:
-    # Each 61st of the 2500 lines that run. With 1 instead, all: that takes minutes.
-    code = f"import interrupted; interrupted.at_every_step({program!r}, 61)"
+    # Each 401st of the 10,000 instructions and more that run. With 1 instead, all: for an hour.
+    code = f"import interrupted; interrupted.at_every_step({program!r}, 401)"
     [line] = output_of(run_python(code, options=OPTIONS))
     interrupted, ended = map(int, line.split())
     assert interrupted > 20
-    assert ended == 1  # the last step lies behind the end
+    assert 1 <= ended <= 2  # the last step lies behind the end, in 3.12 sometimes two
 
 
 @pytest.mark.parametrize("program", ["alone", "protected", "unprotected"])

@@ -1,7 +1,8 @@
-"""Programs that Ctrl-C interrupts, in every line of the package and at any time."""
+"""Programs that Ctrl-C interrupts, at every instruction of the package and at any time."""
 
 from __future__ import annotations
 
+import dis
 import gc
 import os
 import random
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import FrameType
 
+_YIELD = dis.opmap["YIELD_VALUE"]
 PACKAGE = str(Path(trio_uring.__file__).parent)
 
 
@@ -198,7 +200,7 @@ PROGRAMS: dict[str, Callable[[], Alone | Protected | Unprotected]] = {
 
 
 class AtStep:
-    """Counts the executed lines of the package, and interrupts in one of them."""
+    """Counts the executed instructions of the package, and interrupts before one of them."""
 
     def __init__(self, target: int) -> None:
         self.count = 0
@@ -207,7 +209,9 @@ class AtStep:
     def trace(self, frame: FrameType, event: str, _argument: object) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
-        if event == "line":
+        frame.f_trace_opcodes = True
+        # Python handles no signal between what an operation yields and the yield of its coroutine.
+        if event == "opcode" and frame.f_code.co_code[frame.f_lasti] != _YIELD:
             self.count += 1
             if self.count == self.target:
                 signal.raise_signal(signal.SIGINT)
@@ -299,7 +303,7 @@ def differing(before: dict[int, str]) -> set[tuple[int, str]]:
 
 
 def at_every_step(name: str, stride: int) -> None:
-    """Interrupt in each *stride*-th line that the package runs for the program."""
+    """Interrupt before each *stride*-th instruction that the package runs for the program."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run(name, nullcontext())  # what is imported late is imported
     before = open_fds()
