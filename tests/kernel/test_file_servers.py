@@ -65,6 +65,20 @@ async def test_files_are_read(server: FuseServer) -> None:
     assert {Request.OPEN, Request.READ, Request.FLUSH} <= server.asked
 
 
+async def test_a_file_that_takes_the_place_of_a_pipe(server: FuseServer) -> None:
+    mounted = server.need_this_loop()
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"in the pipe\n")
+    os.close(write_end)
+    async with trio.wrap_file(open(read_end, "rb", buffering=0)) as file:
+        assert await file.read(20) == b"in the pipe\n"
+        fd = await trio.to_thread.run_sync(os.open, mounted / "file", os.O_RDONLY)
+        await trio.to_thread.run_sync(os.dup2, fd, read_end)
+        await trio.to_thread.run_sync(os.close, fd)
+        assert await file.read(8) == b"line one"
+    assert not server.stood_still
+
+
 async def test_files_are_written(server: FuseServer) -> None:
     mounted = server.need_this_loop()
 

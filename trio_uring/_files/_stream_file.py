@@ -31,6 +31,7 @@ the first call on a file if other threads exist, of which one may be inside it a
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import select
@@ -110,17 +111,26 @@ def stream_file(file: object) -> StreamFile | None:
     found = vars(raw).get(_KEY)
     if found is None:
         fd = io.FileIO.fileno(raw)
-        if file_system_of(fd) is FileSystem.SERVER:  # it would be asked for the status
-            return None
         try:
-            mode = os.fstat(fd).st_mode
-        except OSError:  # closed by its number
+            mode = _status_of(fd).st_mode
+        except OSError:
             return None
         if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)):
             return None
         found = vars(raw)[_KEY] = StreamFile(StreamRaw(raw, fd))
     assert isinstance(found, StreamFile)
     return found
+
+
+def _status_of(fd: int) -> os.stat_result:
+    """Return the status of *fd*.
+
+    Raises:
+      OSError: there is no such fd, or a server would be asked for its status.
+    """
+    if file_system_of(fd) is FileSystem.SERVER:
+        raise OSError(errno.EREMOTE, os.strerror(errno.EREMOTE))
+    return os.fstat(fd)
 
 
 def stream_call(
@@ -280,7 +290,7 @@ class StreamFile:
             usable = not file.closed and (file.readable() if reading else file.writable())
             if self._is_new or self._raw.inside or not usable or not os.get_blocking(fd):
                 raise NeedsThreadError
-            status = os.fstat(fd)  # each time, as it may have been replaced by dup2
+            status = _status_of(fd)  # each time, as it may have been replaced by dup2
             if stat.S_ISCHR(status.st_mode):
                 return _open_terminal(fd, status.st_rdev, reading=reading)
         except (OSError, termios.error):
