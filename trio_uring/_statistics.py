@@ -10,7 +10,7 @@ import attrs
 from ._kernel.uapi import Opcode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from enum import IntFlag
 
 
@@ -97,6 +97,11 @@ _OPCODE_NAMES = {int(opcode): opcode.name for opcode in Opcode}
 def opcode_name(opcode: int) -> str:
     """Return the name of *opcode*; its number, if it is unknown here."""
     return _OPCODE_NAMES.get(opcode, f"{opcode}")
+
+
+def counts_by_name(counts: Sequence[int]) -> dict[str, int]:
+    """Return the *counts* that are not 0, which are in the order of their opcodes, by name."""
+    return {name: n for opcode, name in _OPCODE_NAMES.items() if (n := counts[opcode])}
 
 
 def flag_names(flags: IntFlag) -> tuple[str, ...]:

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Final, Literal
 from trio.lowlevel import enable_ki_protection
 
 from trio_uring._errors import setup_error
-from trio_uring._kernel.uapi import Opcode
 from trio_uring._log import log_ring_run
 from trio_uring._operations import send
-from trio_uring._statistics import RingStatistics, flag_names, totals
+from trio_uring._statistics import RingStatistics, counts_by_name, flag_names, totals
 from trio_uring._trio_private import current_io_manager, current_run_is_guest, current_run_queue
 
 from ._buffer_pool import BufferPools
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 Layer = Literal["files", "sockets"]
 LAYERS: Final[tuple[Layer, ...]] = ("files", "sockets")
 
-_OPCODE_NAMES: Final = tuple((int(opcode), opcode.name) for opcode in Opcode)
 
 # Returned by get_events() if there are no completions but the time did not run out: after a signal,
 # or in the worker thread of a guest run.
@@ -399,7 +397,7 @@ class UringIOManager(InFlightTable):
         counts[_SEND_OPCODE] += self.sent_now
         if native is not None:
             counts = count_native(native, counts)
-        return _by_name(counts)
+        return counts_by_name(counts)
 
     def in_flight_by_name(self) -> dict[str, int]:
         """Return the number of operations in flight by opcode."""
@@ -410,7 +408,7 @@ class UringIOManager(InFlightTable):
         for batch in tuple(self._batches.values()):
             for opcode, count in batch.opcodes.items():
                 counts[opcode] += count
-        return _by_name(counts)
+        return counts_by_name(counts)
 
     # ---- Closing ---------------------------------------------------------------------------
 
@@ -449,7 +447,3 @@ class UringIOManager(InFlightTable):
         if self._guest is not None:
             self._guest.close()
         self._readiness.close()
-
-
-def _by_name(counts: Sequence[int]) -> dict[str, int]:
-    return {name: n for opcode, name in _OPCODE_NAMES if (n := counts[opcode])}
