@@ -99,3 +99,29 @@ def output_of(result: subprocess.CompletedProcess[str]) -> list[str]:
     """Return the lines that a child printed. It must have succeeded, and printed no warnings."""
     assert (result.returncode, result.stderr) == (0, ""), result.stderr + result.stdout
     return result.stdout.splitlines()
+
+
+def run_command(
+    *arguments: object,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m trio_uring`` with *arguments* and *environment* added. Return the result."""
+    return subprocess.run(
+        [sys.executable, "-m", "trio_uring", *map(str, arguments)],
+        env={**clean_environment(), **(environment or {})},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=CHILD_SECONDS,
+    )
+
+
+def said_by_command(
+    *arguments: object, status: int, environment: Mapping[str, str] | None = None
+) -> str:
+    """Return what a command prints that ends with *status*: its report, or why there is none."""
+    result = run_command(*arguments, environment=environment)
+    assert result.returncode == status, result.stderr
+    return result.stderr if status else result.stdout

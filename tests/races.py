@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from accounting import Rounds
 
     from trio_uring._files._bridge import FilesRun
+    from trio_uring._operations._operation import Sqe
     from trio_uring.lowlevel import Operation
 
 T = TypeVar("T")
 
-NOP_INJECT_RESULT: Final = 1  # of io_uring.h: the result of a NOP is what its len says. Linux 6.11.
+# Of io_uring.h: the result of a NOP is what its len says. Linux 6.11.
+_NOP_INJECT_RESULT: Final = 1
 
 
 class Order(Enum):
@@ -59,6 +61,12 @@ _CANCELLED_WHEN_PARKED: Final = (Order.ONE_ENTER, *_READY_BEFORE)
 _NOT_CANCELLED_FROM_OUTSIDE: Final = (Order.READY_SEEN, Order.NO_CANCEL)
 
 
+def failing_sqe(code: int) -> Sqe:
+    """Return the SQE of an operation that does nothing and fails with *code*."""
+    res = -code & 0xFFFFFFFF
+    return (Opcode.NOP, 0, 0, -1, 0, NO_ADDRESS, res, _NOP_INJECT_RESULT, 0, 0, 0)
+
+
 def fail_once(monkeypatch: pytest.MonkeyPatch, opcode: Opcode, code: int) -> None:
     """Make the next operation with *opcode* fail with *code*; it does nothing else."""
     push, failed = Ring.push, list[object]()
@@ -67,8 +75,7 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, opcode: Opcode, code: int) -> Non
         sqe = operation.sqe
         if operation.opcode == opcode and not failed:
             failed.append(operation)
-            res = -code & 0xFFFFFFFF
-            operation.sqe = (Opcode.NOP, 0, 0, -1, 0, NO_ADDRESS, res, NOP_INJECT_RESULT, 0, 0, 0)
+            operation.sqe = failing_sqe(code)
         try:
             return push(ring, operation, user_data)
         finally:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from argparse import Namespace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from children import CHILD_SECONDS, clean_environment
+from children import run_command
 
 if not os.environ.get("CI"):
     for package in ("rich", "matplotlib"):
@@ -22,21 +20,14 @@ from trio_uring._cli._bench import Row, Spread, compare
 from trio_uring._cli._plot import draw
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
 SHORT = ("--rounds", "1", "--seconds", "0.05")
 
 
 def bench(*options: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "trio_uring", "bench", *map(str, options)],
-        cwd=cwd,
-        env={**clean_environment(), "COLUMNS": "100", **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=CHILD_SECONDS,
-    )
+    return run_command("bench", *options, cwd=cwd, environment={"COLUMNS": "100", **variables})
 
 
 def test_it_measures_each_loop_with_each_workload(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from hypothesis import HealthCheck, given, settings, strategies as st
+from races import failing_sqe
 
 import trio_uring
 from trio_uring import RingConfig
@@ -31,7 +32,6 @@ from trio_uring._files._bridge import INLINE_MAX
 from trio_uring._files._methods import raw_of
 from trio_uring._files._raw import RingFileIO
 from trio_uring._kernel.uapi import Opcode
-from trio_uring._operations._operation import NO_ADDRESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,9 +64,6 @@ fuzzed = settings(
 
 Call = tuple[str, tuple[Any, ...]]
 CLOSE: Call = ("close", ())
-
-# Of io_uring.h: the result of a NOP is what its len says. Linux 6.11.
-NOP_INJECT_RESULT = 1
 
 
 # --- What is called -------------------------------------------------------------------------
@@ -462,8 +459,7 @@ def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
             operation.sqe = (*sqe[:6], min(now, sqe[6]), *sqe[7:])  # type: ignore[assignment]
         else:
             code = errno.EINTR if now == "interrupted" else error
-            res = -code & 0xFFFFFFFF
-            operation.sqe = (Opcode.NOP, 0, 0, -1, 0, NO_ADDRESS, res, NOP_INJECT_RESULT, 0, 0, 0)
+            operation.sqe = failing_sqe(code)
         try:
             return push(self, operation, user_data)
         finally:

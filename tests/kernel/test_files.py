@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from races import current_files, current_manager, file_size_limit
+from races import current_files, current_manager, failing_sqe, file_size_limit
 from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
@@ -34,16 +34,12 @@ from trio_uring._files._bridge import POOL_MAX
 from trio_uring._files._open import open_file
 from trio_uring._files._raw import RingFileIO
 from trio_uring._kernel.uapi import Opcode, SqeFlag
-from trio_uring._operations._operation import NO_ADDRESS
 from trio_uring.lowlevel import RingStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from trio_uring.lowlevel import Operation
-
-# Of io_uring.h: the result of a NOP is what its len says. Linux 6.11.
-NOP_INJECT_RESULT = 1
 
 pytestmark = pytest.mark.usefixtures("fd_ledger")
 
@@ -70,10 +66,7 @@ class Operations:
             self.started.append(operation)
             sqe = operation.sqe
             if operation.opcode in self.errors:
-                res = -self.errors.pop(operation.opcode) & 0xFFFFFFFF
-                operation.sqe = (
-                    Opcode.NOP, 0, 0, -1, 0, NO_ADDRESS, res, NOP_INJECT_RESULT, 0, 0, 0
-                )  # fmt: skip
+                operation.sqe = failing_sqe(self.errors.pop(operation.opcode))
             try:
                 return push(ring, operation, user_data)
             finally:

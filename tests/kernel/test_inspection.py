@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from children import CHILD_SECONDS, clean_environment, output_of, run_python
+from children import (
+    CHILD_SECONDS,
+    clean_environment,
+    output_of,
+    run_python,
+    said_by_command,
+)
 
 import trio_uring
 from trio_uring._cli._observed import NotObservedError, look_at
@@ -87,16 +93,7 @@ def program(code: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
 
 def dump(*arguments: object, status: int = 0) -> str:
     """Return what the command prints: its report, or why there is none."""
-    result = subprocess.run(
-        [sys.executable, "-m", "trio_uring", "dump", *map(str, arguments)],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=CHILD_SECONDS,
-    )
-    assert result.returncode == status, result.stderr
-    return result.stderr if status else result.stdout
+    return said_by_command("dump", *arguments, status=status)
 
 
 def waits(run: dict[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from children import CHILD_SECONDS, clean_environment
+from children import CHILD_SECONDS, clean_environment, said_by_command
 
 if not os.environ.get("CI"):
     pytest.importorskip("rich", reason="the extra `cli` is not installed")
@@ -40,16 +40,7 @@ trio_uring.run(main)
 
 def top(pid: int, *options: str, status: int = 0) -> str:
     """Return what the command prints: its view, or why there is none."""
-    result = subprocess.run(
-        [sys.executable, "-m", "trio_uring", "top", str(pid), *options],
-        env={**clean_environment(), "COLUMNS": "150"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=CHILD_SECONDS,
-    )
-    assert result.returncode == status, result.stderr
-    return result.stderr if status else result.stdout
+    return said_by_command("top", pid, *options, status=status, environment={"COLUMNS": "150"})
 
 
 @pytest.mark.parametrize("inspect", ["1", "0"])
