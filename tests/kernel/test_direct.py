@@ -142,6 +142,29 @@ async def test_leases_where_nothing_is_registered(path: Path) -> None:
         await trio.to_thread.run_sync(run)
 
 
+async def test_the_disk_gets_many_reads_before_the_turn_ends(path: Path) -> None:
+    """Or it would be idle while the tasks run."""
+    manager = current_manager()
+    path.write_bytes(bytes(32 * SIZE))
+
+    class Unsubmitted(trio.abc.Instrument):
+        most = 0
+
+        def before_io_wait(self, timeout: float) -> None:
+            self.most = max(self.most, manager.ring.unsubmitted)
+
+    async with await trio_uring.open_direct(path) as file:
+        unsubmitted = Unsubmitted()
+        trio.lowlevel.add_instrument(unsubmitted)
+        before = manager.ring.submitted
+        async with trio.open_nursery() as nursery:
+            for number in range(32):
+                nursery.start_soon(file.read_at, SIZE, number * SIZE)
+        trio.lowlevel.remove_instrument(unsubmitted)
+    assert manager.ring.submitted - before == 32
+    assert unsubmitted.most < 8
+
+
 async def test_the_end_of_the_file_gives_a_short_read(path: Path) -> None:
     path.write_bytes(CONTENT[: SIZE + 100])
     async with await open_direct(path, "r+") as file:

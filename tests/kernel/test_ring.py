@@ -123,6 +123,20 @@ def test_flush_submits_and_takes_no_completion(ring: KeptRing) -> None:
     assert ring.submit_and_wait(0) == [(1, 0, 0)]
 
 
+def test_a_device_gets_its_operations_before_the_turn_ends(ring: KeptRing) -> None:
+    enters = ring.enters
+    for number in range(7):
+        operation = operations.nop()
+        operation.for_device = True
+        ring.push(operation, number)
+    assert (ring.unsubmitted, ring.enters) == (7, enters)
+    operation = operations.nop()
+    operation.for_device = True
+    ring.push(operation, 7)
+    assert (ring.unsubmitted, ring.enters) == (0, enters + 1)
+    assert [user_data for user_data, _, _ in ring.reap(8)] == list(range(8))
+
+
 def test_flush_of_nothing(ring: KeptRing) -> None:
     ring.flush()
     assert ring.submit_and_wait(0) == []

@@ -253,6 +253,8 @@ class Ring:
         # through cffi takes more than twice as long.
         result = lib.ring_push(self._ring, user_data, *operation.sqe)
         if result == 0:
+            if operation.for_device:
+                lib.ring_submit_early(self._ring)
             return True
         if result == -errno.EAGAIN:
             return False

@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from typing_extensions import Buffer, Self
+
+    from trio_uring.lowlevel import Operation
+
+    from ._bridge import FilesRun
+
+T = TypeVar("T")
 
 _O_DIRECT: Final = getattr(os, "O_DIRECT", 0)
 
@@ -202,16 +208,20 @@ class DirectFile(PositionalFile):
             operation = lease.operation(
                 operations.read_fixed, files.manager, fd, offset, size, in_worker=self._has_server
             )
-            files.on_ring += 1
-            return await files.manager.perform(
-                operation
-                or operations.read(
+            if operation is None:
+                operation = operations.read(
                     fd, lease.memory[:size], offset, cancellable=False, in_worker=self._has_server
                 )
-            )
+            files.on_ring += 1
+            operation.for_device = True
+            return await files.manager.perform(operation)
         finally:
             lease.users -= 1
             self._leave()
+
+    async def _perform(self, files: FilesRun, operation: Operation[T]) -> T:
+        operation.for_device = True
+        return await super()._perform(files, operation)
 
     def _buffers_for(self, parts: Sequence[tuple[int, int]]) -> Sequence[memoryview]:
         """Return aligned memory for each part. All are in one mapping, which ends with the last."""

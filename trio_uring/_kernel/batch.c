@@ -157,6 +157,16 @@ static int batch_collect(struct ring *ring, struct io_uring_cqe *cqes, unsigned 
     return kept > 0 ? (int)kept : -EINTR;
 }
 
+/* Submit if EARLY or more SQEs are waiting, so that a device works while Python runs other tasks. The
+ * next submission reports any error. With 32 tasks that read, 8 and 4 give 1.4 times the reads per
+ * second that a submission in each turn gives, 16 gives 1.25 (benchmarks/bench_files.py leased). */
+#define EARLY 8
+static void ring_submit_early(struct ring *ring)
+{
+    if (ring_unsubmitted(ring) >= EARLY)
+        ring_submit(ring, 0);
+}
+
 /* Fill the SQEs of operations start to end. Returns the index of the first for which there was no
  * room (the caller reaps CQEs and calls again), or end. A linked chain cannot span two enters, so
  * its SQEs are filled only if there is room for all of them. */

@@ -123,6 +123,7 @@ class Operation(Generic[T_co]):
         "fd",
         "filename",
         "filename2",
+        "for_device",
         "limited",
         "on_cqe_more",
         "opcode",
@@ -173,6 +174,7 @@ class Operation(Generic[T_co]):
         self.cancellable: bool = cancellable
         self.exclusive: Exclusive | None = exclusive
         self.limited: bool = limited
+        self.for_device: bool = False  # whether a device begins as soon as it is submitted
         self.on_cqe_more: Callable[[int, int], None] | None = on_cqe_more
         self.discard: Callable[[int], object] | None = discard
         self.filename: str | bytes | None = filename
