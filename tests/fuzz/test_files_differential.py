@@ -467,7 +467,7 @@ def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Ring, "push", push_faulty)
     monkeypatch.setattr(RingFileIO, "_nowait_read", False)
-    monkeypatch.setattr(RingFileIO, "_nowait_write", False)
+    monkeypatch.setattr(RingFileIO, "nowait_write", False)
     monkeypatch.setattr(RingFileIO, "readinto", planned(RingFileIO.readinto, reading=True))
     monkeypatch.setattr(RingFileIO, "write", planned(RingFileIO.write, reading=False))
 

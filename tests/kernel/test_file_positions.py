@@ -181,7 +181,7 @@ def short_writes(monkeypatch: pytest.MonkeyPatch) -> None:
             operation.sqe = sqe
 
     monkeypatch.setattr(Ring, "push", push_short)
-    monkeypatch.setattr(RingFileIO, "_nowait_write", False)
+    monkeypatch.setattr(RingFileIO, "nowait_write", False)
 
 
 @pytest.mark.parametrize("mode", ["wb", "ab", "r+b"])

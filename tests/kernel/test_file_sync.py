@@ -155,7 +155,7 @@ async def test_a_file_opened_by_other_means(
 async def test_a_file_that_is_used_waits_for_its_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(RingFileIO, "_nowait_write", False)
+    monkeypatch.setattr(RingFileIO, "nowait_write", False)
     order: list[str] = []
     async with await trio.open_file(tmp_path / "file", "wb", buffering=0) as file:
 

@@ -92,7 +92,7 @@ def hit_of(method: Any) -> Any:
 def nowait_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every transfer use the ring, as on a file system without RWF_NOWAIT."""
     monkeypatch.setattr(RingFileIO, "_nowait_read", False)
-    monkeypatch.setattr(RingFileIO, "_nowait_write", False)
+    monkeypatch.setattr(RingFileIO, "nowait_write", False)
 
 
 # --- Files as users know them ---------------------------------------------------------------

@@ -371,6 +371,39 @@ class FilesRun(RunResource):
         return value
 
     @enable_ki_protection
+    async def perform(
+        self,
+        describe: Callable[[], Operation[T]],
+        raw: RingFileIO,
+        finish: Callable[[T], object] | None = None,
+    ) -> T:
+        """Perform the operation on *raw* that *describe* returns, without a bridge.
+
+        Its result is passed to *finish* before another task can use *raw*.
+
+        A checkpoint. If cancelled before it begins, nothing was done. Once begun, it completes.
+
+        Raises:
+          OSError: the operation failed.
+          BaseException: what *describe* raises.
+        """
+        if at_cancel_point(current_task()):
+            await checkpoint_if_cancelled()
+        if raw.busy:
+            await raw.acquire()
+        raw.busy = True
+        try:
+            operation = describe()
+            raw.used_ring = True
+            result = await self.manager.perform_shielded(operation)
+            if finish is not None:
+                finish(result)
+        finally:
+            raw.release()
+        self.on_ring += 1
+        return result
+
+    @enable_ki_protection
     async def call_in_thread(
         self,
         function: Callable[..., T],

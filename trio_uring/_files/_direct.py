@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer, Self
 
-    from trio_uring.lowlevel import Operation
+    from trio_uring._operations import Operation
 
     from ._bridge import FilesRun
 

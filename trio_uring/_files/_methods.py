@@ -15,6 +15,7 @@ from trio_uring._engine._file_systems import FileSystem
 from ._hits import never_waits
 from ._paths import TEXT_MAX
 from ._raw import RingFileIO
+from ._unbuffered import write
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -114,6 +115,8 @@ def way_of(
         return inline
     if raw.counts_lines and name == "readline":
         return counting_lines
+    if kind is RingFileIO and name == "write":
+        return partial(write, raw)
     return by_length if may_be_long(kind, name) else on_bridge
 
 

@@ -115,15 +115,15 @@ class RingFileIO(io.FileIO):
     counts_lines = False  # whether each newline byte ends a line of text
 
     _streams: bool | None = None
-    _appends: bool | None = None
+    appends: bool | None = None
     _ended = False  # whether the last read reached the end of the file
-    _written = 0
+    written = 0
 
     # Whether small transfers are tried without the ring first, by a non-blocking system call: it
     # succeeds for data in the page cache, or in a pipe. A file system that doesn't support such
     # calls fails with EOPNOTSUPP. Then only files in memory are tried.
     _nowait_read = True
-    _nowait_write = True
+    nowait_write = True
     nowait_flags = _RWF_NOWAIT
 
     def __init__(
@@ -395,7 +395,7 @@ class RingFileIO(io.FileIO):
         if view.ndim != 1 or view.itemsize != 1:
             view = view.cast("B")
         written = self._write(bridge, view)
-        self._written += written or 0
+        self.written += written or 0
         return written
 
     def _write(self, bridge: GreenletBridge, view: memoryview) -> int | None:
@@ -412,7 +412,7 @@ class RingFileIO(io.FileIO):
             except OSError as exc:
                 if exc.errno != errno.EOPNOTSUPP:
                     raise
-                self._nowait_write = bool(self.nowait_flags) and self._is_memory(_fileno(self))
+                self.nowait_write = bool(self.nowait_flags) and self._is_memory(_fileno(self))
                 continue
             bridge.budget -= done
             break
@@ -442,11 +442,11 @@ class RingFileIO(io.FileIO):
         Not for an appending write: it could be short, and another process could append to the file
         before the rest is written. Files in memory are written completely.
         """
-        if self._appends is None:
-            self._appends = bool(fcntl.fcntl(_fileno(self), fcntl.F_GETFL) & os.O_APPEND)
-            if self._appends and not self.is_stream:
-                self._nowait_write = self._is_memory(_fileno(self))
-        return self._nowait_write
+        if self.appends is None:
+            self.appends = bool(fcntl.fcntl(_fileno(self), fcntl.F_GETFL) & os.O_APPEND)
+            if self.appends and not self.is_stream:
+                self.nowait_write = self._is_memory(_fileno(self))
+        return self.nowait_write
 
     def _write_on_ring(self, bridge: GreenletBridge, view: memoryview) -> int:
         fd = _fileno(self)
@@ -455,7 +455,7 @@ class RingFileIO(io.FileIO):
         self.used_ring = True
         size = view.nbytes
         in_worker = size > IN_WORKER_MIN
-        if self._appends:
+        if self.appends:
             count = bridge.perform(
                 operations.write(fd, view, _HERE, cancellable=False, in_worker=True)
             )
@@ -538,7 +538,7 @@ class RingFileIO(io.FileIO):
         if bridge is None or getcurrent() is not bridge or self.closed:
             return _file_io.close(self)
         try:
-            if self._written > IN_WORKER_MIN or self.file_system is FileSystem.SERVER:
+            if self.written > IN_WORKER_MIN or self.file_system is FileSystem.SERVER:
                 bridge.call_in_thread(partial(_file_io.close, self))
         finally:
             _file_io.close(self)  # does nothing if the thread has closed it

@@ -16,6 +16,7 @@ from trio_uring._engine._file_systems import FileSystem
 
 from ._bridge import BRIDGE_REFUSED, current_files
 from ._methods import raw_of
+from ._unbuffered import sync
 
 if TYPE_CHECKING:
 
@@ -82,6 +83,8 @@ async def _sync(file: _File, *, data_only: bool) -> None:
         await trio.to_thread.run_sync(_flush_and_sync, *args)
     elif raw.file_system is FileSystem.SERVER:
         await files.call_in_thread(_flush_and_sync, args, raw)
+    elif file is raw:  # it has no buffer to flush
+        await sync(files, raw, data_only=data_only)
     else:
         await files.call(_flush_and_sync, args, raw)
 
