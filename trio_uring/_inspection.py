@@ -28,6 +28,7 @@ import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from ._engine._io_manager import UringIOManager
 from ._snapshot import take_snapshot
 from ._trio_private import ObservedRun
 
@@ -173,4 +174,6 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 def show_run(io_manager: object) -> None:
     """Show the run of *io_manager*, which begins, to `trio-uring top` and `dump`, if asked to."""
     if inspection_is_on():
+        if isinstance(io_manager, UringIOManager):
+            io_manager.time_operations()
         _inspection.add(io_manager)

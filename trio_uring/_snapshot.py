@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypedDict
 
@@ -42,6 +43,7 @@ class TaskInfo(TypedDict):
     """One task. Tasks come in the order of the tree: a parent before its children.
 
     ``steps`` counts how often the task has run: as long as it stays the same, the task waits.
+    ``seconds`` is for how long it has waited for its operation; None if it waits for another thing.
     """
 
     id: int
@@ -50,6 +52,7 @@ class TaskInfo(TypedDict):
     waits_for: str
     where: str
     steps: int
+    seconds: float | None
     cancelled: bool
 
 
@@ -107,9 +110,11 @@ def _describe(task: Task, depth: int) -> TaskInfo:
     if isinstance(data, InFlight | Op):
         waits_for = _describe_operation(data)
         cancelled = data.raise_cancel is not None
+        seconds = _seconds_of(data)
     else:
         waits_for = "its turn" if is_ready(task) else _describe_wait(frames[last + 1 :])
         cancelled = False
+        seconds = None
     return {
         "id": id(task),
         "depth": depth,
@@ -117,6 +122,7 @@ def _describe(task: Task, depth: int) -> TaskInfo:
         "waits_for": waits_for,
         "where": _place(frames[last]) if own else "",
         "steps": count_steps(task),
+        "seconds": seconds,
         "cancelled": cancelled,
     }
 
@@ -133,6 +139,13 @@ def _describe_operation(entry: InFlight | Op) -> str:
     if path is not None:
         words.append(os.fsdecode(path))
     return " ".join(words)
+
+
+def _seconds_of(entry: InFlight | Op) -> float | None:
+    # A multishot operation has no task: it stays in flight while its task waits again and again.
+    if not entry.since or (isinstance(entry, InFlight) and entry.task is None):
+        return None
+    return (time.monotonic_ns() - entry.since) / 1e9
 
 
 def _name_of(fd: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -21,10 +22,12 @@ from children import (
     run_python,
     said_by_command,
 )
+from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring._cli._observed import NotObservedError, look_at
 from trio_uring._inspection import address_of, inspection_is_on
+from trio_uring.lowlevel import operations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +114,11 @@ def test_what_each_task_waits_for() -> None:
     assert found["__main__.receive"].startswith("RECV fd ")
     assert found["__main__.tick"] == "TIMEOUT"
     assert found["__main__.wait"].endswith("wait")
+    # Operations are timed, and nothing else is.
+    seconds = {task["name"]: task["seconds"] for task in run["tasks"]}
+    assert 0 < seconds.pop("__main__.receive") < CHILD_SECONDS
+    assert 0 < seconds.pop("__main__.tick") < CHILD_SECONDS
+    assert {*seconds.values()} == {None}
     assert run["in_flight"] == {"RECV": 1, "TIMEOUT": 1}
     assert run["statistics"]["in_flight"] == 2
     assert run["statistics"]["backend"] == "io_uring"
@@ -118,11 +126,52 @@ def test_what_each_task_waits_for() -> None:
     assert run["busy_in"] == []
 
     [line] = [line for line in text.splitlines() if "__main__.tick" in line]
-    assert line.strip().startswith("__main__.tick  [TIMEOUT]  <string>:")
+    assert re.match(r" +__main__\.tick  \[TIMEOUT, [\d.]+ (µs|ms|s)\]  <string>:", line)
     assert line.endswith(" in tick")
     main = next(line for line in text.splitlines() if "__main__.main" in line)
     assert len(line) - len(line.lstrip()) > len(main) - len(main.lstrip())  # it is its child
     assert f"run in MainThread: io_uring, {run['statistics']['engine']} engine; " in text
+
+
+def test_an_operation_that_tasks_wait_for_again_and_again() -> None:
+    code = f"""
+        import sys, trio, trio.testing, trio_uring
+
+        async def accept(listener):
+            async with trio_uring.accept_many(listener) as connections:
+                async for connection in connections:
+                    await connection.aclose()
+
+        async def main():
+            [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(accept, listener)
+                await trio.testing.wait_all_tasks_blocked()
+                {WAIT}
+                nursery.cancel_scope.cancel()
+
+        trio_uring.run(main)
+    """
+    with program(code) as process:
+        [run] = look_at(process.pid, ALL)
+    [accept] = [task for task in run["tasks"] if task["name"] == "__main__.accept"]
+    assert accept["waits_for"].startswith("ACCEPT")
+    assert accept["seconds"] is None  # that it was in flight for, not that the task waits
+
+
+def test_an_operation_of_a_run_that_is_not_shown_is_not_timed() -> None:
+    async def main() -> None:
+        async def perform() -> None:
+            await trio_uring.lowlevel.perform(operations.timeout(3600 * 10**9))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(perform)
+            await wait_all_tasks_blocked()
+            [task] = nursery.child_tasks
+            assert task.custom_sleep_data.since == 0
+            nursery.cancel_scope.cancel()
+
+    trio_uring.run(main)
 
 
 def test_a_task_that_is_cancelled_and_waits_all_the_same() -> None:
@@ -158,7 +207,7 @@ def test_a_loop_that_is_busy() -> None:
         text = dump(process.pid)
     assert "the loop does not answer; its thread is in:" in text
     assert "in main\n" in text
-    assert "__main__.tick  [TIMEOUT]" in text
+    assert "__main__.tick  [TIMEOUT, " in text
     assert "__main__.main  [its turn]" in text
 
 

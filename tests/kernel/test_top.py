@@ -14,7 +14,8 @@ from children import CHILD_SECONDS, clean_environment, said_by_command
 if not os.environ.get("CI"):
     pytest.importorskip("rich", reason="the extra `cli` is not installed")
 
-from trio_uring._cli._top import _duration, _Samples
+from trio_uring._cli._observed import duration
+from trio_uring._cli._top import _Samples
 
 if TYPE_CHECKING:
     from trio_uring._snapshot import RunInfo, TaskInfo
@@ -67,7 +68,9 @@ def test_a_running_program(inspect: str) -> None:
     assert re.search(r"__main__\.main +│ trio\.to_thread_run_sync", shown)
 
 
-def task(number: int, steps: int, waits_for: str = "RECV") -> TaskInfo:
+def task(
+    number: int, steps: int, waits_for: str = "RECV", seconds: float | None = None
+) -> TaskInfo:
     return {
         "id": number,
         "depth": 0,
@@ -75,6 +78,7 @@ def task(number: int, steps: int, waits_for: str = "RECV") -> TaskInfo:
         "waits_for": waits_for,
         "where": "",
         "steps": steps,
+        "seconds": seconds,
         "cancelled": False,
     }
 
@@ -112,12 +116,22 @@ def test_who_waits_longest() -> None:
     assert found == [(3.0, "task 2"), (2.0, "task 1"), (2.0, "task 4"), (0.0, "task 5")]
 
 
+def test_an_operation_began_before_the_first_look() -> None:
+    samples = _Samples()
+    samples.add(sample(0, 0, task(1, 5, seconds=90.0), task(2, 5)), 100.0)
+    samples.add(sample(0, 0, task(1, 5, seconds=93.0), task(2, 5)), 103.0)
+    assert [seconds for seconds, _ in samples.waiting(103.0)] == [93.0, 3.0]
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(None, "-"), (0.00002, "20 µs"), (0.0015, "1.5 ms"), (0.25, "250.0 ms"), (12.34, "12.3 s")],
+    [
+        *((0.00002, "20 µs"), (0.0015, "1.5 ms"), (0.25, "250.0 ms")),
+        *((12.34, "12.3 s"), (600, "10 min"), (9000, "2.5 h")),
+    ],
 )
-def test_durations(seconds: float | None, shown: str) -> None:
-    assert _duration(seconds) == shown
+def test_durations(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
 
 
 def test_without_the_extra_it_says_what_to_install() -> None:

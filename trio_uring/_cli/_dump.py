@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Final
 
-from ._observed import NotObservedError, command_of, look_at
+from ._observed import NotObservedError, command_of, duration, look_at
 
 if TYPE_CHECKING:
     import argparse
@@ -49,6 +49,7 @@ def _lines(run: RunInfo) -> Iterator[str]:
 
 
 def _line(task: TaskInfo) -> str:
+    since = "" if task["seconds"] is None else f", {duration(task['seconds'])}"
     cancelled = ", cancelled" if task["cancelled"] else ""
     where = f"  {task['where']}" if task["where"] else ""
-    return f"{'  ' * task['depth']}{task['name']}  [{task['waits_for']}{cancelled}]{where}"
+    return f"{'  ' * task['depth']}{task['name']}  [{task['waits_for']}{since}{cancelled}]{where}"

@@ -64,6 +64,17 @@ def _why_nobody_listens(pid: int) -> str:
     )
 
 
+def duration(seconds: float) -> str:
+    """Return *seconds* in a unit that people read."""
+    if seconds < 0.001:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.1f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def command_of(pid: int) -> str:
     """Return the command line of process *pid*; empty if that cannot be read."""
     try:

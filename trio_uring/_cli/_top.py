@@ -14,7 +14,7 @@ from rich.text import Text
 
 from trio_uring._metrics import threads_of
 
-from ._observed import NotObservedError, command_of, look_at
+from ._observed import NotObservedError, command_of, duration, look_at
 
 if TYPE_CHECKING:
     import argparse
@@ -89,7 +89,7 @@ class _Samples:
     def waiting(self, now: float) -> list[tuple[float, Mapping[str, object]]]:
         """Return the tasks that wait, with the seconds: those that wait longest first."""
         tasks = [
-            (now - self._since[task["id"]][1], task)
+            (task["seconds"] or now - self._since[task["id"]][1], task)
             for task in self.last["tasks"]
             if task["waits_for"] != "its children"
         ]
@@ -167,19 +167,12 @@ def _operations(samples: _Samples) -> Table:
     completed = cast("dict[str, int]", samples.last["statistics"]["completed"])
     in_flight = samples.last["in_flight"]
     for opcode in sorted({*completed, *in_flight}):
+        mean = samples.mean_seconds(opcode)
         table.add_row(
             opcode,
             f"{in_flight.get(opcode, 0)}",
             f"{samples.rate('completed', opcode):.0f}",
-            _duration(samples.mean_seconds(opcode)),
+            "-" if mean is None else duration(mean),
             f"{completed.get(opcode, 0)}",
         )
     return table
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    if seconds < 0.001:
-        return f"{seconds * 1e6:.0f} µs"
-    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -83,6 +83,7 @@ class InFlight(FdWaiter):
     res: int = 0
     flags: int = 0
     cancel_asked: bool = False
+    since: int = 0  # when it was pushed, in ns; 0 if operations are not timed
     # If the kernel cancels the operation, the task gets `Cancelled` if `raise_cancel` was set
     # first, and `ClosedResourceError` if `closing` was.
     raise_cancel: RaiseCancelT | None = None
@@ -179,8 +180,7 @@ class InFlightTable:
         self._submit_cancels_at_once = False
         # Completions that were fetched to make room; the next loop iteration dispatches them.
         self._backlog: list[Completion] = []
-        # Completions that were fetched but not dispatched yet.
-        self._undispatched: Iterable[Completion] = ()
+        self._undispatched: Iterable[Completion] = ()  # fetched, and not dispatched yet
         # The handlers of completions with a reserved user_data, which is the index.
         self._reserved: list[Callable[[int], object]] = [_ignore] * _FIRST
         self._reserved[CANCEL] = self._cancel_done

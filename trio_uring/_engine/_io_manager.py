@@ -33,6 +33,8 @@ from ._turn_budget import TurnBudget
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence, Sized
 
+    from trio.lowlevel import Task
+
     from trio_uring._config import RingConfig
     from trio_uring._operations import Operation
 
@@ -121,6 +123,7 @@ class UringIOManager(InFlightTable):
         self.turn_budget: TurnBudget = TurnBudget(config.turn_budget)
         self._may_send_now = config.allowed_operations is None and config.sqpoll is None
         self._run_queue: Sized = ()
+        self._times_operations = False
         self._ready_tasks = 0  # tasks that run in this iteration
         self.sent_now = 0  # sends by the system call, because `is_quiet`
         self._reserved[WAKE] = self._woken
@@ -150,6 +153,7 @@ class UringIOManager(InFlightTable):
                 turn_budget=self.config.turn_budget,
                 may_send_now=self._may_send_now,
             )
+            self.native.times_operations = self._times_operations
             self.turn_budget.native = self.native
         self._is_plain = self._guest is None and self.mailbox is None
         self._watch()
@@ -193,6 +197,19 @@ class UringIOManager(InFlightTable):
     def _woken(self, _res: int) -> None:
         if self.mailbox is not None:
             self.mailbox.deliver_all()
+
+    def time_operations(self) -> None:
+        """Note from now on in each entry since when its task waits."""
+        start = self.start
+
+        def start_timed(operation: Operation[object], task: Task | None) -> InFlight:
+            entry = start(operation, task)
+            entry.since = time.monotonic_ns()
+            return entry
+
+        # Replaced, so that a run that is not inspected need not ask whether it is.
+        self.start = start_timed  # type: ignore[method-assign]
+        self._times_operations = True
 
     # ---- Trio's loop -----------------------------------------------------------------------
 

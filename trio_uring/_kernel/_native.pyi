@@ -19,6 +19,7 @@ class Op:
     res: int
     flags: int
     user_data: int
+    since: int
     cancel_asked: bool
     closing: bool
     raise_cancel: Callable[[], None] | None
@@ -36,6 +37,7 @@ class Loop:
     receive_operation: Operation[object] | None
     sent_now: int
     has_files: bool
+    times_operations: bool
     file_hits: int
     def __init__(
         self,

@@ -89,6 +89,7 @@ struct Op {
     int32_t res;
     uint32_t flags;
     unsigned long long user_data;
+    int64_t since;          /* when it was pushed, in ns; 0 if loop does not time operations */
     Loop *loop;             /* NULL until it is pushed */
     PyObject *owner;        /* the socket or stream */
     PyObject *argument;     /* the size, the data, or Python's Operation */
@@ -159,6 +160,7 @@ struct Loop {
     unsigned long long sent_now; /* the number of sends without the ring */
     unsigned long long completed[256]; /* the numbers of completions by opcode */
     char has_files;                  /* whether the run uses the ring for files */
+    char times_operations;           /* whether it sets `since` of each Op */
     unsigned long long file_hits;    /* the number of calls on files and paths without the ring */
 };
 extern PyTypeObject LoopType;
@@ -172,6 +174,7 @@ int loop_push(Loop *, Op *, struct sqe_fields *, PyObject *fd);
 
 /* ---- step.c ---------------------------------------------------------------------------- */
 
+int64_t nanoseconds(void); /* of the monotonic clock */
 Loop *current_loop(void);
 int is_cancelled(Loop *);
 int loop_is_quiet(Loop *);

@@ -106,6 +106,8 @@ void loop_fill_slot(Loop *loop, Op *op)
     op->loop = (Loop *)Py_NewRef((PyObject *)loop);
     op->task = Py_NewRef(loop->task);
     op->state = IN_FLIGHT;
+    if (loop->times_operations)
+        op->since = nanoseconds();
 }
 
 /* Push op as sqe for the current task. Returns 1; 0 if op must be delegated; -1 with an
@@ -524,6 +526,7 @@ static PyMemberDef loop_members[] = {
     {"receive_operation", T_OBJECT, offsetof(Loop, receive_operation), READONLY, NULL},
     {"sent_now", T_ULONGLONG, offsetof(Loop, sent_now), READONLY, NULL},
     {"has_files", T_BOOL, offsetof(Loop, has_files), 0, NULL},
+    {"times_operations", T_BOOL, offsetof(Loop, times_operations), 0, NULL},
     {"file_hits", T_ULONGLONG, offsetof(Loop, file_hits), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };

@@ -370,6 +370,7 @@ static PyMethodDef op_methods[] = {
 /* With cr_frame and cr_await, Task.iter_await_frames finds the frames of the twin. */
 static PyMemberDef op_members[] = {
     {"user_data", T_ULONGLONG, offsetof(Op, user_data), READONLY, NULL},
+    {"since", T_LONGLONG, offsetof(Op, since), READONLY, NULL},
     {"res", T_INT, offsetof(Op, res), READONLY, NULL},
     {"flags", T_UINT, offsetof(Op, flags), READONLY, NULL},
     {"cancel_asked", T_BOOL, offsetof(Op, cancel_asked), 0, NULL},

@@ -91,7 +91,7 @@ static int add_one(PyObject *task, Py_ssize_t offset)
     return 0;
 }
 
-static int64_t nanoseconds(void)
+int64_t nanoseconds(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
