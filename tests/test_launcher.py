@@ -219,14 +219,26 @@ def test_programs_that_cannot_be_run(tmp_path: Path, arguments: list[str]) -> No
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [[], ["--unknown"], ["-m"], ["-c"], ["-"], [""], ["doctor", "--unknown"], ["doctor", "1"]],
-    ids=" ".join,
+    ("arguments", "mistake"),
+    [
+        ([], "name a program, -m package, -c code, or a command"),
+        ([""], "name a program, "),
+        (["-m"], "argument -m: what to run must follow"),
+        (["-c"], "argument -c: what to run must follow"),
+        (["--unknown"], "unknown option --unknown: options of a program or a command follow its"),
+        (["-W", "error", "program.py"], "unknown option -W: "),
+        (["--json", "doctor"], "unknown option --json: "),
+        (["-"], "unknown option -: "),
+        (["", "1"], "argument COMMAND: "),
+        (["doctor", "--unknown"], "unrecognized arguments: --unknown"),
+        (["doctor", "1"], "unrecognized arguments: 1"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
-def test_wrong_arguments(tmp_path: Path, arguments: list[str]) -> None:
+def test_wrong_arguments(tmp_path: Path, arguments: list[str], mistake: str) -> None:
     result = launch(*arguments, cwd=tmp_path, status=2)
     assert result.stderr.startswith("usage: python -m trio_uring program.py")
-    assert "python -m trio_uring: error: " in result.stderr
+    assert f"python -m trio_uring: error: {mistake}" in result.stderr
     assert result.stdout == ""
 
 

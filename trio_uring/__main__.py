@@ -67,7 +67,10 @@ def main(arguments: list[str]) -> int:
             _launch()
             return _program.run_program(program, rest)
         case _:
-            options = _parser().parse_args(arguments)
+            parser = _parser()
+            if mistake := _mistake_before_command(arguments):
+                parser.error(mistake)
+            options = parser.parse_args(arguments)
             return _printing(import_extra(_MODULES[options.command]).main, options)
     return 0
 
@@ -75,6 +78,21 @@ def main(arguments: list[str]) -> int:
 def script() -> None:
     """Execute the command line of the console script ``trio-uring``, and exit."""
     sys.exit(main(sys.argv[1:]))
+
+
+def _mistake_before_command(arguments: list[str]) -> str:
+    """Return what is wrong where a program or a command should stand; empty if nothing is."""
+    match arguments:
+        case [] | [""]:
+            return "name a program, -m package, -c code, or a command"
+        case ["-m" | "-c" as option]:
+            return f"argument {option}: what to run must follow"
+        case [option, *_] if option.startswith("-") and option not in {"-h", "--help", "--version"}:
+            return (
+                f"unknown option {option}: options of a program or a command follow its name, and "
+                "those of Python itself come before -m trio_uring"
+            )
+    return ""
 
 
 def _parser() -> argparse.ArgumentParser:
