@@ -53,4 +53,9 @@ async def demo() -> None:
 
 
 if __name__ == "__main__":
-    trio_uring.run(*([demo] if sys.argv[1:] == ["--demo"] else [copy, *map(Path, sys.argv[1:])]))
+    if sys.argv[1:] == ["--demo"]:
+        trio_uring.run(demo)
+    elif len(sys.argv) == 3:
+        trio_uring.run(copy, *map(Path, sys.argv[1:]))
+    else:
+        print(__doc__)

@@ -45,5 +45,7 @@ async def demo() -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--demo"]:
         trio_uring.run(demo)
-    else:
+    elif len(sys.argv) == 3:
         trio_uring.run(copy_tree, sys.argv[1], sys.argv[2])
+    else:
+        print(__doc__)

@@ -47,7 +47,9 @@ async def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] != "--demo":
+    if len(sys.argv) != 2 or "--help" in sys.argv:
+        print(__doc__)
+    elif sys.argv[1] != "--demo":
         trio_uring.run(main, Path(sys.argv[1]))
     else:
         with tempfile.NamedTemporaryFile() as sample:

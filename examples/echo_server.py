@@ -53,7 +53,9 @@ async def demo() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--demo"]:
+    if "--help" in sys.argv:
+        print(__doc__)
+    elif sys.argv[1:] == ["--demo"]:
         trio.run(demo)
     else:
         trio.run(SERVE, echo, int(sys.argv[1]) if sys.argv[1:] else 12345)

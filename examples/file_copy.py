@@ -54,5 +54,7 @@ if sys.argv[1:] == ["--demo"]:
         demo = trio.Path(directory, "source")
         trio_uring.run(demo.write_bytes, os.urandom(32 << 20))
         trio_uring.run(main, str(demo), f"{directory}/target")
+elif len(sys.argv) == 3:
+    trio_uring.run(main, *sys.argv[1:])
 else:
-    trio_uring.run(main, *sys.argv[1:3])
+    print(__doc__)

@@ -52,6 +52,11 @@ async def demo() -> None:
 
 
 if __name__ == "__main__":
-    main = demo if "--demo" in sys.argv else partial(serve, sys.argv[1], int(sys.argv[2]))
     ring = trio_uring.RingConfig(entries=64)
-    anyio.run(main, backend="trio_uring", backend_options={"ring": ring})
+    run = partial(anyio.run, backend="trio_uring", backend_options={"ring": ring})
+    if sys.argv[1:] == ["--demo"]:
+        run(demo)
+    elif len(sys.argv) == 3:
+        run(serve, sys.argv[1], int(sys.argv[2]))
+    else:
+        print(__doc__)

@@ -6,6 +6,7 @@ python examples/limits.py, or --demo
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -50,4 +51,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    trio_uring.run(main, ring=RING)
+    if "--help" in sys.argv:
+        print(__doc__)
+    else:
+        trio_uring.run(main, ring=RING)

@@ -56,4 +56,7 @@ async def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    trio_uring.run(demo if "--demo" in sys.argv else partial(main, int((*sys.argv, "5140")[1])))
+    if "--help" in sys.argv:
+        print(__doc__)
+    else:
+        trio_uring.run(demo if "--demo" in sys.argv else partial(main, int((*sys.argv, "5140")[1])))

@@ -53,6 +53,8 @@ async def demo() -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--demo"]:
         trio_uring.run(demo)
-    else:
+    elif len(sys.argv) == 4:
         handler = partial(proxy, sys.argv[2], int(sys.argv[3]))
         trio_uring.run(partial(trio.serve_tcp, handler, int(sys.argv[1]), host="localhost"))
+    else:
+        print(__doc__)

@@ -42,4 +42,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    trio_uring.run(demo if "--demo" in sys.argv else main, ring=RING)
+    if "--help" in sys.argv:
+        print(__doc__)
+    else:
+        trio_uring.run(demo if "--demo" in sys.argv else main, ring=RING)

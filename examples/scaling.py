@@ -1,6 +1,6 @@
 """Serve with several processes, which share a port. Each answers requests with its own number.
 
-python examples/scaling.py [PORT [PROCESSES]], or --demo
+python examples/scaling.py [PORT PROCESSES], or --demo
 """
 
 import os
@@ -46,7 +46,9 @@ async def demo(port: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--serve"]:
+    if "--help" in sys.argv:
+        print(__doc__)
+    elif sys.argv[1:2] == ["--serve"]:
         trio_uring.run(serve, int(sys.argv[2]))
     elif sys.argv[1:] == ["--demo"]:
         for count in (1, 2, 4):
@@ -56,4 +58,7 @@ if __name__ == "__main__":
                 server.terminate()
                 server.wait()
     else:
-        print(*[server.wait() for server in start(*map(int, (*sys.argv[1:], 8000, 2)[:2]))[1]])
+        port, count = map(int, sys.argv[1:] or (8000, 2))
+        print(f"{count} processes answer at 127.0.0.1:{port}, until Ctrl-C")
+        for server in start(port, count)[1]:
+            server.wait()

@@ -54,4 +54,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    trio_uring.run(main)
+    if "--help" in sys.argv:
+        print(__doc__)
+    else:
+        trio_uring.run(main)

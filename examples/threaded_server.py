@@ -51,7 +51,9 @@ async def demo() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--demo"]:
+    if "--help" in sys.argv:
+        print(__doc__)
+    elif sys.argv[1:] == ["--demo"]:
         trio_uring.run(demo)
     else:
         trio_uring.run(serve, int((*sys.argv, "8000")[1]))

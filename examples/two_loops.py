@@ -46,7 +46,9 @@ async def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--demo"]:
+    if len(sys.argv) < 2 or "--help" in sys.argv:
+        print(__doc__)
+    elif sys.argv[1:] == ["--demo"]:
         with tempfile.TemporaryDirectory() as directory:
             for number in range(8):
                 Path(directory, str(number)).write_bytes(bytes([number]) * 1_000_000)

@@ -48,6 +48,8 @@ async def demo() -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--demo"]:
         trio_uring.run(demo)
-    else:
+    elif len(sys.argv) >= 3:
         count = trio_uring.run(split, sys.argv[1], sys.argv[2], int((*sys.argv, "1048576")[3]))
         print(f"{count} parts written.")
+    else:
+        print(__doc__)

@@ -37,5 +37,7 @@ async def demo() -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--demo"]:
         trio_uring.run(demo)
-    else:
+    elif len(sys.argv) >= 3:
         trio_uring.run(send, sys.argv[1], int(sys.argv[2]), int((*sys.argv, "64")[3]))
+    else:
+        print(__doc__)
