@@ -177,7 +177,11 @@ def _table(workload: str, rows: Sequence[Row], rounds: int) -> Table:
     table = Table(
         title=WORKLOADS[workload],
         title_justify="left",
-        caption=f"medians of {rounds} rounds, and the extremes of the ratios to {_BASELINE}",
+        caption=(
+            f"medians of {rounds} rounds, and the extremes of the ratios to {_BASELINE}"
+            if rounds > 1
+            else f"one round, and ratios to {_BASELINE}: with more rounds, medians and extremes"
+        ),
         caption_justify="left",
     )
     table.add_column("")
