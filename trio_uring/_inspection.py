@@ -24,8 +24,7 @@ import sys
 import threading
 import time
 import traceback
-import warnings
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 from ._engine._io_manager import UringIOManager
@@ -125,19 +124,15 @@ class _Inspection:
                 self._start()
 
     def _start(self) -> None:
-        listener = socket.socket(socket.AF_UNIX)
-        try:
+        with ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
             listener.bind(address_of(os.getpid()))
             listener.listen(_BACKLOG)
-        except OSError as exc:
-            listener.close()
-            warnings.warn(f"{_VARIABLE} has no effect: {exc}", RuntimeWarning, stacklevel=2)
-            return
+            threading.Thread(
+                target=self._serve, args=(listener,), name="trio_uring inspection", daemon=True
+            ).start()
+            stack.pop_all()
         self.listener = listener
-        thread = threading.Thread(
-            target=self._serve, args=(listener,), name="trio_uring inspection", daemon=True
-        )
-        thread.start()
 
     def _serve(self, listener: socket.socket) -> None:
         while True:
@@ -172,7 +167,13 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def show_run(io_manager: object) -> None:
-    """Show the run of *io_manager*, which begins, to `trio-uring top` and `dump`, if asked to."""
+    """Show the run of *io_manager*, which begins, to `trio-uring top` and `dump`, if asked to.
+
+    Raises:
+      ValueError: the environment asks in an unknown word.
+      OSError: there is no room for a socket, or another process has taken its name.
+      RuntimeError: there is no room for a thread.
+    """
     if inspection_is_on():
         if isinstance(io_manager, UringIOManager):
             io_manager.time_operations()

@@ -225,7 +225,7 @@ def _is_patched(config: RingConfig) -> bool:
         if _required(config):
             raise
         if _environment() != "off":
-            _warn(exc.reason)
+            _warn_of_fallback(exc.reason)
         return False
     return True
 
@@ -322,7 +322,7 @@ class RunIOManager(UringIOManager):
         except RingUnavailableError as exc:
             if _required(config):
                 raise
-            _warn(exc.reason)
+            _warn_of_fallback(exc.reason)
             totals.fallback_runs += 1
             return _fall_back(exc.reason)  # type: ignore[return-value]
         manager = super().__new__(cls)
@@ -357,7 +357,11 @@ def _fall_back(reason: str) -> FallbackIOManager:
 def _show(io_manager: object) -> None:
     """Show a run that begins to other processes, if the environment asks for that."""
     if os.environ.get("TRIO_URING_INSPECT"):
-        import_module("._inspection", __package__).show_run(io_manager)
+        # A module may be missing, or there may be no fd or thread left: no reason to end a run.
+        try:
+            import_module("._inspection", __package__).show_run(io_manager)
+        except (ImportError, OSError, RuntimeError) as exc:
+            _warn(f"TRIO_URING_INSPECT has no effect: {exc}")
 
 
 def check_system() -> None:
@@ -420,16 +424,19 @@ def open_ring(config: RingConfig) -> Ring:
     return ring
 
 
-def _warn(reason: str) -> None:
-    """Warn of a fallback, once for each *reason*, at the line that starts the run."""
-    if reason not in _warned:
-        _warned.add(reason)
+def _warn_of_fallback(reason: str) -> None:
+    _warn(f"trio_uring falls back to Trio's epoll: {reason}")
+
+
+def _warn(message: str) -> None:
+    """Warn, once with each *message*, at the line that starts the run."""
+    if message not in _warned:
+        _warned.add(message)
         level = 1
         frame = sys._getframe()  # noqa: SLF001 (public, but for some Pythons)
         while frame.f_back is not None and _package_of(frame) in _STARTERS:
             frame = frame.f_back
             level += 1
-        message = f"trio_uring falls back to Trio's epoll: {reason}"
         warnings.warn(message, RuntimeWarning, stacklevel=level)
 
 

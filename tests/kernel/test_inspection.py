@@ -327,20 +327,35 @@ def test_another_process_has_taken_the_name() -> None:
             look_at(process.pid, ALL)
 
 
-def test_a_name_that_is_taken_is_no_error() -> None:
-    code = """
-        import os, socket, warnings
+@pytest.mark.parametrize(
+    ("obstacle", "why"),
+    [
+        ("thief.bind(address_of(os.getpid()))", "[Errno 98] Address already in use"),
+        ("sys.modules['trio_uring._inspection'] = None", "import of trio_uring._inspection halted"),
+        ("_inspection.threading.Thread = refuse", "can't start new thread"),
+    ],
+    ids=["name taken", "module missing", "no threads"],
+)
+def test_what_cannot_be_shown_runs_all_the_same(obstacle: str, why: str) -> None:
+    code = f"""
+        import os, socket, sys, warnings
         import trio, trio_uring
+        from trio_uring import _inspection
         from trio_uring._inspection import address_of
+
+        def refuse(**kwargs):
+            raise RuntimeError("can't start new thread")
 
         with socket.socket(socket.AF_UNIX) as thief, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            thief.bind(address_of(os.getpid()))
+            {obstacle}
             trio_uring.run(trio.sleep, 0)
-        print(*(warning.message for warning in caught))
+            trio_uring.run(trio.sleep, 0)
+        [warning] = caught
+        print(warning.filename, warning.message)
     """
     [line] = output_of(run_python(code, environment={"TRIO_URING_INSPECT": "1"}))
-    assert line.startswith("TRIO_URING_INSPECT has no effect: ")
+    assert line.startswith(f"<string> TRIO_URING_INSPECT has no effect: {why}")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
