@@ -81,3 +81,19 @@ def test_tails_of_every_system() -> None:
     output = benchmark("bench_tails", "--smoke")
     for what in ("echo p99.9", "timer p99.9", "CPU p99.9"):
         assert output.count(what) == 3
+
+
+def test_the_table_of_the_page_on_scaling() -> None:
+    code = """
+        import sys; sys.path.insert(0, sys.argv[1])
+        from _measure import Sample
+        from bench_scaling import table_head, table_row
+        one, two = [Sample(1000, 0), Sample(2000, 0)], [Sample(1900, 0), Sample(3000, 0)]
+        print(table_head([1, 2]))
+        print(table_row("serve_threads", "hashing", {"1": one, "2": two}))
+    """
+    assert output_of(run_python(code, BENCHMARKS)) == [
+        "| Way | Work of a request | 1, answers/s | 2, ratio |",
+        "|---|---|---:|---:|",
+        "| threads, `serve_threads` | hashing | 1,500 | 1.70 (1.50–1.90) |",
+    ]

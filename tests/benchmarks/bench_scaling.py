@@ -1,12 +1,12 @@
 """Requests answered by 1, 2 and 4 processes or threads, in three ways to share a port.
 
 - ``SO_REUSEPORT``: a process each, with a socket of its own; the kernel chooses by the addresses;
-- ``hypercorn``: the workers of ``hypercorn --workers N``, which accept from the same socket. HTTP,
-  so compare it only with itself;
+- ``hypercorn``: the workers of ``hypercorn --workers N``, which accept from the same socket. HTTP
+  costs time of its own, so compare it only with itself;
 - ``serve_threads``: one process with a thread each.
 
-For ``SO_REUSEPORT`` and ``serve_threads``, each request costs 0.3 ms of hashing, which lets other
-threads run (``hash``), or of Python, which does not (``Python``). Ratios are to one process.
+Each request costs 0.3 ms of hashing, which lets other threads run, or of Python, which does not. It
+prints the table of docs/howto/scaling.md; and each row, when it is measured, on standard error.
 
     python bench_scaling.py [--seconds 1] [--rounds 3] [--counts 1 2 4]
 """
@@ -16,9 +16,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import platform
 import resource
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -34,13 +36,18 @@ from trio_uring import RingConfig
 from trio_uring.lowlevel import on_ring
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
 REQUIRED = RingConfig(require=True)
 BLOCK = bytes(1 << 19)
 WORK: dict[str, Callable[[], object]] = {
-    "hash": lambda: hashlib.sha256(BLOCK).digest(),
+    "hashing": lambda: hashlib.sha256(BLOCK).digest(),
     "Python": lambda: sum(range(15_000)),
+}
+NAMES = {
+    "SO_REUSEPORT": "processes, `SO_REUSEPORT`",
+    "serve_threads": "threads, `serve_threads`",
+    "hypercorn": "hypercorn's workers",
 }
 HTTP = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 PID = b"%d" % os.getpid()
@@ -93,6 +100,7 @@ async def application(scope: dict[str, object], _receive: object, send: object) 
     """The ASGI application that hypercorn serves."""
     assert scope["type"] == "http"
     assert on_ring()
+    WORK["Python"]()
     await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]
     await send({"type": "http.response.body", "body": b" " + PID})  # type: ignore[operator]
 
@@ -165,13 +173,36 @@ def main() -> None:
     options = parser.parse_args()
     rows = [("SO_REUSEPORT", work) for work in WORK]
     rows += [("serve_threads", work) for work in WORK]
-    for way, work in [*rows, ("hypercorn", "none")]:
+    lines = [table_head(options.counts)]
+    for way, work in [*rows, ("hypercorn", "Python")]:
         variants = {
-            f"{way} {count}": partial(measure, way, work, count, options.seconds)
+            str(count): partial(measure, way, work, count, options.seconds)
             for count in options.counts
         }
-        samples = _measure.interleave(variants, options.rounds)
-        _measure.report(f"{way}, work: {work}", samples, next(iter(variants)))
+        lines.append(table_row(way, work, _measure.interleave(variants, options.rounds)))
+        print(lines[-1], file=sys.stderr)
+    print(*lines, sep="\n")
+    print(
+        f"\nEach {options.rounds} times for {options.seconds:g} s: the median, the least and the "
+        f"greatest.\nLinux {platform.release().partition('-')[0]}, {os.cpu_count()} cores, "
+        f"{platform.python_implementation()} {platform.python_version()}."
+    )
+
+
+def table_head(counts: Sequence[int]) -> str:
+    first, *others = counts
+    headings = [f"{first}, answers/s", *(f"{count}, ratio" for count in others)]
+    return f"| Way | Work of a request | {' | '.join(headings)} |\n|---|---{'|---:' * len(counts)}|"
+
+
+def table_row(way: str, work: str, samples: Mapping[str, Sequence[_measure.Sample]]) -> str:
+    """Return the rate of the first count, and those of the others as ratios to it."""
+    first, *others = samples.values()
+    cells = [f"{statistics.median(sample.rate for sample in first):,.0f}"]
+    for row in others:
+        ratio = _measure.rate_ratio(row, first)
+        cells.append(f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})")
+    return f"| {NAMES[way]} | {work} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
