@@ -40,7 +40,7 @@ async def main() -> None:
             for _ in range(COUNT):
                 nursery.start_soon(open_it)
             await trio.testing.wait_all_tasks_blocked()
-            statistics = trio_uring.lowlevel.io_statistics()
+            statistics = trio_uring.statistics()
             print("limits:", dict(statistics.limits))
             print("in flight:", statistics.in_flight)
             print("waiting for the limit:", statistics.waiting_for_limit)

@@ -3,7 +3,7 @@
 The public names:
 
 * `run`, `start_guest_run`, `install` and `uninstall` decide which Trio runs get a ring.
-  `RingConfig` and `SQPoll` say how a ring is set up.
+  `RingConfig` and `SQPoll` say how a ring is set up. `statistics` says what a run does with it.
 * Sockets, streams, files and processes need no new names: use Trio's.
 * `open_positional` opens a file for many tasks at once, and `open_direct` opens one for direct I/O.
   `write_file` writes a whole file in one step. `fsync` and `fdatasync` flush a file to the disk.
@@ -30,6 +30,7 @@ from ._errors import (
     RingUnavailableError as RingUnavailableError,
     UnsupportedOpcodeError as UnsupportedOpcodeError,
 )
+from ._fallback import statistics as statistics
 from ._files import fdatasync as fdatasync, fsync as fsync
 from ._operations import Linked as Linked, linked as linked
 from ._run import (
@@ -118,6 +119,7 @@ __all__ = [
     "send_zerocopy",
     "serve_threads",
     "start_guest_run",
+    "statistics",
     "uninstall",
     "write_file",
 ]

@@ -92,7 +92,8 @@ def _mistake_before_command(arguments: list[str]) -> str:
                 f"unknown option {option}: options of a program or a command follow its name, and "
                 "those of Python itself come before -m trio_uring"
             )
-    return ""
+        case _:
+            return ""
 
 
 def _parser() -> argparse.ArgumentParser:

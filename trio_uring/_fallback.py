@@ -52,7 +52,7 @@ class FallbackIOManager(EpollIOManager):
         )
 
 
-def io_statistics() -> RingStatistics | FallbackStatistics:
+def statistics() -> RingStatistics | FallbackStatistics:
     """Return the I/O statistics of the current run, which has the same fields with any backend.
 
     In a run that asked for a ring, ``trio.lowlevel.current_statistics().io_statistics`` is the same

@@ -111,7 +111,7 @@ def run(
     Raises:
       RingUnavailableError: the system provides no ring, and *ring* or the environment requires one.
         If none is required, the run falls back to Trio's own I/O. It warns once, and the reason is
-        in ``trio.lowlevel.current_statistics().io_statistics``.
+        in `statistics`.
     """
     with asking(ring):
         return trio.run(

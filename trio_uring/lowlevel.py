@@ -7,7 +7,6 @@ from typing import TypeVar
 from . import _operations as operations
 from ._arguments import wrong_type
 from ._engine._io_manager import UringIOManager, no_ring_error
-from ._fallback import io_statistics as io_statistics
 from ._operation_times import OperationTimes as OperationTimes
 from ._operations import Operation as Operation
 from ._statistics import (
@@ -21,7 +20,6 @@ __all__ = [
     "Operation",
     "OperationTimes",
     "RingStatistics",
-    "io_statistics",
     "on_ring",
     "operations",
     "perform",

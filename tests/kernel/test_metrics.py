@@ -23,7 +23,7 @@ import trio_uring
 from trio_uring import RingConfig, opentelemetry, prometheus
 from trio_uring._metrics import PROCESS_METRICS, RUN_METRICS, _read
 from trio_uring._trio_private import current_io_manager
-from trio_uring.lowlevel import io_statistics, operations, perform
+from trio_uring.lowlevel import operations, perform
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
@@ -52,7 +52,7 @@ async def test_prometheus_gets_the_statistics_of_a_run(registry: CollectorRegist
             await wait_all_tasks_blocked()
             assert value(registry, "operations_in_flight", run="main") == 1
             nursery.cancel_scope.cancel()
-        statistics = io_statistics()
+        statistics = trio_uring.statistics()
         assert value(registry, "operations_total", run="main", opcode="NOP") == 3
         assert value(registry, "operations_cancelled_total", run="main") == 1
         assert value(registry, "run", run="main", engine=statistics.engine) == 1
@@ -168,7 +168,7 @@ async def test_opentelemetry_gets_the_statistics_of_a_run(
     with opentelemetry.export_statistics(meter=meter):
         for _ in range(3):
             await perform(operations.nop())
-        statistics = io_statistics()
+        statistics = trio_uring.statistics()
         found = await trio.to_thread.run_sync(points, reader)
         assert found["trio_uring.operations", "NOP", "main"].value == 3
         assert found["trio_uring.run", "main", statistics.engine].value == 1

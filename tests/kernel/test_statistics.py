@@ -20,7 +20,6 @@ from trio_uring._statistics import totals
 from trio_uring.lowlevel import (
     FallbackStatistics,
     RingStatistics,
-    io_statistics,
     operations,
     perform,
 )
@@ -248,7 +247,7 @@ def fields_of(statistics: RingStatistics | FallbackStatistics) -> dict[str, type
 
 def test_they_have_the_same_fields_without_a_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> RingStatistics | FallbackStatistics:
-        found = io_statistics()
+        found = trio_uring.statistics()
         plain: object = trio.lowlevel.current_statistics().io_statistics
         assert attrs.asdict(found) == attrs.asdict(cast("RingStatistics", plain))
         return found
@@ -275,7 +274,7 @@ def test_a_run_that_asked_for_no_ring_has_them_too() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(left.recv, 1)
                 await wait_all_tasks_blocked()
-                found = io_statistics()
+                found = trio_uring.statistics()
                 nursery.cancel_scope.cancel()
         return found
 

@@ -22,7 +22,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import open_ring_channel, receive_many
-from trio_uring.lowlevel import io_statistics, operations, perform
+from trio_uring.lowlevel import operations, perform
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -111,7 +111,9 @@ async def goes_on(deny: Deny) -> None:
             deny()
             with suppress(PermissionError):  # a guest run enters the ring only if it must
                 await right.send(b"x")
-        assert io_statistics().fallback_reason.startswith("the run lost its ring: io_uring_enter")
+        assert trio_uring.statistics().fallback_reason.startswith(
+            "the run lost its ring: io_uring_enter"
+        )
         await left.send(data)
         assert await right.recv(9) == data
         async with trio.open_nursery() as nursery:
@@ -155,7 +157,7 @@ async def channel(deny: Deny) -> None:
                     deny()
                 await ask(number)
                 await wait_all_tasks_blocked()  # its loop sleeps
-            assert io_statistics().fallback_reason
+            assert trio_uring.statistics().fallback_reason
             request.close()
 
 
@@ -164,7 +166,7 @@ async def channel_later(deny: Deny) -> None:
     deny()
     with suppress(PermissionError):
         await perform(operations.nop())
-    assert io_statistics().fallback_reason
+    assert trio_uring.statistics().fallback_reason
     await channel(int)
 
 
@@ -194,7 +196,7 @@ def attempt(work: Callable[[Deny], Awaitable[None]], deny: Deny, *, guest: bool 
 
     async def main() -> None:
         await work(deny)
-        backend.append(io_statistics().backend)
+        backend.append(trio_uring.statistics().backend)
 
     backend: list[str] = []
     try:

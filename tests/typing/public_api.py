@@ -31,7 +31,6 @@ from trio_uring.lowlevel import (
     Operation,
     OperationTimes,
     RingStatistics,
-    io_statistics,
     on_ring,
     operations,
     perform,
@@ -329,7 +328,7 @@ async def threads_of_another_kind(listener: trio.SocketListener) -> None:
 
 def statistics() -> None:
     assert_type(on_ring(), bool)
-    found = io_statistics()
+    found = trio_uring.statistics()
     assert_type(found.backend, Literal["io_uring", "epoll"])
     assert_type(found.fallback_reason, str)
     assert_type(found.completed, Mapping[str, int])

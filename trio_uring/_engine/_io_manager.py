@@ -78,7 +78,7 @@ def no_ring_error() -> RuntimeError:
     """Return the error for a call that needs a ring, in a run without one."""
     return RuntimeError(
         "this Trio run is not on io_uring: start it with trio_uring.run, or see "
-        "trio.lowlevel.current_statistics().io_statistics for why it fell back"
+        "trio_uring.statistics().fallback_reason for why it fell back"
     )
 
 
