@@ -194,6 +194,7 @@ def types(session: nox.Session) -> None:
     """Check types with mypy and pyright, and that every public name has one."""
     install_wheel(session, NEWEST_TRIO, *GROUPS["types"], extras="[anyio]")
     session.run("mypy")
+    session.run("python", str(ROOT / "tests" / "typing" / "check_documentation.py"))
     session.run("pyright", "--pythonpath", session_python(session))
     with elsewhere(session):
         session.run("pyright", "--verifytypes", "trio_uring", "--ignoreexternal")

@@ -32,8 +32,8 @@ async def copy(source: Path, target: Path) -> int:
             operations.write(writer, content[offset : offset + BLOCK], offset) for offset in offsets
         ]
         # The writes run concurrently. Then a linked chain sets the size and flushes the file.
-        for outcome in await perform_many(writes):
-            outcome.unwrap()
+        for written in await perform_many(writes):
+            written.unwrap()
         finish = [operations.ftruncate(writer, size), operations.fsync(writer)]
         for outcome in await perform_many(linked(finish)):
             outcome.unwrap()
@@ -56,6 +56,6 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--demo"]:
         trio_uring.run(demo)
     elif len(sys.argv) == 3:
-        trio_uring.run(copy, *map(Path, sys.argv[1:]))
+        trio_uring.run(copy, Path(sys.argv[1]), Path(sys.argv[2]))
     else:
         print(__doc__)

@@ -8,6 +8,7 @@ python -m trio_uring echo_server.py --demo       send itself messages, print sta
 import contextlib
 import sys
 from functools import partial
+from typing import Any
 
 import trio
 import trio.testing
@@ -42,7 +43,7 @@ async def demo() -> None:
                 stream = await trio.testing.open_stream_to_socket_listener(listeners[0])
                 clients.start_soon(talk, stream, number)
         server.cancel_scope.cancel()
-    statistics = trio.lowlevel.current_statistics().io_statistics
+    statistics: Any = trio.lowlevel.current_statistics().io_statistics
     print(f"{CLIENTS} clients had {MESSAGES} messages each echoed, on {statistics.backend}.")
     if statistics.backend == "io_uring":
         print(f"{statistics.submitted} operations took {statistics.enters} system calls:")

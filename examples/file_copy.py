@@ -55,6 +55,6 @@ if sys.argv[1:] == ["--demo"]:
         trio_uring.run(demo.write_bytes, os.urandom(32 << 20))
         trio_uring.run(main, str(demo), f"{directory}/target")
 elif len(sys.argv) == 3:
-    trio_uring.run(main, *sys.argv[1:])
+    trio_uring.run(main, sys.argv[1], sys.argv[2])
 else:
     print(__doc__)

@@ -29,7 +29,8 @@ async def demo() -> None:
     """Send over loopback, where the kernel copies everything anyway."""
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener, trio.open_nursery() as nursery:
-        nursery.start_soon(send, *listener.socket.getsockname(), 8)
+        host, port = listener.socket.getsockname()
+        nursery.start_soon(send, host, port, 8)
         async with await listener.accept() as stream:
             print(sum([len(part) async for part in stream]), "bytes received.")
 

@@ -316,6 +316,15 @@ async def threads(listener: trio.SocketListener) -> None:
     await trio_uring.serve_threads(handler, [listener], threads=2, ring=RingConfig())
 
 
+async def threads_that_say_when_they_serve(
+    listeners: list[trio.SocketListener], task_status: trio.TaskStatus[list[trio.SocketListener]]
+) -> None:
+    async def handler(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"")
+
+    await trio_uring.serve_threads(handler, listeners, threads=2, task_status=task_status)
+
+
 async def threads_of_another_kind(listener: trio.SocketListener) -> None:
     async def handler(stream: trio.SSLStream[trio.SocketStream]) -> None:
         await stream.do_handshake()

@@ -13,7 +13,7 @@ import logging
 import threading
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 import trio
 from trio.lowlevel import current_trio_token
@@ -47,7 +47,8 @@ async def serve_threads(
     *,
     threads: int,
     ring: RingConfig | None = None,
-    task_status: trio.TaskStatus[Sequence[trio.abc.Listener[StreamT]]] = trio.TASK_STATUS_IGNORED,
+    # Any: to a type checker, a list of listeners is none of `trio.SocketListener`, or the reverse.
+    task_status: trio.TaskStatus[list[Any]] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """Accept connections in this loop, and handle each in the loop of one of *threads* threads.
 
@@ -91,7 +92,7 @@ async def serve_threads(
                 nursery.start_soon(loop.run_in_thread)
             for listener in listeners:
                 nursery.start_soon(_accept, listener, send_channel)
-            task_status.started(listeners)
+            task_status.started(list(listeners))
     finally:
         await _close_what_is_left(send_channel, receive_channel)
     raise AssertionError("the nursery ended without an exception")
