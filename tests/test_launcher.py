@@ -556,7 +556,8 @@ def check_schema(report: dict[str, Any]) -> None:
     assert list(report["versions"]) == ["kernel", "python", "trio_uring", "trio", "anyio"]
     assert list(report["limits"]) == ["RLIMIT_MEMLOCK", "RLIMIT_NOFILE", "io_uring_disabled"]
     assert list(report["settings"]) == [
-        *("TRIO_URING", "TRIO_URING_DISABLE", "TRIO_URING_ENGINE", "TRIO_URING_ANY_TRIO")
+        *("TRIO_URING", "TRIO_URING_DISABLE", "TRIO_URING_ENGINE", "TRIO_URING_INSPECT"),
+        "TRIO_URING_ANY_TRIO",
     ]
     for part in "versions", "settings":
         assert all(type(value) is str for value in report[part].values())
@@ -580,7 +581,7 @@ def test_doctor_as_json(tmp_path: Path, setting: str) -> None:
     assert {kinds.pop(name) for name in numbers} == {int}
     assert {kinds.pop(name) for name in ("set-up flags", "features")} == {list}
     assert kinds == {"receive buffers": str, "engine": str}
-    assert list(report["settings"].values()) == [setting, "not set", "not set", "not set"]
+    assert list(report["settings"].values()) == [setting, *["not set"] * 4]
     assert "a ring" not in report["missing"]
 
 
@@ -635,18 +636,26 @@ def test_doctor_with_little_memory_to_lock(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ring")
 def test_doctor_without_the_pth_file(tmp_path: Path) -> None:
-    """As in an editable installation, which is a path to the sources."""
-    package = Path(trio_uring.__file__).parent
-    (tmp_path / "trio_uring").symlink_to(package)
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    result = launch("doctor", "--json", cwd=tmp_path, PYTHONPATH=path)
+    """As in an editable installation."""
+    for entry in Path(trio_uring.__file__).parent.parent.iterdir():
+        if entry.name != "trio_uring.pth":
+            (tmp_path / entry.name).symlink_to(entry)
+    isolated = (LAUNCHER[0], "-S", *LAUNCHER[1:])
+    result = run(*isolated, "doctor", "--json", cwd=Path("/"), PYTHONPATH=str(tmp_path))
     report = json.loads(result.stdout)
     assert report["ok"]
     [advice] = report["advice"]
     assert "has no trio_uring.pth" in advice
     assert "`python -m trio_uring`" in advice
-    advice = json.loads(launch("doctor", "--json", cwd=Path("/")).stdout)["advice"]
-    assert advice == []
+
+
+@pytest.mark.usefixtures("ring")
+def test_doctor_of_an_installed_package_in_a_checkout(tmp_path: Path) -> None:
+    """There ``python -m`` finds the sources first."""
+    (tmp_path / "trio_uring").symlink_to(Path(trio_uring.__file__).parent)
+    for directory in tmp_path, Path("/"):
+        result = launch("doctor", "--json", cwd=directory)
+        assert json.loads(result.stdout)["advice"] == []
 
 
 def test_doctor_where_io_uring_is_forbidden(tmp_path: Path) -> None:

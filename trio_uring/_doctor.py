@@ -42,14 +42,18 @@ _WANTED_OPCODES: Final = {
     Opcode.WRITE: "files are written in threads",
     Opcode.SPLICE: "no transfers inside the kernel",
 }
-_SETTINGS: Final = ("TRIO_URING", "TRIO_URING_DISABLE", "TRIO_URING_ENGINE", OVERRIDE)
+_SETTINGS: Final = (
+    *("TRIO_URING", "TRIO_URING_DISABLE", "TRIO_URING_ENGINE", "TRIO_URING_INSPECT"),
+    OVERRIDE,
+)
 _REFUSED: Final = "refused: "
 _WORKS: Final = "works here"
 _NONE: Final = "not available, runs fall back to Trio's epoll"
 _SYSCTL: Final = Path("/proc/sys/kernel/io_uring_disabled")
 
-# A wheel puts it beside the package, and an editable installation does not.
-_PTH: Final = Path(__file__).parent.parent / "trio_uring.pth"
+# A wheel puts it beside the package, and an editable installation does not. In the root of a
+# checkout, this file is not the installed one, so it need not be beside this one.
+_PTH: Final = "trio_uring.pth"
 
 _Rows = dict[str, "str | int | list[str]"]
 
@@ -125,7 +129,7 @@ def examine() -> Report:
         verdict, problem, in_use["engine"] = _try_a_run()
         if problem:
             advice.append(problem)
-        elif not _PTH.exists():
+        elif not any(Path(entry, _PTH).exists() for entry in sys.path):
             advice.append(_NO_PTH)
     return Report(
         ok=verdict == _WORKS,
