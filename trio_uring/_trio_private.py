@@ -9,48 +9,39 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import sys
 import types
 import weakref
+from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
-import trio._core._run as _run
-import trio._file_io as _file_io
-import trio._highlevel_serve_listeners as _serve_listeners
-import trio._path as _path
-import trio._socket as _socket
-import trio._threads as _threads
-from trio._core._io_epoll import EpollIOManager
-from trio._core._run import GLOBAL_RUN_CONTEXT, SystemClock
-from trio._core._traps import (
-    CancelShieldedCheckpoint,
-    WaitTaskRescheduled as WaitTaskRescheduled,
-)
-from trio._file_io import AsyncIOWrapper
-from trio._highlevel_socket import (
-    _translate_socket_errors_to_stream_errors as socket_errors_as_stream_errors,
-)
-from trio._socket import _SocketType as TrioSocket
-from trio._util import ConflictDetector
 
 from ._errors import IncompatibleTrioError
-
-if TYPE_CHECKING or sys.platform != "win32":
-    from trio._unix_pipes import FdStream
-else:
-
-    class FdStream:
-        """A stand-in on Windows, where Trio has none, so that the package can be imported."""
-
-        receive_some = send_all = None
-
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence, Sized
     from contextlib import AbstractContextManager
 
+    import trio._core._run as _run
+    import trio._file_io as _file_io
+    import trio._highlevel_serve_listeners as _serve_listeners
+    import trio._path as _path
+    import trio._socket as _socket
+    import trio._threads as _threads
+    from trio._core._io_epoll import EpollIOManager
+    from trio._core._run import GLOBAL_RUN_CONTEXT, SystemClock
+    from trio._core._traps import (
+        CancelShieldedCheckpoint,
+        WaitTaskRescheduled as WaitTaskRescheduled,
+    )
+    from trio._file_io import AsyncIOWrapper
+    from trio._highlevel_socket import (
+        _translate_socket_errors_to_stream_errors as socket_errors_as_stream_errors,
+    )
+    from trio._socket import _SocketType as TrioSocket
+    from trio._unix_pipes import FdStream
+    from trio._util import ConflictDetector
     from trio.abc import Clock, Instrument
     from trio.lowlevel import Task
 
@@ -59,6 +50,52 @@ if TYPE_CHECKING:
 
         def unwrap(self) -> object:
             """Return or raise the result of the trap."""
+
+    # As they were when this module was imported.
+    TrioIOManager: type[EpollIOManager]  # on Linux
+    trio_run_handler: Callable[..., Awaitable[None]]
+
+    _absent: list[str]
+else:
+    # A later Trio may not have all of these, and Windows has no FdStream. Then `check_trio` refuses
+    # it, and every run falls back. So nothing uses the stand-ins, but the package can be imported.
+    _absent = []
+
+    class _StandIn:
+        __getattr__ = aclose = receive_some = send_all = None
+        _nonblocking_helper = recv_into = recvfrom = sendto = None
+
+        def __init__(self, *arguments: object) -> None:
+            """Take what any of them takes."""
+
+    def _private(name: str) -> object:
+        module, _, attribute = name.rpartition(".")
+        try:
+            return getattr(import_module(module), attribute)
+        except (ImportError, AttributeError):
+            _absent.append(name)
+            return _StandIn
+
+    _run = _private("trio._core._run")
+    _file_io = _private("trio._file_io")
+    _serve_listeners = _private("trio._highlevel_serve_listeners")
+    _path = _private("trio._path")
+    _socket = _private("trio._socket")
+    _threads = _private("trio._threads")
+    EpollIOManager = _private("trio._core._io_epoll.EpollIOManager")
+    GLOBAL_RUN_CONTEXT = _private("trio._core._run.GLOBAL_RUN_CONTEXT")
+    SystemClock = _private("trio._core._run.SystemClock")
+    CancelShieldedCheckpoint = _private("trio._core._traps.CancelShieldedCheckpoint")
+    WaitTaskRescheduled = _private("trio._core._traps.WaitTaskRescheduled")
+    AsyncIOWrapper = _private("trio._file_io.AsyncIOWrapper")
+    socket_errors_as_stream_errors = _private(
+        "trio._highlevel_socket._translate_socket_errors_to_stream_errors"
+    )
+    TrioSocket = _private("trio._socket._SocketType")
+    FdStream = _private("trio._unix_pipes.FdStream")
+    ConflictDetector = _private("trio._util.ConflictDetector")
+    TrioIOManager = _private("trio._core._run.TheIOManager")
+    trio_run_handler = _private("trio._highlevel_serve_listeners._run_handler")
 
 
 __all__ = [
@@ -116,10 +153,6 @@ _IO_MANAGER_MEMBERS: Final = (
     "notify_closing",
 )
 
-# Trio's I/O manager class, as it was when this module was imported.
-TrioIOManager = _run.TheIOManager  # type: ignore[attr-defined]  # imported for its platform
-
-
 trio_file_getattr: Callable[[AsyncIOWrapper[object], str], object] = vars(AsyncIOWrapper)[
     "__getattr__"
 ]
@@ -149,6 +182,8 @@ def _dotted(release: tuple[int, int]) -> str:
 
 
 def _missing_names() -> list[str]:
+    if _absent:
+        return _absent
     missing = [name for name in _IO_MANAGER_MEMBERS if not hasattr(TrioIOManager, name)]
     if "TheIOManager" not in _run.setup_runner.__code__.co_names:
         missing.append("TheIOManager in setup_runner")
@@ -290,9 +325,6 @@ def patch_listener(accept: Callable[..., object], run_handler: Callable[..., obj
     """Replace `trio.SocketListener.accept`, and the tasks that `trio.serve_listeners` starts."""
     trio.SocketListener.accept = accept  # type: ignore[assignment, method-assign]
     setattr(_serve_listeners, "_run_handler", run_handler)  # noqa: B010
-
-
-trio_run_handler: Callable[..., Awaitable[None]] = vars(_serve_listeners)["_run_handler"]
 
 
 # `_init_is_known` is whether the constructor of a stream does only what it does in Trio 0.32 to

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import socket as stdlib_socket
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import trio
@@ -27,7 +28,6 @@ from trio_uring._trio_private import (
     release_send_conflict_detector,
     socket_errors_as_stream_errors,
 )
-from trio_uring._trio_step import set_step, trio_names
 
 from . import _socket_stream
 from ._socket import UringSocket
@@ -101,11 +101,13 @@ def own_names() -> dict[str, object]:
 
 def _set_up() -> str:
     try:
-        native.setup(engine_api_address(), {**trio_names(), **own_names()})
+        # It can be imported only with a Trio that has all that it names.
+        trio_step = import_module("trio_uring._trio_step")
+        native.setup(engine_api_address(), {**trio_step.trio_names(), **own_names()})
     except (AttributeError, KeyError, TypeError, ImportError) as exc:
         return f"Trio {trio.__version__} is not one that was read: {exc}"
-    if why := set_step(native.step):
-        return why
+    if why := trio_step.set_step(native.step):
+        return f"{why}"
     native.set_twin("perform", _perform, _perform_again, _failed)
     native.set_twin("perform_shielded", _perform_shielded, _perform_again, _failed)
     native.set_twin("recv_into", _recv_into_twin, _recv_into_again, _failed)
