@@ -15,6 +15,7 @@ import subprocess
 import sys
 import zipfile
 from contextlib import contextmanager
+from importlib.metadata import metadata
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
@@ -255,6 +256,13 @@ def test_code_is_run(tmp_path: Path) -> None:
         launched = launch("-c", LOOK_AROUND_CODE, *options, cwd=tmp_path)
         assert json.loads(launched.stdout) == json.loads(plain.stdout)
         assert launched.stderr == ""
+
+
+def test_links_of_the_description_work_outside_of_the_repository() -> None:
+    description = metadata("trio-uring").get_payload()
+    links = re.findall(r"\]\(([^)]+)\)", description)
+    assert len(links) > 10
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
 
 
 @pytest.mark.parametrize("command", [LAUNCHER, SCRIPT], ids=["module", "script"])
