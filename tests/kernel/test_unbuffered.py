@@ -161,3 +161,16 @@ async def test_a_file_that_is_shared_is_appended_to_in_a_thread(path: Path) -> N
         os.write(fd, b"other")
         assert path.read_bytes() == b"first other"
         assert current_files().routes()["ring"] == before
+
+
+async def test_a_file_that_becomes_shared_while_the_append_waits(path: Path) -> None:
+    async with appending(path) as file:
+        before = current_files().routes()
+        file.wrapped.busy = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(file.write, b"second")
+            await wait_all_tasks_blocked()
+            file.fileno()  # from now on others may have it
+            file.wrapped.release()
+        assert path.read_bytes() == b"first second"
+        assert current_files().routes() == {**before, "thread": before["thread"] + 1}

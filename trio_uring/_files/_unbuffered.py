@@ -27,6 +27,10 @@ _HERE: Final = -1  # as an offset: the file's position
 _fileno: Final = io.FileIO.fileno  # RingFileIO's would make the file shared
 
 
+class _SharedError(Exception):
+    """Others may move the file's position, which needs write(2)."""
+
+
 def write(
     raw: RingFileIO, files: FilesRun, method: Callable[..., T], args: tuple[Any, ...]
 ) -> Awaitable[T]:
@@ -45,6 +49,8 @@ async def _append(
     files: FilesRun, method: Callable[..., object], data: bytes, raw: RingFileIO
 ) -> object:
     def operation() -> Operation[int]:
+        if raw.is_shared:  # since the call began to wait for its turn
+            raise _SharedError
         return operations.write(_fileno(raw), data, _HERE, cancellable=False, in_worker=True)
 
     def finish(count: int) -> None:
@@ -54,10 +60,12 @@ async def _append(
 
     try:
         return await files.perform(operation, raw, finish)
+    except _SharedError:
+        pass
     except OSError as exc:
         if exc.errno != errno.EFBIG:
             raise
-    # SIGXFSZ was delivered to the kernel worker, and lost. A thread's is not.
+        # SIGXFSZ was delivered to the kernel worker, and lost. A thread's is not.
     return await files.call_in_thread(method, (data,), raw)
 
 
