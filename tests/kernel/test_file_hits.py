@@ -222,13 +222,16 @@ async def test_lines_in_parts(path: Path, budget: int) -> None:
         assert whole == LINES + long + b"the end"
 
 
-async def test_readinto1_is_one_read(path: Path) -> None:
-    async with await opened(path, "rb") as file:
-        hit_of(file.readinto1).budget = 3
-        buffer = bytearray(10)
-        count = await file.readinto1(buffer)
-        assert buffer[:count] == LINES[:count]
-        assert count in {3, 10}
+@pytest.mark.parametrize("budget", [0, 3, INLINE_MAX])
+async def test_readinto1_reads_as_much_as_the_standard_library(path: Path, budget: int) -> None:
+    async with await trio.open_file(path, "rb", buffering=16) as file:
+        hit_of(file.readinto1).budget = budget
+        with path.open("rb", buffering=16) as expected:
+            for size in (10, 100, 10, 10):  # 100 bytes: what is buffered, and one read of the rest
+                found, buffer = bytearray(size), bytearray(size)
+                assert await file.readinto1(found) == expected.readinto1(buffer)
+                assert found == buffer
+                assert await file.tell() == expected.tell()
 
 
 async def test_a_part_in_hand_is_not_lost_if_cancelled(path: Path) -> None:

@@ -377,10 +377,6 @@ class FileMethod:
             self.hit.flags = self.raw.nowait_flags
             return result
         if type(part) is int:
-            if self.method.__name__ == "readinto1":  # one read is all
-                at_cancel_point(current_task())
-                await schedule_point()
-                return part
             spent = part
             left: Any = memoryview(args[0]).cast("B")[part:]
         else:
