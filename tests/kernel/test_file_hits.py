@@ -620,3 +620,41 @@ async def test_a_replaced_method_of_anyios_files(
         assert await file.read(5) == LINES[:5]
         monkeypatch.setattr(anyio.AsyncFile, "read", replaced)
         assert await file.read(5) == "replaced"
+
+
+REPLACED: Final[tuple[tuple[str, str, tuple[object, ...]], ...]] = (
+    ("r", "read", ()),
+    ("r", "readline", ()),
+    ("rb", "readinto", (bytearray(2),)),
+    ("rb", "seek", (0,)),
+    ("raw", "read", ()),
+    ("raw", "readinto", (bytearray(2),)),
+    ("raw append", "write", (b"more",)),
+)
+
+
+@pytest.mark.parametrize("library", ["trio", "anyio"])
+@pytest.mark.parametrize(("mode", "name", "args"), REPLACED)
+async def test_a_replaced_method_of_one_file(
+    path: Path, mode: str, name: str, args: tuple[object, ...], library: str
+) -> None:
+    """Tests of programs do this."""
+    module: Any = {"trio": trio, "anyio": anyio}[library]
+    modes = {"raw": ("rb", 0), "raw append": ("ab", 0)}
+    async with await module.open_file(path, *modes.get(mode, (mode,))) as file:
+        if name == "write":
+            await file.write(b"first")  # from now on, such a write needs no bridge
+        file.wrapped.__dict__[name] = lambda *_args: "replaced"
+        assert await getattr(type(file)(file.wrapped), name)(*args) == "replaced"
+
+
+@pytest.mark.parametrize("mode", ["r", "rb", "raw"])
+async def test_a_replaced_close_is_called_once(path: Path, mode: str) -> None:
+    file = await opened(path, mode)
+    closed: list[str] = []
+    file.wrapped.close = lambda: closed.append("once") or "closed"
+    await file.aclose()
+    assert closed == ["once"]
+    del file.wrapped.close
+    await file.aclose()
+    assert file.closed

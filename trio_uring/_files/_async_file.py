@@ -14,7 +14,7 @@ from trio.lowlevel import enable_ki_protection
 from trio_uring._trio_private import schedule_point
 
 from ._hits import OTHERWISE, FileMethod, file_method
-from ._methods import raw_of, way_of
+from ._methods import is_replaced, raw_of, way_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -70,7 +70,8 @@ def _prepare(file: Any, name: str) -> FileMethod | None:  # noqa: ANN401
     """Return what a hit needs; None if there are no hits for this file."""
     below = file.wrapped
     raw = raw_of(below)
-    if raw is None or getattr(file, "limiter", None) is not None:  # its calls are a thread's
+    # Calls with a limiter are a thread's, and so are those of the program's own methods.
+    if raw is None or getattr(file, "limiter", None) is not None or is_replaced(below, name):
         return None
     kind = type(below)
     method = getattr(below, name, None)

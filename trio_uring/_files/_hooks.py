@@ -25,7 +25,7 @@ from trio_uring._trio_private import (
 
 from ._bridge import BRIDGE_REFUSED, current_files
 from ._hits import OTHERWISE, hit_first
-from ._methods import ASYNC_METHODS, close, raw_of, way_of
+from ._methods import ASYNC_METHODS, close, is_replaced, raw_of, way_of
 from ._quick import call_path, close_file, quick_call, result_of
 from ._routes import route
 from ._stream_file import READS, WRITES, raw_below, stream_call, stream_file
@@ -75,7 +75,7 @@ async def run_sync(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
 
 def file_getattr(self: AsyncIOWrapper[object], name: str) -> object:
     """Replace ``AsyncIOWrapper.__getattr__``, which makes a method when it is first used."""
-    if name in ASYNC_METHODS and not BRIDGE_REFUSED:
+    if name in ASYNC_METHODS and not BRIDGE_REFUSED and not is_replaced(self.wrapped, name):
         raw = raw_of(self.wrapped)
         if raw is not None:
             method = _async_method(self.wrapped, name, raw)
@@ -142,13 +142,12 @@ def _stream_method(file: object, name: str) -> Callable[..., Awaitable[object]]:
 async def file_aclose(self: AsyncIOWrapper[Any]) -> None:
     """Replace ``AsyncIOWrapper.aclose``."""
     value = close_file(self.wrapped)
-    if value is None:
-        return
-    if type(value) is tuple:
-        await schedule_point()
-        result_of(value)
-        if is_cancelled(current_task()):
-            await checkpoint_if_cancelled()
+    if value is not OTHERWISE:
+        if type(value) is tuple:
+            await schedule_point()
+            result_of(value)
+            if is_cancelled(current_task()):
+                await checkpoint_if_cancelled()
         return
     files = current_files()
     raw = raw_of(self.wrapped)
