@@ -28,6 +28,7 @@ from races import failing_sqe
 import trio_uring
 from trio_uring import RingConfig
 from trio_uring._engine._ring import Ring
+from trio_uring._files import _unbuffered
 from trio_uring._files._bridge import INLINE_MAX
 from trio_uring._files._methods import raw_of
 from trio_uring._files._raw import RingFileIO
@@ -446,6 +447,15 @@ def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
+    append = _unbuffered._append
+
+    async def planned_append(*args: Any) -> object:
+        fault[0] = plan.next()
+        try:
+            return await append(*args)
+        finally:
+            fault[0] = None
+
     push = Ring.push
 
     def push_faulty(self: Ring, operation: Operation[Any], user_data: int) -> bool:
@@ -470,6 +480,7 @@ def inject_into_ours(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RingFileIO, "nowait_write", False)
     monkeypatch.setattr(RingFileIO, "readinto", planned(RingFileIO.readinto, reading=True))
     monkeypatch.setattr(RingFileIO, "write", planned(RingFileIO.write, reading=False))
+    monkeypatch.setattr(_unbuffered, "_append", planned_append)
 
 
 FAULTS = st.lists(st.sampled_from([None, None, 1, 2, 7, 100, "interrupted", "full"]), max_size=12)
