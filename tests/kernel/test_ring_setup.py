@@ -571,7 +571,7 @@ def test_a_call_that_a_run_can_do_without_is_denied(call: str, work: str) -> Non
     assert denied(call, work) == ["io_uring", next_run, "{}"]
 
 
-@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize("work", ["waiting", *WORK])
 def test_entering_the_ring_is_denied(work: str) -> None:
     """What was in flight fails with the cause. The run goes on without the ring."""
     *ends, next_run, left = denied("ENTER", work)

@@ -62,6 +62,33 @@ async def files(deny: Deny) -> None:
         assert await trio.Path(plain.name).read_bytes() == b"before and after"
 
 
+async def waiting(deny: Deny) -> None:
+    """Others wait for the same file, or for the limit of operations on files."""
+    errors: list[OSError] = []
+
+    async def catch(call: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await call()
+        except OSError as exc:
+            errors.append(exc)
+
+    with tempfile.NamedTemporaryFile() as plain:
+        appending = await trio.open_file(plain.name, "ab", buffering=0)
+        buffered = await trio.open_file(plain.name, "wb")
+        await appending.write(b"first")
+        async with appending, buffered, trio.open_nursery() as nursery:
+            deny()
+            for _ in range(2):
+                nursery.start_soon(catch, partial(appending.write, b"more"))
+                nursery.start_soon(catch, partial(trio_uring.fsync, buffered))
+            for _ in range(70):  # of which 64 begin
+                synced = operations.fsync(plain.fileno())
+                nursery.start_soon(catch, partial(perform, synced))
+    assert len(errors) == 74
+    assert len(set(map(str, errors))) == 1
+    raise errors[0]
+
+
 async def batch(deny: Deny) -> None:
     deny()
     results = await trio_uring.perform_many([operations.nop() for _ in range(1000)])

@@ -321,10 +321,10 @@ class InFlightTable:
             while (start := self.ring.push_many(array.fields, start, end, user_data)) < end:
                 self._backlog += self.ring.submit_and_wait(0) or ()
         except OSError as exc:
-            # Some may be in flight, so no error can be raised here. The next loop iteration does
-            # without the ring, and they all fail.
-            self._refusal = exc
-            self._is_plain = False
+            if self.ring.closed:
+                raise
+            # Some may be in flight. The next loop iteration closes the ring, and they all fail.
+            self._refusal, self._is_plain = exc, False
 
     # ---- Completions -----------------------------------------------------------------------
 

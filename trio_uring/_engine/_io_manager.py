@@ -316,6 +316,7 @@ class UringIOManager(InFlightTable):
         yield from self._fail_everything(error)
         if self.mailbox is not None:
             self.mailbox.ring_lost()
+        self.ring.lost = error.errno, self.fallback_reason
         self.ring.close()
         # From here on the run's loop is Trio's own.
         trios = self._readiness

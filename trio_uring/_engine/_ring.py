@@ -85,6 +85,8 @@ class Ring:
         self.entries: int = lib.ring_sq_entries(self._ring)
         self.completion_entries: int = lib.ring_cq_entries(self._ring)
         self.closed: bool = False
+        # The error of the enter that made the run close it, and go on without it.
+        self.lost: tuple[int | None, str] | None = None
         self.credentials: SqpollCredentials | None = None  # those of the SQPOLL thread
         if config.sqpoll is not None:
             self.credentials = SqpollCredentials()
@@ -243,6 +245,7 @@ class Ring:
 
         Raises:
           ForkedRingError: in a child of the process that made the ring.
+          OSError: the run has lost the ring.
           RuntimeError: in another thread, or the ring is closed.
           PermissionError: an SQPOLL thread would perform it with old credentials.
           OverflowError: a number does not fit in its field.
@@ -258,7 +261,7 @@ class Ring:
             return True
         if result == -errno.EAGAIN:
             return False
-        raise ring_error(result)
+        raise self._refusal(result)
 
     def push_many(self, fields: CData, start: int, end: int, user_data: int) -> int:
         """Put operations *start* to *end* of an array in the SQ, under *user_data* + index.
@@ -267,14 +270,17 @@ class Ring:
           The index of the first that was not pushed, because CQEs must be reaped first; or *end*.
 
         Raises:
-          OSError: ``EINVAL``: a linked chain is longer than the SQ.
+          OSError: ``EINVAL``: a linked chain is longer than the SQ. Or the run has lost the ring.
           ForkedRingError: in a child of the process that made the ring.
           RuntimeError: in another thread, or the ring is closed.
         """
         result = lib.ring_push_many(self._ring, fields, start, end, user_data)
         if result < 0:
-            raise ring_error(result)
+            raise self._refusal(result)
         return result
+
+    def _refusal(self, result: int) -> Exception:
+        return ring_error(result) if self.lost is None else OSError(*self.lost)
 
     def open_batch(self, count: int) -> tuple[int, int]:
         """Begin a batch of *count* operations, whose completions are reported as one.
