@@ -375,8 +375,10 @@ def mutation(session: nox.Session) -> None:
     """Break the code on purpose: the tests must notice. Hours; what to break is an argument.
 
     `nox -s mutation -- promises` breaks what the README promises, in half an hour,
-    `nox -s mutation -- c batch` tries the breaks of C with "batch" in their names, and
-    `nox -s mutation -- python --each 5 _engine/_ring.py` five mutants of a Python file.
+    `nox -s mutation -- c batch` tries the breaks of C with "batch" in their names,
+    `nox -s mutation -- python --each 5 _engine/_ring.py` five mutants of a Python file, and
+    `nox -s mutation -- python --all` all of every file, in two hours. If that is interrupted, the
+    same again goes on with those that have survived or were not tried.
     """
     install_wheel(session, NEWEST_TRIO, *GROUPS["test"], extras="[anyio]")
     session.install("cffi", "setuptools")

@@ -3,10 +3,15 @@
     python mutate.py promises [NAME...]           the breaks of promises.toml, or those with NAME
     python mutate.py c [NAME...]                  those of c_breaks.toml
     python mutate.py python [--each N] [FILE...]  N generated mutants of each file (--seed S)
+    python mutate.py python --all [FILE...]       all of them
 
 It copies the checkout, builds it there in place, and makes one change after the other. After each
-it runs the tests that belong to the file. A change that they do not notice survives, and then this
-program fails, unless equivalent.toml says why the change makes no difference.
+it runs tests: those that are named with a break, or those that reach the line of a mutant, the
+quickest first, for at most --seconds (see trials.py). A change that they do not notice survives,
+and then this program fails, unless equivalent.toml says why the change makes no difference.
+
+What became of each mutant is kept in the directory --results, and which tests reach which line.
+Started again, this program tries only mutants that have survived, or were not tried.
 
 Why mutants of Python are made here and not by mutmut or cosmic-ray: mutmut replaces a function by
 one that calls a mutant, leaves out decorated functions, which are most of the hot path, and runs
@@ -18,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import random
 import shutil
@@ -25,12 +31,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import pytest
 import tomllib
+from trials import Mutant, Reach, Trials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,74 +57,14 @@ SECONDS: Final = 1200
 # Fails where the package is not installed.
 NEEDS_WHEEL: Final = "tests/kernel/test_processes.py::test_multiprocessing"
 
-SIMULATION: Final = "fuzz/test_simulated_kernel.py"
+# The tests that may notice a mutant. The others need the package installed, or notice little.
+TESTS: Final = ("unit", "kernel", "conformance", "fuzz")
 
-# The tests of each Python file, those that notice most in the least time first.
-TESTS_OF: Final[dict[str, tuple[str, ...]]] = {
-    "_engine/_buffer_pool.py": (SIMULATION, "kernel/test_ring.py", "kernel/test_receive_many.py"),
-    "_engine/_completion_batches.py": ("kernel/test_batch.py", SIMULATION),
-    "_engine/_fd_waiters.py": (
-        *("kernel/test_fd_waiters.py", "kernel/test_in_flight.py", "kernel/test_closing.py"),
-        *("kernel/test_receive_many.py", SIMULATION),
-    ),
-    "_engine/_file_calls.py": ("kernel/test_positional.py", "kernel/test_file_sync.py"),
-    "_engine/_file_systems.py": ("kernel/test_file_servers.py", "kernel/test_files.py"),
-    "_engine/_guest.py": ("kernel/test_guest.py",),
-    "_engine/_in_flight.py": (
-        *("fuzz/test_manager_machine.py", "unit/test_io_manager.py", "kernel/test_in_flight.py"),
-        *("kernel/test_cancellation.py", "kernel/test_closing.py", "kernel/test_statistics.py"),
-        *("kernel/test_batch.py", "kernel/test_closing_ring.py", SIMULATION),
-    ),
-    "_engine/_io_manager.py": (
-        *("fuzz/test_manager_machine.py", "unit/test_io_manager.py", "kernel/test_in_flight.py"),
-        *("kernel/test_guest.py", "kernel/test_statistics.py", "kernel/test_closing_ring.py"),
-        *("kernel/test_ring_channel.py", "kernel/test_fd_waiters.py", SIMULATION),
-        "kernel/test_ring_setup.py",
-    ),
-    "_engine/_limiter.py": ("kernel/test_batch.py", "kernel/test_in_flight.py", SIMULATION),
-    "_engine/_mailbox.py": ("kernel/test_ring_channel.py", "kernel/test_serve_threads.py"),
-    "_engine/_native_loop.py": (
-        *("kernel/test_native_engine.py", "kernel/test_statistics.py", SIMULATION),
-    ),
-    "_engine/_readiness.py": (
-        *("kernel/test_fd_waiters.py", "kernel/test_fd_reuse.py", "kernel/test_closing.py"),
-    ),
-    "_engine/_registered_tables.py": ("kernel/test_write_file.py", "kernel/test_direct.py"),
-    "_engine/_ring.py": (
-        *("kernel/test_ring.py", "kernel/test_ring_setup.py", "kernel/test_restrictions.py"),
-        *("kernel/test_batch.py", SIMULATION, "kernel/test_ring_channel.py"),
-    ),
-    "_engine/_ring_setup.py": ("kernel/test_ring_setup.py", "kernel/test_sqpoll.py"),
-    "_engine/_run_state.py": (
-        *("kernel/test_statistics.py", "kernel/test_write_file.py", "kernel/test_closing_ring.py"),
-        "kernel/test_ring_channel.py",
-    ),
-    "_engine/_turn_budget.py": ("kernel/test_datagrams.py", "kernel/test_listeners.py"),
-    "_streams/_anyio_native.py": ("kernel/test_anyio_streams.py", "kernel/test_anyio_sockets.py"),
-    "_streams/_anyio_streams.py": ("kernel/test_anyio_streams.py", "kernel/test_anyio_sockets.py"),
-    "_streams/_endpoints.py": (
-        *("kernel/test_send_file.py", "kernel/test_relay.py", "kernel/test_anyio_streams.py"),
-        *("kernel/test_receive_file.py", "kernel/test_receive_many.py"),
-        "kernel/test_file_servers.py",
-    ),
-    "_streams/_fd_stream.py": (
-        *("kernel/test_fifos.py", "conformance/test_stream_semantics.py", SIMULATION),
-    ),
-    "_streams/_listener.py": ("kernel/test_listeners.py",),
-    "_streams/_native.py": (
-        *("kernel/test_native_engine.py", "kernel/test_datagrams.py"),
-        *("conformance/test_socket_semantics.py", "conformance/test_stream_semantics.py"),
-        "kernel/test_native_perform.py",
-    ),
-    "_streams/_socket.py": (
-        *("conformance/test_socket_semantics.py", "conformance/test_message_semantics.py"),
-        *("kernel/test_datagrams.py", "kernel/test_listeners.py", SIMULATION),
-        "kernel/test_socket_guards.py",
-    ),
-    "_streams/_socket_stream.py": (
-        *("conformance/test_stream_semantics.py", "kernel/test_cost.py", SIMULATION),
-    ),
-}
+# A mutant is tried on one after the other until a test notices it.
+ENGINES: Final = ("python", "native")
+
+# Whose mutants are made.
+MUTATED: Final = ("_engine", "_streams")
 
 
 @dataclass
@@ -125,7 +75,6 @@ class Break:
     file: Path  # below the root
     changed: str
     tests: Sequence[str]
-    key: str = ""  # in equivalent.toml
     equivalent: str = ""  # why it makes no difference, if it makes none
     engine: str = "native"
 
@@ -239,7 +188,7 @@ def changes(node: ast.AST, source: Source) -> Iterator[tuple[Node, str]]:
             yield node, str(not value)
         case ast.Constant(value=int(value)):
             yield node, str(value + 1)
-        case ast.Return(value=ast.expr()) if not _is_none(node.value):
+        case ast.Return(value=ast.expr()) if not _is_nothing(node.value):
             yield node, "return None"
         case ast.Break():
             yield node, "continue"
@@ -263,38 +212,51 @@ def all_changes(node: ast.AST, source: Source) -> Iterator[tuple[int, int, str]]
         yield from all_changes(part, source)
 
 
-def _is_none(node: ast.expr | None) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
+def _is_nothing(node: ast.expr | None) -> bool:
+    """Whether *node* is None or False: whoever gets it asks only whether it is true."""
+    return isinstance(node, ast.Constant) and (node.value is None or node.value is False)
 
 
-def python_mutants(file: str, count: int, seed: int) -> Iterator[Break]:
-    """Yield *count* mutants of *file*, chosen by *seed*."""
-    known = equivalents()
+def function_bodies(tree: ast.AST, source: Source) -> list[tuple[int, int]]:
+    """Return where the bodies of functions are."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [
+        (source.span(node.body[0])[0], source.span(node.body[-1])[1])
+        for node in ast.walk(tree)
+        if isinstance(node, functions)
+    ]
+
+
+def python_mutants(file: str, how_many: int | None, seed: int) -> Iterator[Mutant]:
+    """Yield *how_many* mutants of *file*, chosen by *seed*, or all."""
     path = Path(PACKAGE, file)
     text = (ROOT / path).read_text()
     source = Source(text)
-    raw = source.raw
-    places = sorted(set(all_changes(ast.parse(text), source)))
-    chosen = random.Random(f"{seed} {file}").sample(places, min(count, len(places)))
+    raw, lines = source.raw, text.splitlines()
+    tree = ast.parse(text)
+    bodies = function_bodies(tree, source)
+    chosen = sorted(set(all_changes(tree, source)))
+    if how_many is not None:
+        chosen = random.Random(f"{seed} {file}").sample(chosen, min(how_many, len(chosen)))
+    keys: Counter[str] = Counter()
     for start, end, new in sorted(chosen):
         changed = (raw[:start] + new.encode() + raw[end:]).decode()
         try:
             compile(changed, file, "exec")
         except SyntaxError:
             continue
-        line = text.splitlines()[raw[:start].count(b"\n")].strip()
-        old = " ".join(raw[start:end].decode().split())
-        new = " ".join(new.split())
-        number = raw[:start].count(b"\n") + 1
-        key = f"{file}: {line}: {new}"
-        yield Break(
-            f"{file}:{number}: {old} -> {new}",
+        first, last = (raw[:at].count(b"\n") for at in (start, end))
+        old, new = (" ".join(text.split()) for text in (raw[start:end].decode(), new))
+        key = f"{file}: {lines[first].strip()}: {new}"
+        keys[key] += 1
+        yield Mutant(
+            f"{key} #{keys[key]}",
+            f"{file}:{first + 1}: {old} -> {new}",
+            key,
             path,
             changed,
-            TESTS_OF[file],
-            key=key,
-            equivalent=known.get(key, ""),
-            engine="native" if "native" in file else "python",
+            [line.strip() for line in lines[first : last + 1]],
+            at_import=not any(begin <= start < stop for begin, stop in bodies),
         )
 
 
@@ -324,24 +286,39 @@ class Copy:
         self._run(*command, env={"CFLAGS": "-O1"})
         return len(list(kernel.glob("*.so"))) == 2  # setup.py leaves out what cannot be built
 
+    def environment(self, engine: str) -> dict[str, str]:
+        return {
+            "PYTHONPATH": str(self.root),
+            "PYTHONDONTWRITEBYTECODE": "1",  # two changes can be as long, and of the same second
+            "TRIO_URING_ENGINE": engine,
+        }
+
+    def pytest_options(self) -> list[str]:
+        return [
+            *("-q", "--no-header", "--tb=no"),
+            *("-p", "no:cacheprovider", "-p", "trio_uring.pytest_plugin"),
+            *(f"--timeout={TEST_SECONDS}", f"--basetemp={self.root}/tmp"),
+            *("--deselect", NEEDS_WHEEL),
+        ]
+
     def test(self, tests: Sequence[str], engine: str) -> str:
         """Run *tests* on *engine* until one fails; return which, or an empty string."""
-        environment = {"PYTHONPATH": str(self.root), "TRIO_URING_ENGINE": engine}
         for test in tests:
             if test == "model":
                 command = [sys.executable, "tests/model/check.py"]
             else:
-                command = [
-                    *(sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no"),
-                    *("-p", "no:cacheprovider", "-p", "trio_uring.pytest_plugin"),
-                    *(f"--timeout={TEST_SECONDS}", f"--basetemp={self.root}/tmp"),
-                    *("--deselect", NEEDS_WHEEL, f"tests/{test}"),
-                ]
-            status, output = self._run(*command, env=environment)
+                options = self.pytest_options()
+                command = [sys.executable, "-m", "pytest", "-x", *options, f"tests/{test}"]
+            status, output = self._run(*command, env=self.environment(engine))
             if status:
-                failed = [line for line in output.splitlines() if line.startswith("FAILED")]
-                return (failed or [f"{test}: {how(status)}"])[0]
+                return first_failure(output, status, test)
         return ""
+
+    def test_at_once(self, tests: Sequence[str], engine: str) -> str:
+        """Run *tests*, by their ids, in one Python; return which failed, or an empty string."""
+        command = [sys.executable, "-m", "pytest", "-x", *self.pytest_options(), *tests]
+        status, output = self._run(*command, env=self.environment(engine))
+        return first_failure(output, status) if status else ""
 
     def check(self, to_try: Sequence[Break]) -> None:
         """Fail if a test fails though nothing is broken."""
@@ -385,40 +362,21 @@ class Copy:
             path.write_text(original)
 
 
+def first_failure(output: str, status: int, test: str = "all") -> str:
+    failed = [line for line in output.splitlines() if line.startswith("FAILED")]
+    return (failed or [f"{test}: {how(status)}"])[0]
+
+
 def how(status: int) -> str:
     return f"ended by signal {-status}" if status < 0 else f"exit status {status}"
 
 
-def equivalents() -> dict[str, str]:
-    """Return why some mutants make no difference, by their keys."""
-    return tomllib.loads((HERE / "equivalent.toml").read_text())
-
-
-def breaks(arguments: argparse.Namespace) -> list[Break]:
-    if arguments.language in LISTS:
-        return list(named_breaks(arguments.language, arguments.names))
-    files = arguments.names or sorted(TESTS_OF)
-    return [
-        mutant for file in files for mutant in python_mutants(file, arguments.each, arguments.seed)
-    ]
-
-
-def main() -> None:
-    """Try every break, print what noticed it, and fail if one survives."""
-    parser = argparse.ArgumentParser(description="Break the code, and see that tests fail.")
-    parser.add_argument("language", choices=(*LISTS, "python"))
-    parser.add_argument("names", nargs="*")
-    parser.add_argument("--each", type=int, default=10, help="how many mutants of each Python file")
-    parser.add_argument("--seed", type=int, default=0, help="which mutants")
-    parser.add_argument(
-        "--unchecked", action="store_true", help="do not run the tests with nothing broken first"
-    )
-    arguments = parser.parse_intermixed_args()
-    to_try = breaks(arguments)
+def try_breaks(to_try: Sequence[Break], *, unchecked: bool) -> bool:
+    """Try every break, print what noticed it, and return whether one survives."""
     survived = []
     with tempfile.TemporaryDirectory() as directory:
         copy = Copy(Path(directory))
-        if not arguments.unchecked:
+        if not unchecked:
             copy.check(to_try)
         for number, each in enumerate(to_try, 1):
             if each.equivalent:
@@ -430,8 +388,124 @@ def main() -> None:
                 survived.append(each)
     print(f"{len(to_try)} breaks, {len(to_try) - len(survived)} noticed")
     for each in survived:
-        print(f"survived: {each.name}" + (f"\n    {each.key}" if each.key else ""))
-    sys.exit(bool(survived))
+        print(f"survived: {each.name}")
+    return bool(survived)
+
+
+# ---- Trying mutants --------------------------------------------------------------------------
+
+
+class Results:
+    """What became of each mutant: which test noticed it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else ()
+        self.noticed: dict[str, str] = dict(map(json.loads, lines))
+
+    def add(self, mutant: Mutant, noticed: str) -> None:
+        self.noticed[mutant.id] = noticed
+        with self.path.open("a") as file:
+            file.write(json.dumps([mutant.id, noticed]) + "\n")
+
+
+def try_mutants(
+    mutants: Sequence[Mutant], engines: Sequence[str], directory: Path, seconds: float
+) -> bool:
+    """Try the mutants on *engines*, print what survives, and return whether any does."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "results.jsonl"
+    known = tomllib.loads((HERE / "equivalent.toml").read_text())
+    to_try = [mutant for mutant in mutants if mutant.key not in known]
+    with tempfile.TemporaryDirectory() as copied:
+        copy = Copy(Path(copied))
+        shutil.copy(HERE / "reached.py", copy.root / "sitecustomize.py")
+        for engine in engines:
+            noticed = Results(path).noticed
+            left = [mutant for mutant in to_try if not noticed.get(mutant.id)]
+            if left:
+                try_on(engine, copy, left, directory, seconds)
+    noticed = Results(path).noticed
+    for file, of_file in groupby(mutants, lambda mutant: mutant.file):
+        each = list(of_file)
+        equivalent = sum(mutant.key in known for mutant in each)
+        survived = sum(mutant.key not in known and not noticed[mutant.id] for mutant in each)
+        print(f"{file}: {len(each)} mutants, {equivalent} make no difference, {survived} survived")
+    survivors = [mutant for mutant in to_try if not noticed[mutant.id]]
+    for mutant in survivors:
+        print(f"survived: {mutant.name}\n    {mutant.key}")
+    return bool(survivors)
+
+
+def try_on(
+    engine: str, copy: Copy, mutants: Sequence[Mutant], directory: Path, seconds: float
+) -> None:
+    """Try the mutants on *engine*, in a forked child."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    results = Results(directory / "results.jsonl")
+    numbers = count(1)
+
+    def tell(mutant: Mutant, noticed: str) -> None:
+        results.add(mutant, noticed)
+        print(f"[{next(numbers)}/{len(mutants)} {engine}] {mutant.name}", file=out)
+        print(f"    {noticed or 'SURVIVED'}", file=out)
+
+    def afresh(tests: Sequence[str]) -> str:
+        return copy.test_at_once(tests, engine)
+
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(copy.root)
+        os.environ.update(copy.environment(engine))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what pytest prints
+        sys.path.insert(0, str(copy.root))
+        trials = Trials(
+            copy.root,
+            Reach(directory / f"reach-{engine}.jsonl"),
+            mutants,
+            seconds=seconds,
+            afresh=afresh,
+            tell=tell,
+            out=out,
+        )
+        options = [*copy.pytest_options(), *(f"tests/{name}" for name in TESTS)]
+        os._exit(int(pytest.main(options, plugins=[trials])))
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status:
+        raise SystemExit(f"the tests of the {engine} engine: {how(status)}")
+
+
+def main() -> None:
+    """Try what the arguments say, and fail if something survives."""
+    parser = argparse.ArgumentParser(description="Break the code, and see that tests fail.")
+    parser.add_argument("language", choices=(*LISTS, "python"))
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--each", type=int, default=10, help="how many mutants of each Python file")
+    parser.add_argument("--all", action="store_true", help="all mutants of each Python file")
+    parser.add_argument("--seed", type=int, default=0, help="which mutants")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="how long to run tests with one mutant"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / ".nox" / "mutants", help="where to keep results"
+    )
+    parser.add_argument(
+        "--unchecked", action="store_true", help="do not run the tests with nothing broken first"
+    )
+    arguments = parser.parse_intermixed_args()
+    if arguments.language in LISTS:
+        breaks = list(named_breaks(arguments.language, arguments.names))
+        sys.exit(try_breaks(breaks, unchecked=arguments.unchecked))
+    files = arguments.names or sorted(
+        str(path.relative_to(ROOT / PACKAGE))
+        for folder in MUTATED
+        for path in (ROOT / PACKAGE / folder).glob("*.py")
+    )
+    each = None if arguments.all else arguments.each
+    mutants = [mutant for file in files for mutant in python_mutants(file, each, arguments.seed)]
+    directory = arguments.results.resolve()
+    sys.exit(try_mutants(mutants, arguments.engines, directory, arguments.seconds))
 
 
 if __name__ == "__main__":
