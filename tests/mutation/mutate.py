@@ -54,6 +54,9 @@ COPIED: Final = ("trio_uring", "tests", "examples", "setup.py", "pyproject.toml"
 TEST_SECONDS: Final = 120
 SECONDS: Final = 1200
 
+# The same for a mutant that needs a Python of its own.
+AFRESH_SECONDS: Final = 60
+
 # Fails where the package is not installed.
 NEEDS_WHEEL: Final = "tests/kernel/test_processes.py::test_multiprocessing"
 
@@ -317,7 +320,7 @@ class Copy:
     def test_at_once(self, tests: Sequence[str], engine: str) -> str:
         """Run *tests*, by their ids, in one Python; return which failed, or an empty string."""
         command = [sys.executable, "-m", "pytest", "-x", *self.pytest_options(), *tests]
-        status, output = self._run(*command, env=self.environment(engine))
+        status, output = self._run(*command, env=self.environment(engine), seconds=AFRESH_SECONDS)
         return first_failure(output, status) if status else ""
 
     def check(self, to_try: Sequence[Break]) -> None:
@@ -327,7 +330,7 @@ class Copy:
             if failed := self.test(sorted(tests), engine):
                 raise SystemExit(f"without a break, on the {engine} engine: {failed}")
 
-    def _run(self, *command: str, env: dict[str, str]) -> tuple[int, str]:
+    def _run(self, *command: str, env: dict[str, str], seconds: float = SECONDS) -> tuple[int, str]:
         """Run a command in a session of its own, of which nothing is left then."""
         process = subprocess.Popen(
             command,
@@ -340,7 +343,7 @@ class Copy:
             start_new_session=True,
         )
         try:
-            output, _ = process.communicate(timeout=SECONDS)
+            output, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             output = ""
         finally:
@@ -417,6 +420,7 @@ def try_mutants(
     path = directory / "results.jsonl"
     known = tomllib.loads((HERE / "equivalent.toml").read_text())
     to_try = [mutant for mutant in mutants if mutant.key not in known]
+    to_try.sort(key=lambda mutant: mutant.at_import)  # which take long
     with tempfile.TemporaryDirectory() as copied:
         copy = Copy(Path(copied))
         shutil.copy(HERE / "reached.py", copy.root / "sitecustomize.py")
