@@ -321,7 +321,8 @@ class Copy:
         """Run *tests*, by their ids, in one Python; return which failed, or an empty string."""
         command = [sys.executable, "-m", "pytest", "-x", *self.pytest_options(), *tests]
         status, output = self._run(*command, env=self.environment(engine), seconds=AFRESH_SECONDS)
-        return first_failure(output, status) if status else ""
+        failure = first_failure(output, status).removeprefix("FAILED ").partition(" - ")[0]
+        return f"{failure}: failed" if status else ""
 
     def check(self, to_try: Sequence[Break]) -> None:
         """Fail if a test fails though nothing is broken."""

@@ -129,6 +129,7 @@ class Trials:
         self.tell = tell
         self.out = out
         self._functions: defaultdict[str, list[FunctionType]] = defaultdict(list)
+        self._passed: set[str] = set()  # alone, with nothing broken
         self._failed = False
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -145,10 +146,25 @@ class Trials:
         self.reach.read()
         self._measure([item for name, item in items.items() if name not in self.reach.seconds])
         for mutant in self.mutants:
-            tests = self.reach.tests_of(mutant, items, self.seconds)
-            noticed = self._try([items[test] for test in tests], mutant)
-            self.reach.noticed[mutant.file, noticed.rpartition(": ")[0]] += 1
+            while True:
+                tests = self.reach.tests_of(mutant, items, self.seconds)
+                noticed = self._try([items[test] for test in tests], mutant)
+                test = noticed.rpartition(": ")[0]
+                if test not in items or self._passes_alone(items[test]):
+                    break
+                del items[test]
+            self.reach.noticed[mutant.file, test] += 1
             self.tell(mutant, noticed)
+        return True
+
+    def _passes_alone(self, item: pytest.Item) -> bool:
+        """Return whether *item* passes with nothing broken, if no others ran before."""
+        if item.nodeid not in self._passed:
+            failure = self._try_in_child([item], ())
+            if failure:
+                print(f"fails with nothing broken: {failure}", file=self.out)
+                return False
+            self._passed.add(item.nodeid)
         return True
 
     # ---- Which tests reach a line --------------------------------------------------------
