@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import tomllib
-from trials import Mutant, Reach, Trials
+from trials import Mutant, Reach, Trials, labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -258,7 +258,7 @@ def python_mutants(file: str, how_many: int | None, seed: int) -> Iterator[Mutan
             key,
             path,
             changed,
-            [line.strip() for line in lines[first : last + 1]],
+            labels(text)[first : last + 1],
             at_import=not any(begin <= start < stop for begin, stop in bodies),
         )
 

@@ -5,8 +5,8 @@ pytest process collects all of them, and forks for each mutant. The child gives 
 are loaded the code of the mutant, and its file has the mutant, too, for the Pythons that the tests
 start. What is done at import, such as a default argument, needs a Python of its own.
 
-Which tests reach a line is measured once, and kept in a file: by the line's text, so that it
-remains true when lines are added above. Delete the file when that is not enough.
+Which tests reach a line is measured once, and kept in a file: by the line's text, so that most of
+it remains true when lines are added. Delete the file when that is not enough.
 """
 
 from __future__ import annotations
@@ -52,8 +52,18 @@ class Mutant:
     key: str  # in equivalent.toml
     file: Path
     changed: str
-    lines: Sequence[str]  # that it changes
+    lines: Sequence[str]  # that it changes, as `labels` has them
     at_import: bool  # whether it changes no function
+
+
+def labels(text: str) -> list[str]:
+    """Return for each line of a file its text, and which line with that text it is."""
+    seen: Counter[str] = Counter()
+    found = []
+    for line in map(str.strip, text.splitlines()):
+        seen[line] += 1
+        found.append(f"{line} #{seen[line]}")
+    return found
 
 
 @dataclass
@@ -171,8 +181,8 @@ class Trials:
 
     def _measure(self, items: list[pytest.Item]) -> None:
         package = self.root / "trio_uring"
-        texts = {
-            str(path.relative_to(package)): path.read_text().splitlines()
+        lines = {
+            str(path.relative_to(package)): labels(path.read_text())
             for path in package.rglob("*.py")
         }
         while items:
@@ -185,7 +195,7 @@ class Trials:
                 if measured["failed"]:
                     print(f"fails with nothing broken: {measured['test']}", file=self.out)
                 places = [spot.rpartition(":") for spot in measured["spots"]]
-                spots = {f"{file}: {texts[file][int(at) - 1].strip()}" for file, _, at in places}
+                spots = {f"{file}: {lines[file][int(at) - 1]}" for file, _, at in places}
                 self.reach.write({**measured, "spots": sorted(spots)})
                 items = items[1:]
             if items:  # the first one ended the process, or hung
