@@ -421,7 +421,9 @@ def try_mutants(
     path = directory / "results.jsonl"
     known = tomllib.loads((HERE / "equivalent.toml").read_text())
     to_try = [mutant for mutant in mutants if mutant.key not in known]
-    to_try.sort(key=lambda mutant: mutant.at_import)  # which take long
+    tried = Results(path).noticed
+    # Those that take long come last.
+    to_try.sort(key=lambda mutant: (mutant.at_import, mutant.id in tried))
     with tempfile.TemporaryDirectory() as copied:
         copy = Copy(Path(copied))
         shutil.copy(HERE / "reached.py", copy.root / "sitecustomize.py")
