@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -19,7 +20,7 @@ import pytest
 from children import in_child, in_thread
 
 from trio_uring import ForkedRingError, RingConfig, SQPoll
-from trio_uring._engine import _buffer_pool
+from trio_uring._engine import _buffer_pool, _ring
 from trio_uring._engine._buffer_pool import BufferPool, BufferPools
 from trio_uring._engine._in_flight import BATCH_DONE
 from trio_uring._engine._ring import REAP_MAX, Completion, Ring
@@ -340,6 +341,7 @@ def test_the_limits_of_workers_are_registered() -> None:
         workers = ffi.new("unsigned int[2]")  # zeros: change nothing, say what it was
         ring.register(RegisterOpcode.IOWQ_MAX_WORKERS, workers, 2)
         assert list(map(int, (workers[0], workers[1]))) == [3, 5]
+        assert ring.worker_limits == {"bounded_workers": 3, "unbounded_workers": 5}
 
 
 def test_the_eventfd_is_written_to(ring: KeptRing) -> None:
@@ -376,6 +378,51 @@ def test_what_the_kernel_supports(ring: KeptRing) -> None:
     assert 255 not in ring.supported
 
 
+def test_each_ring_that_asks_gets_the_same_answer(
+    ring: KeptRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_ring, "_supported", frozenset())
+    with opened(SMALL) as another:
+        assert another.supported == ring.supported
+
+
+def test_what_the_configuration_allows() -> None:
+    read, write = operations.read(0, bytearray(1), 0).opcode, operations.write(0, b"x", 0).opcode
+    with opened(RingConfig(entries=8, allowed_operations=frozenset({"READ"}))) as ring:
+        answers = [(ring.allows(opcode), ring.offers(opcode)) for opcode in (read, write, 255)]
+        assert answers == [(True, True), (False, False), (False, False)]
+    with opened(SMALL) as ring:
+        answers = [(ring.allows(opcode), ring.offers(opcode)) for opcode in (read, write, 255)]
+        assert answers == [(True, True), (True, True), (True, False)]
+
+
+@pytest.mark.usefixtures("fd_ledger")
+def test_a_setup_that_fails_leaves_no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object) -> None:
+        raise OSError(errno.EPERM, "refused")
+
+    monkeypatch.setattr(Ring, "_limit_workers", fail)
+    with pytest.raises(OSError, match="refused"):
+        Ring(SMALL)
+
+
+def test_without_an_fd_for_a_duplicate_there_is_an_error(ring: KeptRing) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            ring.dup_fd()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_what_was_refused_is_noted_once(ring: KeptRing) -> None:
+    for code in (errno.EPERM, errno.EINVAL):
+        ring.note_refused("this", OSError(code, "refused"))
+    ring.note_refused("this, too", OSError(errno.EINVAL, "refused"))
+    assert ring.refused == ("this: EPERM", "this, too: EINVAL")
+
+
 @pytest.mark.parametrize("field", ["fd", "splice_fd_in", "len"])
 @pytest.mark.parametrize("position", range(3))
 def test_which_fds_unsubmitted_operations_may_act_on(
@@ -410,6 +457,54 @@ def test_a_batch_that_is_not_done_is_no_timeout(ring: KeptRing) -> None:
     Ring.push(ring, operations.nop(), first + 1)
     assert Ring.submit_and_wait(ring, LONG) == [(BATCH_DONE, batch, 0)]
     assert ring.close_batch(batch, 2) == [(0, 0), (0, 0)]
+
+
+def test_the_number_of_a_batch_that_was_closed_is_free_again(ring: KeptRing) -> None:
+    numbers = set()
+    for _ in range(3):
+        batch, first = ring.open_batch(1)
+        Ring.push(ring, operations.nop(), first)
+        assert Ring.submit_and_wait(ring, LONG) == [(BATCH_DONE, batch, 0)]
+        ring.close_batch(batch, 1)
+        numbers.add(batch)
+    assert len(numbers) == 1
+
+
+# --- Calls that give an fd ------------------------------------------------------------------
+
+
+def test_the_fd_0_is_an_fd() -> None:
+    """In a program that has closed its standard input."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(LONG)
+        address = listener.getsockname()
+
+        def use() -> None:
+            with opened(SMALL) as ring, socket.create_connection(address):
+                select.select([listener], [], [])
+                os.close(0)
+                for give in (
+                    ring.dup_fd,
+                    lambda: _ring.open_cached(os.fsencode(__file__), os.O_RDONLY),
+                    lambda: _ring.accept_stream(listener.fileno(), poll_first=False),
+                ):
+                    assert give() == 0
+                    os.close(0)
+
+        assert in_child(use) == 0
+
+
+def test_reading_a_file_that_is_gone_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        _ring.Reader(64).read("/no/such/file")
+    assert caught.value.filename == "/no/such/file"
+
+
+def test_without_the_core_no_mount_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(__file__, "rb") as file:
+        assert _ring.mount_of(file.fileno()) > 0
+        monkeypatch.setattr(_ring, "why_no_core", "it is not there")
+        assert _ring.mount_of(file.fileno()) == 0
 
 
 # --- Closing, other threads, children -------------------------------------------------------
