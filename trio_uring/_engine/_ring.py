@@ -109,10 +109,7 @@ class Ring:
 
     def _probe(self) -> frozenset[int]:
         global _supported
-        size = ffi.sizeof("struct io_uring_probe")
-        size += _OPCODES_MAX * ffi.sizeof("struct io_uring_probe_op")
-        memory = ffi.new("char[]", size)
-        probe = ffi.cast("struct io_uring_probe *", memory)
+        probe = ffi.new("struct io_uring_probe *", {"ops": _OPCODES_MAX})
         result = lib.ring_register(self._ring, RegisterOpcode.PROBE, probe, _OPCODES_MAX)
         if result < 0:
             raise setup_error(result, "asking the kernel for its opcodes (IORING_REGISTER_PROBE)")
