@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from types import CodeType
 
-# The environment variable with the name of the file for the lines that other processes reach.
-VARIABLE: Final = "TRIO_URING_REACHED"
+# The environment variable with the name of the file for the lines that other processes reach. It
+# begins otherwise than what Trio and the package read, which tests remove.
+VARIABLE: Final = "REACHED_LINES"
 
 # What this process has reached, as "file:line".
 spots: Final[set[str]] = set()
