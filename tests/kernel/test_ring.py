@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import mmap
 import os
 import re
@@ -11,6 +12,7 @@ import select
 import signal
 import socket
 import threading
+import weakref
 from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -909,6 +911,130 @@ def test_buffers_outlive_a_ring_that_was_closed_first(ring: KeptRing) -> None:
     ring.close()
     with pytest.raises(RuntimeError, match="this ring is closed"):
         pool.close()
+    assert pool._memory in _buffer_pool._leaked
+
+
+def test_buffers_keep_their_ring_alive() -> None:
+    ring = Ring(SMALL)
+    pool, remembered = BufferPool(ring, group=1, count=4, size=64), weakref.ref(ring)
+    del ring
+    gc.collect()
+    assert remembered() is not None
+    pool.close()
+
+
+def test_how_often_the_kernel_found_no_buffer(ring: KeptRing) -> None:
+    pools = BufferPools(ring, 2)
+    first, second = pools.open(2, 64), pools.open(2, 64)
+    assert pools.ran_out() == 0
+    for pool in (first, second, first):
+        pool.failed(-errno.ENOBUFS, 0)
+    assert (first.ran_out, second.ran_out, pools.ran_out()) == (2, 1, 3)
+    for pool in (first, second):
+        pools.close(pool)
+        assert pools.ran_out() == 3
+
+
+def test_a_failed_receive_of_the_native_engine_counts(ring: KeptRing) -> None:
+    pools = BufferPools(ring, 2)
+    pools.failed(-errno.ENOBUFS, 0)  # before there is a pool
+    assert pools.ran_out() == 0
+    pool = pools.for_native_engine(pools.open(2, 64))
+    assert pools.for_native_engine(pools.open(2, 64)) is pool
+    pools.failed(-errno.ENOBUFS, 0)
+    assert (pool.ran_out, pools.ran_out()) == (1, 1)
+    pools.close_all()
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_the_native_engine_gets_an_incremental_pool_if_there_is_one(
+    ring: KeptRing, monkeypatch: pytest.MonkeyPatch, *, old: bool
+) -> None:
+    open_real = ring.open_buffer_ring
+
+    def open_plain(*args: Any, incremental: bool = False) -> Any:
+        if incremental:
+            raise OSError(errno.EINVAL, "before Linux 6.12")
+        return open_real(*args)
+
+    if old:
+        monkeypatch.setattr(ring, "open_buffer_ring", open_plain)
+    pools = BufferPools(ring, 2)
+    shared = pools.open(2, 64)
+    pool = pools.for_native_engine(shared)
+    if ring.refused:
+        assert ring.refused == ("PBUF_RING, incremental: EINVAL",)
+        assert pool is shared
+        assert pools.for_native_engine(shared) is shared
+    else:
+        assert not old
+        assert pool.incremental
+        assert pool is not shared
+    pools.close_all()
+
+
+class Trial:
+    """What `BufferPools.for_streams` calls to perform its test."""
+
+    def __init__(self, ring: KeptRing, pools: BufferPools, result: int) -> None:
+        self.ring, self.pools, self.result = ring, pools, result
+        self.limits: list[int] = []
+
+    def __call__(self, operation: Operation[bytes]) -> tuple[int, int]:
+        """Perform *operation*, or fail as an older kernel does."""
+        self.limits.append(operation.sqe[6])
+        if self.result == -errno.EINVAL:
+            return self.result, 0
+        pool = self.pools.receive
+        assert pool is not None
+        data = os.readv(operation.fd, [pool._memory])
+        return data, int(CqeFlag.BUFFER) | (CqeFlag.MORE if self.result else 0)
+
+
+@pytest.mark.parametrize(
+    ("result", "refused"),
+    [(0, ()), (-errno.EINVAL, ("RECV with a limit: EINVAL",)), (1, ("RECV with a limit: EINVAL",))],
+    ids=["works", "before Linux 6.17", "goes on"],
+)
+def test_receives_with_a_limit_are_tried_once(
+    ring: KeptRing, monkeypatch: pytest.MonkeyPatch, result: int, refused: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(_buffer_pool, "_recv_once_works", False)
+    pools = BufferPools(ring, 2)
+    trial = Trial(ring, pools, result)
+    pool = pools.for_streams(trial)
+    assert pools.for_streams(trial) is pool
+    assert (pool is None) == bool(refused)
+    if pool is not None:
+        assert pool is pools.receive
+    assert (len(trial.limits), ring.refused, len(pools._open)) == (1, refused, 1)
+    others = BufferPools(ring, 2)
+    monkeypatch.setattr(others, "_free_groups", [5])
+    others.receive = shared = others.open(2, 64)
+    again = Trial(ring, others, result)
+    assert others.for_streams(again) is (None if refused else shared)
+    assert len(again.limits) == bool(refused)  # what works is tried once in the process
+    pools.close_all()
+    others.close_all()
+
+
+def test_without_buffers_no_receive_is_tried(
+    ring: KeptRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for works in (True, False):
+        monkeypatch.setattr(_buffer_pool, "_recv_once_works", works)
+        pools = BufferPools(ring, 1 << 16)  # more than the kernel has in a group
+        trial = Trial(ring, pools, 0)
+        assert pools.for_streams(trial) is None
+        assert pools.for_streams(trial) is None
+        assert trial.limits == []
+        assert ring.refused == ()
+        assert _buffer_pool._recv_once_works == works
+
+
+def test_the_trial_receive_gives_back_its_buffer(ring: KeptRing, pool: BufferPool) -> None:
+    assert isinstance(_buffer_pool._try_recv_once(pool, lambda _: (-errno.ENOBUFS, 0)), OSError)
+    assert pool.ran_out == 1
 
 
 def test_the_kernel_gets_more_buffers_when_it_finds_none(ring: KeptRing) -> None:
