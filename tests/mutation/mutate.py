@@ -55,7 +55,7 @@ TEST_SECONDS: Final = 120
 SECONDS: Final = 1200
 
 # The same for a mutant that needs a Python of its own.
-AFRESH_SECONDS: Final = 60
+AFRESH_SECONDS: Final = 30
 
 # Fails where the package is not installed.
 NEEDS_WHEEL: Final = "tests/kernel/test_processes.py::test_multiprocessing"
@@ -333,7 +333,7 @@ class Copy:
 
     def _run(self, *command: str, env: dict[str, str], seconds: float = SECONDS) -> tuple[int, str]:
         """Run a command in a session of its own, of which nothing is left then."""
-        process = subprocess.Popen(
+        with subprocess.Popen(
             command,
             cwd=self.root,
             env={**os.environ, **env},
@@ -342,15 +342,14 @@ class Copy:
             text=True,
             errors="replace",
             start_new_session=True,
-        )
-        try:
-            output, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            output = ""
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                output = ""
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         return process.returncode, output
 
     def try_break(self, each: Break) -> str:

@@ -156,3 +156,28 @@ def test_a_task_that_gives_up_gathering_returns_its_tokens() -> None:
         await limit.acquire_many(1)
 
     trio.run(main)
+
+
+def test_a_shielded_task_waits_for_its_token() -> None:
+    order: list[str] = []
+
+    async def take(limit: Limiter, name: str) -> None:
+        await limit.acquire_shielded()
+        order.append(name)
+
+    async def main() -> None:
+        limit = Limiter(1)
+        await take(limit, "first")
+        assert limit.available_tokens == 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take, limit, "second")
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await wait_all_tasks_blocked()
+            assert order == ["first"]
+            limit.release()
+        assert order == ["first", "second"]
+        assert limit.available_tokens == 0
+
+    trio.run(main)
