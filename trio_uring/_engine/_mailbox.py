@@ -66,11 +66,10 @@ class Mailbox(RunResource):
         self.closed: bool = False
         self._users = 1  # of `_fd`: this mailbox, and each message in flight
         self._fd = -1
-        self._process = -1  # the process that opened `_fd`
+        self._process = os.getpid()  # the process that opened `_fd`
         if ring is not None:
             with suppress(OSError):  # too many open files; `notify` works without the fd
                 self._fd = ring.dup_fd()
-                self._process = os.getpid()
 
     def put(self, deliver: Callable[[], object]) -> bool:
         """Queue *deliver*, which the run calls in its thread. Called in any thread.
