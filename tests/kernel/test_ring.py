@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
+from accounting import open_fds
 from children import in_child, in_thread
 
 from trio_uring import ForkedRingError, RingConfig, SQPoll
@@ -398,14 +399,29 @@ def test_what_the_configuration_allows() -> None:
         assert answers == [(True, True), (True, True), (True, False)]
 
 
-@pytest.mark.usefixtures("fd_ledger")
 def test_a_setup_that_fails_leaves_no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_args: object) -> None:
         raise OSError(errno.EPERM, "refused")
 
     monkeypatch.setattr(Ring, "_limit_workers", fail)
-    with pytest.raises(OSError, match="refused"):
+    before = open_fds()
+    with pytest.raises(OSError, match="refused") as caught:
         Ring(SMALL)
+    assert open_fds() == before, caught  # though the traceback still has it
+
+
+@pytest.mark.parametrize("register", [True, False])
+def test_the_fd_is_registered_where_that_is_wanted(register: bool) -> None:
+    class Counting(Ring):
+        registered = 0
+
+        def register_fd(self) -> None:
+            self.registered += 1
+            super().register_fd()
+
+    ring = Counting(SMALL, register_fd=register)
+    assert ring.registered == register
+    ring.close()
 
 
 def test_without_an_fd_for_a_duplicate_there_is_an_error(ring: KeptRing) -> None:
@@ -726,6 +742,24 @@ def test_sqpoll_wakes_its_thread(polled: KeptRing) -> None:
         wait_until_it_sleeps()
         polled.push(operations.nop(), number)
         assert polled.submit_and_wait(LONG) == [(number, 0, 0)]
+
+
+def test_sqpoll_opens_nothing_with_old_credentials(
+    polled: KeptRing, ring: KeptRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "/dev/null"
+    for each in (polled, ring):
+        Ring.push(each, operations.openat(path, os.O_RDONLY), 1)
+        [(_, fd, _)] = each.submit_and_wait(LONG) or ()
+        os.close(fd)
+        each.in_flight = 0
+    monkeypatch.setattr(os, "getegid", lambda: 12345)
+    with pytest.raises(PermissionError, match="old ones") as caught:
+        polled.push(operations.openat(path, os.O_RDONLY), 1)
+    assert caught.value.filename == path
+    polled.nops([2])  # needs none
+    assert polled.reap(1) == [(2, 0, 0)]
+    assert ring.credentials is None  # the kernel takes those of the calling thread
 
 
 def test_sqpoll_flush_waits_until_all_is_taken(polled: KeptRing) -> None:
