@@ -251,7 +251,10 @@ class Trials:
         def run(items: Sequence[pytest.Item]) -> Iterator[str]:
             for function, code in codes:
                 function.__code__ = code
+            end = time.monotonic() + HANGS_AFTER + HANGS_AFTER_TIMES * self.seconds
             for item, following in zip(items, (*items[1:], None), strict=True):
+                if time.monotonic() > end:
+                    break  # it makes all tests slow, and none fail
                 yield item.nodeid
                 self._failed = False
                 item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
