@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import errno
 from collections import deque
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import pytest
 import trio
 from simulated_ring import SimulatedKernel, SimulatedRing
+from trio.testing import wait_all_tasks_blocked
 
-from trio_uring import RingConfig
-from trio_uring._engine._in_flight import CANCEL, InFlight
+from trio_uring import RingConfig, UnsupportedOpcodeError
+from trio_uring._engine._in_flight import CANCEL, SHIELDED, InFlight
 from trio_uring._engine._io_manager import UringIOManager
+from trio_uring._kernel.uapi import CqeFlag
 from trio_uring._operations._arrays import array_of
 from trio_uring.lowlevel import operations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from trio_uring._engine._ring import Completion, Ring
     from trio_uring._operations import Operation
@@ -34,7 +38,11 @@ class ScriptedRing(SimulatedRing):
         self.refuse_to_push = 0
         self.refuse_to_submit = 0
         self.interrupted = 0  # how often a signal ends a wait
+        # What calls return, before `completions`.
+        self.late: list[list[Completion] | None] = []
         self.many: deque[int | OSError] = deque()  # how far calls of push_many get
+        self.more = 0  # for how many more calls there is work
+        self.allowed = True
         self.timeouts: list[float] = []
         self.completions: deque[Completion] = deque()
 
@@ -46,6 +54,14 @@ class ScriptedRing(SimulatedRing):
             self.refuse_to_push -= 1
             return False
         return super().push(operation, user_data)
+
+    @property
+    def more_to_fetch(self) -> bool:
+        self.more -= 1
+        return self.more >= 0
+
+    def allows(self, _opcode: int) -> bool:
+        return self.allowed
 
     def push_many(self, *_args: object) -> int:
         result = self.many.popleft()
@@ -62,6 +78,8 @@ class ScriptedRing(SimulatedRing):
     def submit_and_wait(self, timeout: float) -> list[Completion] | None:
         self.timeouts.append(timeout)
         self.flush()
+        if self.late:
+            return self.late.pop(0)
         if self.interrupted:
             self.interrupted -= 1
             return None
@@ -91,6 +109,15 @@ def in_flight(manager: UringIOManager, fd: int = 1) -> InFlight:
     manager._entries[entry.user_data] = entry
     manager.fd_waiters.register(entry)
     return entry
+
+
+@contextmanager
+def outcome_of(results: list[object]) -> Iterator[None]:
+    """Add the type of an exception to *results*."""
+    try:
+        yield
+    except Exception as exc:  # noqa: BLE001 (the caller compares it)
+        results.append(type(exc))
 
 
 def test_sleeps_when_there_is_nothing_to_do(manager: UringIOManager, ring: ScriptedRing) -> None:
@@ -261,6 +288,278 @@ async def test_who_waits_for_a_cancel_that_found_nothing_hears_of_it(
         manager.dispatch([(CANCEL, res, 0)])
     assert heard == ["missed"]
     assert manager.statistics().completed == {"ASYNC_CANCEL": 3}
+
+
+@pytest.mark.parametrize(
+    ("asked", "user_data", "closed", "pushed"),
+    [(False, 100, False, 1), (True, 100, False, 0), (False, 0, False, 0), (False, 100, True, 0)],
+)
+def test_what_is_cancelled_once_while_it_is_in_flight(
+    manager: UringIOManager,
+    ring: ScriptedRing,
+    *,
+    asked: bool,
+    user_data: int,
+    closed: bool,
+    pushed: int,
+) -> None:
+    entry = in_flight(manager)
+    entry.cancel_asked, entry.user_data, ring.closed = asked, user_data, closed
+    for _ in range(2):
+        manager.request_cancel(entry)
+    ring.closed = False
+    assert (ring.unsubmitted, len(manager._cancels)) == (pushed, 0)
+
+
+def test_a_cancel_without_room_is_submitted_before_others_may_start(
+    manager: UringIOManager, ring: ScriptedRing
+) -> None:
+    ring.refuse_to_push = 2
+    manager.request_cancel(in_flight(manager))
+    ring.interrupted = 1
+    with pytest.raises(trio.BusyResourceError):
+        manager.fd_waiters.check_not_busy(1, "read")
+    assert (len(manager._cancels), ring.unsubmitted) == (0, 0)
+    assert set(ring.timeouts) == {0}
+
+
+def test_closing_waits_for_what_the_kernel_still_does(
+    manager: UringIOManager, ring: ScriptedRing
+) -> None:
+    in_flight(manager)
+    ring.late = [None, [], [(1, 0, 0)], [(100, -errno.ECANCELED, 0)]]
+    ring.more = 2
+    manager.notify_closing(1)
+    assert manager._backlog == [(1, 0, 0), (100, -errno.ECANCELED, 0)]
+    assert ring.timeouts == [0, 0, 0, 0]
+
+
+def test_only_what_acts_on_the_fd_is_submitted_before_a_call(
+    manager: UringIOManager, ring: ScriptedRing
+) -> None:
+    flushed: list[int] = []
+    ring.flush = lambda: flushed.append(ring._kernel.pushed.clear() or 1)  # type: ignore[func-returns-value, method-assign]
+    manager.submit_for(5)
+    assert flushed == []
+    ring.push(operations.nop(), 50)
+    ring.closed = True
+    manager.submit_for(5)
+    assert flushed == []
+    ring.closed = False
+    manager.submit_for(5)
+    assert (flushed, ring.timeouts) == ([1], [])
+
+
+def test_nothing_in_flight_is_nothing_to_wait_for(
+    manager: UringIOManager, ring: ScriptedRing
+) -> None:
+    manager._entries.clear()
+    assert manager.drain()
+    assert ring.timeouts == []
+
+
+# ---- Results ---------------------------------------------------------------------------------
+
+
+class ProbedError(RuntimeError):
+    """What a probe finds."""
+
+
+class CancelledError(RuntimeError):
+    """What Trio raises for a task that was cancelled."""
+
+
+def raise_cancelled() -> NoReturn:
+    raise CancelledError
+
+
+@pytest.mark.parametrize(
+    ("res", "state", "error"),
+    [
+        (-errno.ECANCELED, {"closing": True}, trio.ClosedResourceError),
+        (-errno.EINTR, {"closing": True}, trio.ClosedResourceError),
+        (-errno.EIO, {"closing": True}, "[Errno 5] Input/output error"),
+        (-errno.ECANCELED, {"raise_cancel": raise_cancelled}, CancelledError),
+        (-errno.EIO, {"raise_cancel": raise_cancelled}, "[Errno 5] Input/output error"),
+        (-errno.ECANCELED, {}, ProbedError),
+        (-errno.ECANCELED, {"cancel_asked": True}, "[Errno 125] Operation canceled"),
+        (-errno.EIO, {}, "[Errno 5] Input/output error"),
+        (-errno.ETIME, {}, "[Errno 62] Timer expired"),
+        (-errno.EINVAL, {}, "[Errno 22] Invalid argument"),
+        (-errno.EINVAL, {"supported": ()}, UnsupportedOpcodeError),
+        (-errno.EIO, {"supported": ()}, "[Errno 5] Input/output error"),
+        (-errno.EACCES, {}, "[Errno 13] Permission denied"),
+        (-errno.EACCES, {"allowed": False}, "may not perform RECV"),
+        (-errno.EPERM, {"allowed": False}, "[Errno 1] Operation not permitted"),
+        (-errno.EIO, {"fallback_reason": "no ring"}, "[Errno 5] no ring"),
+    ],
+)
+def test_why_an_operation_has_failed(
+    manager: UringIOManager,
+    ring: ScriptedRing,
+    res: int,
+    state: dict[str, object],
+    error: type[BaseException] | str,
+) -> None:
+    entry = InFlight(manager, operations.recv(1, bytearray(1)))
+    entry.res = res
+    for name, value in state.items():
+        [owner] = [each for each in (entry, ring, manager) if hasattr(each, name)]
+        setattr(owner, name, value)
+    with pytest.raises(error if isinstance(error, type) else OSError) as caught:
+        manager.failed(entry.operation, entry, ProbedError)
+    if isinstance(error, str):
+        assert error in str(caught.value)
+    assert manager.statistics().cancelled == (caught.type is CancelledError)
+
+
+def test_a_worker_that_there_is_is_not_the_reason(manager: UringIOManager) -> None:
+    entry = InFlight(manager, operations.recv(1, bytearray(1)))
+    entry.res = -errno.ECANCELED
+    for probe in (None, lambda: None):
+        with pytest.raises(OSError, match="Operation canceled"):
+            manager.failed(entry.operation, entry, probe)
+
+
+def test_a_timeout_that_ran_out_is_no_failure(manager: UringIOManager) -> None:
+    operation = operations.timeout(1)
+    operation.decode = lambda res, flags: (res, flags)  # type: ignore[assignment, return-value]
+    entry = InFlight(manager, operation)
+    entry.res, entry.flags = -errno.ETIME, 7
+    assert manager.failed(operation, entry) == (0, 7)  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize("closing", [True, False])
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_an_entry_is_used_again_unless_somebody_asked_for_its_end(
+    manager: UringIOManager, *, cancelled: bool, closing: bool
+) -> None:
+    entry = InFlight(manager, operations.nop())
+    entry.raise_cancel, entry.closing = raise_cancelled if cancelled else None, closing
+    entry.trap = SHIELDED
+    operation = entry.operation
+    manager._result(operation, entry)
+    again = not cancelled and not closing
+    assert manager._free_entries == [entry] * again
+    assert (entry.operation is operation) != again  # so that it keeps no buffer
+    assert (entry.trap is None) != again  # a reference cycle otherwise
+
+
+# ---- Tasks that wait -------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_tasks(manager: UringIOManager) -> AsyncIterator[trio.Nursery]:
+    """Open a nursery for tasks that perform operations; if the test fails, these fail too."""
+    others = manager._entries.copy()
+    async with trio.open_nursery() as nursery:
+        try:
+            yield nursery
+        except BaseException:
+            manager.dispatch((number, -errno.EIO, 0) for number in {*manager._entries} - {*others})
+            raise
+
+
+def last(manager: UringIOManager) -> InFlight:
+    return list(manager._entries.values())[-1]
+
+
+async def test_an_interrupted_operation_is_repeated_unless_its_fd_closes(
+    manager: UringIOManager,
+) -> None:
+    results: list[object] = []
+
+    async def perform() -> None:
+        with outcome_of(results):
+            results.append(await manager.perform_shielded(operations.recv(9, bytearray(1))))
+
+    for closing, expected in ((False, 1), (True, trio.ClosedResourceError)):
+        async with open_tasks(manager) as nursery:
+            nursery.start_soon(perform)
+            await wait_all_tasks_blocked()
+            [task] = nursery.child_tasks
+            first = last(manager)
+            assert task.custom_sleep_data is first
+            first.closing = closing
+            manager.dispatch([(first.user_data, -errno.EINTR, 0)])
+            await wait_all_tasks_blocked()
+            if not closing:
+                assert last(manager).in_flight
+                manager.dispatch([(last(manager).user_data, 1, 0)])
+        assert results.pop() == expected
+
+
+@pytest.mark.parametrize("call", ["perform", "perform_shielded"])
+async def test_a_limited_operation_waits_for_its_token(manager: UringIOManager, call: str) -> None:
+    manager.file_limiter.available_tokens = 1
+    others = len(manager._entries)
+
+    async def perform(*, limited: bool) -> None:
+        operation = operations.fsync(9)
+        operation.limited = limited
+        await getattr(manager, call)(operation)
+
+    async with open_tasks(manager) as nursery:
+        for limited in (True, True, False):
+            nursery.start_soon(partial(perform, limited=limited))
+        for in_flight, tokens in ((2, 0), (2, 0), (1, 1)):
+            await wait_all_tasks_blocked()
+            assert len(manager._entries) - others == in_flight
+            assert manager.file_limiter.available_tokens == tokens
+            limited_first = sorted(
+                list(manager._entries.values())[others:], key=lambda it: not it.operation.limited
+            )
+            manager.dispatch([(limited_first[0].user_data, 0, 0)])
+    assert manager.file_limiter.available_tokens == 1
+
+
+@pytest.mark.parametrize("call", ["perform", "perform_shielded"])
+async def test_an_operation_with_a_buffer_is_performed_once(
+    manager: UringIOManager, call: str
+) -> None:
+    operation = operations.recv(9, bytearray(1))
+    async with open_tasks(manager) as nursery:
+        nursery.start_soon(getattr(manager, call), operation)
+        await wait_all_tasks_blocked()
+        with pytest.raises(RuntimeError, match="was performed already"):
+            await getattr(manager, call)(operation)
+        manager.dispatch([(last(manager).user_data, 1, 0)])
+
+
+@pytest.mark.parametrize("call", ["perform", "perform_shielded"])
+async def test_a_task_that_ends_by_force_leaves_its_buffer_in_place(
+    manager: UringIOManager, call: str
+) -> None:
+    """As in a run that crashed, when it is collected."""
+    buffer = bytearray(1)
+    coroutine = getattr(manager, call)(operations.recv(9, buffer))
+    coroutine.send(None)
+    entry = last(manager)
+    with pytest.raises(KeyError):
+        coroutine.throw(KeyError())
+    with pytest.raises(BufferError):
+        buffer.append(0)
+    manager.dispatch([(entry.user_data, 1, 0)])
+    buffer.append(0)
+
+
+async def test_the_result_of_a_zero_copy_send_comes_before_its_end(
+    manager: UringIOManager,
+) -> None:
+    results: list[object] = []
+
+    async def perform() -> None:
+        results.append(await manager.perform(operations.send_zc(9, b"hello")))
+
+    async with open_tasks(manager) as nursery:
+        nursery.start_soon(perform)
+        await wait_all_tasks_blocked()
+        number = last(manager).user_data
+        manager.dispatch([(number, 5, int(CqeFlag.MORE))])
+        await wait_all_tasks_blocked()
+        assert results == []
+        manager.dispatch([(number, 0, int(CqeFlag.NOTIF))])
+    assert results == [5]
 
 
 def test_notify_closing_outside_a_run_is_an_error() -> None:
