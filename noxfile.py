@@ -527,7 +527,6 @@ def build(session: nox.Session) -> None:
         )
         with elsewhere(session):
             session.run("python", "-m", "pytest", *options, f"{source}/{SDIST_TEST}")
-        check_reproducible(session, source)
         session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "trio-uring")
     session.install("--no-cache-dir", f"{sdist}", env={"CC": "false"})  # no compiler
     check_echo(session, "epoll")
@@ -657,22 +656,6 @@ def check_installed(session: nox.Session) -> None:
             "import sys, trio_uring; assert trio_uring.__file__.startswith(sys.prefix)",
             silent=True,
         )
-
-
-def check_reproducible(session: nox.Session, source: Path) -> None:
-    """Fail if two sdists of the same files differ."""
-    archives: set[bytes] = set()
-    for number in "12":
-        directory = source.with_name(number)
-        session.run(
-            *("python", "-m", "build", "--sdist", "--outdir", str(directory), str(source)),
-            env={"SOURCE_DATE_EPOCH": "1700000000"},
-            silent=True,
-        )
-        [archive] = directory.iterdir()
-        archives.add(archive.read_bytes())
-    if len(archives) > 1:
-        session.error("two sdists of the same files differ")
 
 
 def check_echo(session: nox.Session, runs_on: str, env: dict[str, str] | None = None) -> None:

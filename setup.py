@@ -1,19 +1,16 @@
 """What building needs to run code for; everything else is in pyproject.toml."""
 
-import gzip
 import os
 import re
 import subprocess
 import sys
 import sysconfig
-import tarfile
 from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
-from setuptools.command.sdist import sdist
 from setuptools.errors import CompileError, LinkError
 
 KERNEL = "trio_uring/_kernel"
@@ -115,29 +112,6 @@ class BuildExt(build_ext):
         )
 
 
-class Sdist(sdist):
-    """Makes the same archive of the same files, at the time that SOURCE_DATE_EPOCH says."""
-
-    def make_archive(self, base_name: str, format: str, *args: Any, **options: Any) -> str:
-        """Make the archive."""
-        epoch = os.environ.get("SOURCE_DATE_EPOCH")
-        if epoch is None or format != "gztar":
-            return super().make_archive(base_name, format, *args, **options)
-
-        def without_traces(info: tarfile.TarInfo) -> tarfile.TarInfo:
-            info.mtime, info.uid, info.gid, info.uname, info.gname = int(epoch), 0, 0, "", ""
-            info.mode = 0o755 if info.isdir() or info.mode & 0o100 else 0o644
-            return info
-
-        name = f"{base_name}.tar.gz"
-        with (
-            gzip.GzipFile(name, "wb", mtime=int(epoch)) as file,
-            tarfile.open(fileobj=file, mode="w") as archive,
-        ):
-            archive.add(options["base_dir"], filter=without_traces)
-        return name
-
-
 def description() -> str:
     """Return the README with links that work outside of the repository, too."""
     text = Path("README.md").read_text(encoding="utf-8")
@@ -179,7 +153,7 @@ def arguments() -> dict[str, Any]:
 
 
 setup(
-    cmdclass={"build_py": BuildPy, "build_ext": BuildExt, "sdist": Sdist},
+    cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
     long_description=description(),
     long_description_content_type="text/markdown",
     **arguments(),

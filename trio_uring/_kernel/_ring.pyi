@@ -1,7 +1,7 @@
 """Types of the compiled module, in the order of ring.cdef.txt."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeAlias, final
 
 from typing_extensions import Buffer
 
@@ -39,9 +39,11 @@ class MiniBuffer:
     def __setitem__(self, index: slice, value: Buffer, /) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+_Init: TypeAlias = int | bytes | Sequence[object] | Mapping[str, object]
+
 class _FFI:
     NULL: CData
-    def new(self, cdecl: str, init: int | bytes | Sequence[object] | None = None, /) -> CData: ...
+    def new(self, cdecl: str, init: _Init | None = None, /) -> CData: ...
     def cast(self, cdecl: str, source: CData | int, /) -> CData: ...
     def from_buffer(
         self,
