@@ -30,8 +30,8 @@ async def echo() -> str:
                 await stream.send_all(b"%4d" % number)
                 assert await stream.receive_some() == b"%4d" % number
         nursery.cancel_scope.cancel()
-    statistics: object = trio.lowlevel.current_statistics().io_statistics
-    return str(getattr(statistics, "engine", "epoll"))
+    statistics = trio_uring.statistics()
+    return statistics.engine if statistics.backend == "io_uring" else statistics.backend
 
 
 if __name__ == "__main__":
