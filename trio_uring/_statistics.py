@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from enum import IntFlag
 
 
-@attrs.frozen(eq=False, kw_only=True)
+# Without __init__ and __repr__, which take time to make, and nobody makes an object of it.
+@attrs.frozen(eq=False, kw_only=True, init=False, repr=False)
 class _Statistics:
     """The fields that the statistics of all runs have. The defaults are those without a ring."""
 
@@ -109,11 +110,10 @@ def flag_names(flags: IntFlag) -> tuple[str, ...]:
     return tuple(member.name for member in type(flags) if member in flags and member.name)
 
 
-@attrs.define(eq=False)
 class Totals:
     """Totals of all runs of this process that have ended.
 
-    Args:
+    Attributes:
       ring_runs: Runs that had a ring.
       native_runs: Runs that had a ring and used the native engine.
       fallback_runs: Runs that asked for a ring and got none.
@@ -121,11 +121,12 @@ class Totals:
       routes: Calls on files and paths by their route.
     """
 
-    ring_runs: int = 0
-    native_runs: int = 0
-    fallback_runs: int = 0
-    completed: Counter[str] = attrs.field(factory=Counter[str])
-    routes: Counter[str] = attrs.field(factory=Counter[str])
+    def __init__(self) -> None:
+        self.ring_runs: int = 0
+        self.native_runs: int = 0
+        self.fallback_runs: int = 0
+        self.completed: Counter[str] = Counter()
+        self.routes: Counter[str] = Counter()
 
     def add(self, completed: Mapping[str, int], routes: Mapping[str, int], *, native: bool) -> None:
         """Add the counts of a run that ends."""

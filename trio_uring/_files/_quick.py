@@ -25,9 +25,8 @@ import sys
 from functools import cache, partial
 from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import attrs
 import trio
 from trio.lowlevel import current_task
 
@@ -245,8 +244,7 @@ def _open(
 _STATUS, _TEST, _READ_BYTES, _READ_TEXT, _OPEN, _OPEN_WRAPPED = range(6)
 
 
-@attrs.frozen
-class _Row:
+class _Row(NamedTuple):
     """A call, and what must be the standard library's for it to be right."""
 
     call: Callable[..., object]
