@@ -19,6 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring import RingConfig, RingUnavailableError, SQPoll
+from trio_uring._engine._in_flight import IGNORED
 from trio_uring._engine._ring import Ring
 from trio_uring._kernel.uapi import SetupFlag
 from trio_uring.lowlevel import RingStatistics, operations, perform
@@ -277,6 +278,18 @@ async def test_nothing_is_entered_to_submit_while_the_thread_is_awake() -> None:
     assert after.completed["NOP"] - before.completed["NOP"] == 800
     assert after.submitted - before.submitted >= 800
     assert after.enters == before.enters
+
+
+@pytest.mark.ring(sqpoll=AWAKE)
+async def test_operations_of_a_device_are_published_without_an_enter() -> None:
+    await perform(operations.nop())
+    ring = current_manager().ring
+    before = ring.enters
+    for _ in range(20):
+        operation = operations.nop()
+        operation.for_device = True
+        assert ring.push(operation, IGNORED)
+    assert ring.enters == before
 
 
 @pytest.mark.ring(sqpoll=AWAKE)
