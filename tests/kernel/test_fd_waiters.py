@@ -258,6 +258,21 @@ async def test_numbers_that_are_no_fds_are_left_alone() -> None:
         assert await perform(operations.futex_wake(futex, 2)) == 2
 
 
+def test_what_was_forgotten_lets_go_before_others_are_refused() -> None:
+    waiters = FdWaiters(Readiness())
+    first, second = (
+        FdReservation(operations.recv(5, bytearray(1)), lambda: None) for _ in range(2)
+    )
+    waiters.register(first)
+    with pytest.raises(trio.BusyResourceError):
+        waiters.register(second)
+    waiters.forgotten.extend([lambda: None, lambda: waiters.unregister(first)])
+    waiters.register(second)
+    assert waiters == {5: [second]}
+    assert not waiters.forgotten
+    waiters._readiness.close()
+
+
 @pytest.mark.parametrize("fds", [(0, 5), (5, 0), (1, 5), (5, 1)])
 def test_every_fd_of_an_operation_is_watched(fds: tuple[int, int]) -> None:
     """Also 0, which belongs to whatever took the place of stdin."""

@@ -1041,7 +1041,7 @@ def test_receives_with_a_limit_are_tried_once(
     assert (pool is None) == bool(refused)
     if pool is not None:
         assert pool is pools.receive
-    assert (len(trial.limits), ring.refused, len(pools._open)) == (1, refused, 1)
+    assert (trial.limits, ring.refused, len(pools._open)) == ([2], refused, 1)
     others = BufferPools(ring, 2)
     monkeypatch.setattr(others, "_free_groups", [5])
     others.receive = shared = others.open(2, 64)
@@ -1138,15 +1138,44 @@ def test_a_forked_child_takes_what_came_before(
     test_no_buffer_left_loses_nothing(ring, pool)
 
 
-@pytest.mark.parametrize("more", [True, False])
-def test_a_limit_that_the_kernel_does_not_keep(ring: KeptRing, *, more: bool) -> None:
-    """It goes on to receive after the first completion."""
+@pytest.mark.parametrize(
+    ("size", "more", "kept"), [(2, False, True), (2, True, False), (1, False, False)]
+)
+def test_a_limit_that_the_kernel_does_not_keep(
+    ring: KeptRing, size: int, *, more: bool, kept: bool
+) -> None:
+    """It goes on to receive after the first completion, or stops before it has all."""
     ring_pool = BufferPool(ring, group=7, count=1, size=4096)
     flags = int(CqeFlag.BUFFER) | (int(CqeFlag.MORE) if more else 0)
 
     def perform_now(operation: Operation[bytes]) -> tuple[int, int]:
-        return os.readv(operation.fd, [ring_pool._memory]), flags
+        return os.readv(operation.fd, [memoryview(ring_pool._memory)[:size]]), flags
 
     error = _buffer_pool._try_recv_once(ring_pool, perform_now)
-    assert (error is not None) == more
+    assert (error is None) == kept
     ring_pool.close()
+
+
+def test_a_failed_receive_gives_back_its_buffer(ring: KeptRing, pair: Pair) -> None:
+    pool = BufferPool(ring, group=7, count=1, size=64)
+    for _ in range(3):
+        pair[1].send(b"data")
+        ring.push(operations.recv_select(pair[0].fileno(), pool, 64), 1)
+        [(_, res, flags)] = ring.reap(1)
+        assert res == 4
+        pool.failed(-errno.EIO, flags)  # as if it had failed
+    assert pool.ran_out == 0
+    pool.close()
+
+
+def test_there_are_as_many_groups_as_an_sqe_can_name(ring: KeptRing) -> None:
+    pools = BufferPools(ring, 2)
+    pool = pools.open(1, 64)
+    pools._open = dict.fromkeys(range(1 << 16), pool)
+    with pytest.raises(OSError, match="all buffer groups are in use"):
+        pools.open(1, 64)
+    del pools._open[(1 << 16) - 1]
+    last = pools.open(1, 64)
+    assert last.group == (1 << 16) - 1
+    last.close()
+    pool.close()

@@ -63,7 +63,6 @@ class CompletionBatches(dict[int, CompletionBatch]):
     """The batches in flight. The keys are the ring's numbers for them."""
 
     def __init__(self, ring: Ring) -> None:
-        super().__init__()
         self._ring = ring
 
     def open(self, batch: CompletionBatch) -> int:

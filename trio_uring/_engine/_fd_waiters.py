@@ -52,7 +52,6 @@ class FdWaiters(dict[int, list[FdWaiter]]):
     """Maps each fd to its waiters. No list is empty."""
 
     def __init__(self, readiness: Readiness) -> None:
-        super().__init__()
         self._readiness = readiness
         # Each lets go of an fd whose user was garbage collected. Appended in any thread.
         self.forgotten: deque[Callable[[], object]] = deque()
