@@ -14,16 +14,19 @@ import trio
 from simulated_ring import SimulatedKernel, SimulatedRing
 from trio.testing import wait_all_tasks_blocked
 
-from trio_uring import RingConfig, UnsupportedOpcodeError
-from trio_uring._engine._in_flight import CANCEL, SHIELDED, InFlight
-from trio_uring._engine._io_manager import UringIOManager
+from trio_uring import RingConfig, SQPoll, UnsupportedOpcodeError
+from trio_uring._engine._in_flight import CANCEL, IGNORED, SHIELDED, WAKE, InFlight
+from trio_uring._engine._io_manager import UringIOManager, current_ring
+from trio_uring._engine._mailbox import ASLEEP
 from trio_uring._kernel.uapi import CqeFlag
 from trio_uring._operations._arrays import array_of
+from trio_uring._trio_private import current_io_manager, current_run_queue
 from trio_uring.lowlevel import operations
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from trio_uring._engine._guest import GuestWakeup
     from trio_uring._engine._ring import Completion, Ring
     from trio_uring._operations import Operation
 
@@ -43,6 +46,7 @@ class ScriptedRing(SimulatedRing):
         self.many: deque[int | OSError] = deque()  # how far calls of push_many get
         self.more = 0  # for how many more calls there is work
         self.allowed = True
+        self.registered = False
         self.timeouts: list[float] = []
         self.completions: deque[Completion] = deque()
 
@@ -59,6 +63,12 @@ class ScriptedRing(SimulatedRing):
     def more_to_fetch(self) -> bool:
         self.more -= 1
         return self.more >= 0
+
+    def dup_fd(self) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    def register_fd(self) -> None:
+        self.registered = True
 
     def allows(self, _opcode: int) -> bool:
         return self.allowed
@@ -92,13 +102,18 @@ def ring() -> ScriptedRing:
     return ScriptedRing()
 
 
-@pytest.fixture
-def manager(ring: ScriptedRing) -> Iterator[UringIOManager]:
+@pytest.fixture(params=[True, False], ids=["plain", "not plain"])
+def manager(ring: ScriptedRing, request: pytest.FixtureRequest) -> Iterator[UringIOManager]:
     manager = UringIOManager(cast("Ring", ring), RingConfig())
     manager.begun = True
+    manager._is_plain = request.param
     manager._watch()
     ring.flush()
     yield manager
+    close(manager, ring)
+
+
+def close(manager: UringIOManager, ring: ScriptedRing) -> None:
     manager._entries.clear()
     ring.close = lambda: None  # type: ignore[method-assign]
     manager.close()
@@ -237,7 +252,6 @@ def test_many_operations_that_the_kernel_refuses_end_the_use_of_the_ring(
     array = array_of([operations.nop()])
     entry = InFlight(manager, array.operations[0])
     ring.many.append(OSError(errno.EPERM, "refused"))
-    manager._is_plain = True
     manager.start_many([entry], array)
     events = manager.get_events(LONG)
     with pytest.warns(RuntimeWarning, match="the run lost its ring"):
@@ -356,6 +370,185 @@ def test_nothing_in_flight_is_nothing_to_wait_for(
     manager._entries.clear()
     assert manager.drain()
     assert ring.timeouts == []
+
+
+# ---- Iterations ------------------------------------------------------------------------------
+
+
+def test_a_signal_is_not_the_end_of_the_time(manager: UringIOManager, ring: ScriptedRing) -> None:
+    ring.interrupted = 1
+    assert manager.get_events(LONG)
+    assert not manager.get_events(LONG)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_completions_that_no_iteration_dispatched_are_discarded_at_the_end(
+    ring: ScriptedRing, *, plain: bool
+) -> None:
+    manager = UringIOManager(cast("Ring", ring), RingConfig())
+    manager.begun, manager._is_plain = True, plain
+    manager._watch()
+    watch = manager._watch_entry
+    assert watch is not None
+    entry, found = in_flight(manager), list[int]()
+    entry.operation.discard = found.append
+    ring.late = [[(100, 7, 0)]]
+    assert manager.get_events(LONG) == [(100, 7, 0)]
+    manager.discard(watch.user_data, 0, 0)
+    ring.close = lambda: None  # type: ignore[method-assign]
+    manager.close()
+    assert found == [7]
+
+
+@pytest.mark.parametrize("mailbox", [True, False])
+async def test_the_first_iteration_finishes_the_setup(ring: ScriptedRing, *, mailbox: bool) -> None:
+    manager = UringIOManager(cast("Ring", ring), RingConfig())
+    if mailbox:
+        manager.open_mailbox()
+    assert not manager.get_events(0)
+    assert manager.begun
+    assert ring.registered
+    assert manager._is_plain != mailbox
+    assert manager._run_queue is current_run_queue()
+    assert manager._watch_entry is not None
+    assert manager.fallback_reason == ""
+    close(manager, ring)
+
+
+def test_an_operation_that_does_not_block_is_performed_at_once(
+    manager: UringIOManager, ring: ScriptedRing
+) -> None:
+    ring.refuse_to_push = 2
+    ring.late = [None, [(7, 0, 0)], None, [], [(8, 1, 0), (IGNORED, 5, 3), (9, 2, 0)]]
+    assert manager.perform_now(operations.nop()) == (5, 3)
+    assert manager._backlog == [(7, 0, 0), (8, 1, 0), (9, 2, 0)]
+    assert ring.timeouts == [0, 0, 1, 1, 1]
+
+
+async def test_a_message_from_another_ring_makes_the_deliveries(
+    manager: UringIOManager, ring: ScriptedRing
+) -> None:
+    delivered: list[int] = []
+    manager.dispatch([(WAKE, 0, 0)])  # for a mailbox that was never opened
+    mailbox = manager.open_mailbox()
+    assert manager.open_mailbox() is mailbox
+    mailbox.put(lambda: delivered.append(1))
+    seen: list[float] = []
+    ring.flush = lambda: seen.append(mailbox.last_iteration)  # type: ignore[method-assign]
+    assert not manager.get_events(LONG)
+    assert seen == [ASLEEP]
+    assert mailbox.last_iteration < ASLEEP
+    manager.dispatch([(WAKE, 0, 0)])
+    assert delivered == [1]
+
+
+class FakeGuest:
+    """An eventfd on which nobody waits."""
+
+    def __init__(self, *, ready: bool = False) -> None:
+        self.ready = ready
+        self.drained = 0
+        self.waited: list[float] = []
+
+    def drain(self) -> None:
+        self.drained += 1
+
+    def wait(self, timeout: float) -> bool:
+        self.waited.append(timeout)
+        return self.ready
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_the_worker_thread_of_a_guest_run_waits_without_the_ring(
+    manager: UringIOManager, ring: ScriptedRing, *, ready: bool
+) -> None:
+    manager._is_plain, guest = False, FakeGuest(ready=ready)
+    manager._guest = cast("GuestWakeup", guest)
+    ring.closed = True  # to that thread
+    assert bool(manager.get_events(3)) == ready
+    assert manager.get_events(3) is not None
+    ring.closed = False
+    assert (guest.waited, guest.drained, ring.timeouts) == ([3, 3], 0, [])
+
+
+def test_the_host_fetches_all_that_is_there(manager: UringIOManager, ring: ScriptedRing) -> None:
+    """The kernel writes to the eventfd once for all of it."""
+    manager._is_plain, guest = False, FakeGuest()
+    manager._guest = cast("GuestWakeup", guest)
+    ring.late, ring.more = [[], [], [(1, 0, 0)]], 2
+    assert manager.get_events(0) == [(1, 0, 0)]
+    assert (guest.drained, ring.timeouts) == (3, [0, 0, 0])
+    assert not manager.get_events(0)
+    assert guest.drained == 4
+
+
+QUIET: dict[str, object] = {
+    "_ready_tasks": 1, "_run_queue": (), "native": None, "_may_send_now": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("noise", "others", "unsubmitted", "quiet"),
+    [
+        ({}, 1, 0, True),
+        ({}, 2, 0, False),
+        ({}, 1, 1, False),
+        ({"_ready_tasks": 0}, 0, 0, True),
+        ({"_ready_tasks": 2}, 0, 0, False),
+        ({"_run_queue": (1,)}, 0, 0, False),
+        ({"native": object()}, 0, 0, False),
+        ({"_may_send_now": False}, 0, 0, False),
+    ],
+)
+def test_when_a_system_call_is_cheaper_than_the_ring(
+    manager: UringIOManager,
+    ring: ScriptedRing,
+    noise: dict[str, object],
+    others: int,
+    unsubmitted: int,
+    *,
+    quiet: bool,
+) -> None:
+    for number in range(others):
+        manager._entries[200 + number] = InFlight(manager, operations.nop())
+    for number in range(unsubmitted):
+        ring.push(operations.nop(), 300 + number)
+    for name, value in {**QUIET, **noise}.items():
+        setattr(manager, name, value)
+    assert manager.is_quiet() == quiet
+    manager.native = None
+
+
+@pytest.mark.parametrize(
+    ("config", "may"),
+    [
+        (RingConfig(), True),
+        (RingConfig(allowed_operations=frozenset({"SEND"})), False),
+        (RingConfig(sqpoll=SQPoll()), False),
+    ],
+)
+def test_which_runs_may_send_by_a_system_call(
+    ring: ScriptedRing, config: RingConfig, *, may: bool
+) -> None:
+    manager = UringIOManager(cast("Ring", ring), config)
+    assert manager.is_quiet() == may
+    close(manager, ring)
+
+
+async def test_a_layer_that_is_disabled_has_no_ring() -> None:
+    manager = current_io_manager()
+    assert isinstance(manager, UringIOManager)
+    before = manager.disabled
+    manager.disabled = frozenset({"sockets"})
+    try:
+        assert current_ring("sockets") is None
+        assert current_ring("files") is manager
+    finally:
+        manager.disabled = before
+    assert current_ring("sockets") is manager
 
 
 # ---- Results ---------------------------------------------------------------------------------
