@@ -55,7 +55,7 @@ TEST_SECONDS: Final = 120
 SECONDS: Final = 1200
 
 # The same for a mutant that needs a Python of its own.
-AFRESH_SECONDS: Final = 30
+AFRESH_SECONDS: Final = 120
 
 # Fails where the package is not installed.
 NEEDS_WHEEL: Final = "tests/kernel/test_processes.py::test_multiprocessing"
