@@ -147,7 +147,7 @@ class Performer:
     """Performs operations on a ring of the real kernel, each to its end."""
 
     def __init__(self) -> None:
-        self._ring = Ring(RingConfig(entries=8), register_fd=False)
+        self._ring = Ring(RingConfig(entries=8))
         self._cqes = ffi.new("struct io_uring_cqe[8]")
 
     def close(self) -> None:

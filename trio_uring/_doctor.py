@@ -250,7 +250,7 @@ def _worker_limits(ring: Ring) -> _Rows:
 
 
 def _why_no_buffer_rings() -> str:
-    ring = Ring(RingConfig(), register_fd=False)
+    ring = Ring(RingConfig())
     try:
         BufferPool(ring, group=0, count=1, size=4096).close()
     except OSError as exc:

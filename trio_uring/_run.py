@@ -404,7 +404,7 @@ def open_ring(config: RingConfig) -> Ring:
     """
     if why_no_core:
         raise RingUnavailableError(why_no_core)
-    ring = Ring(config, register_fd=False)
+    ring = Ring(config)
     try:
         for opcode in _REQUIRED_OPCODES:
             if opcode not in ring.supported:

@@ -175,7 +175,7 @@ def pass_files(way: str, count: int) -> _measure.Sample:
     async def main() -> tuple[float, float]:
         manager = current_io_manager()
         assert isinstance(manager, UringIOManager)
-        other = Ring(RingConfig(), register_fd=False)
+        other = Ring(RingConfig())
         read, write = os.pipe()
         for ring in (manager.ring, other):
             slots = array("i", [-1])

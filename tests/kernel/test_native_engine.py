@@ -871,10 +871,10 @@ async def test_an_end_and_an_error_take_no_buffer() -> None:
 async def test_a_kernel_without_incremental_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     open_buffer_ring = Ring.open_buffer_ring
 
-    def refusing(ring: Ring, *args: Any, incremental: bool = False) -> object:
+    def refusing(ring: Ring, *args: Any, incremental: bool) -> object:
         if incremental:
             raise OSError(errno.EINVAL, "Invalid argument")  # as before Linux 6.12
-        return open_buffer_ring(ring, *args)
+        return open_buffer_ring(ring, *args, incremental=False)
 
     monkeypatch.setattr(Ring, "open_buffer_ring", refusing)
     async with warm_streams() as (a, b):

@@ -16,6 +16,7 @@ import weakref
 from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
@@ -46,7 +47,9 @@ class KeptRing(Ring):
     """A ring that keeps the memory of operations in flight, and counts them."""
 
     def __init__(self, config: RingConfig, *, register_fd: bool = True) -> None:
-        super().__init__(config, register_fd=register_fd)
+        super().__init__(config)
+        if register_fd:
+            self.register_fd()
         self.in_flight = 0
         self._early: list[Completion] = []
         self._kept: list[Operation[Any]] = []
@@ -410,20 +413,6 @@ def test_a_setup_that_fails_leaves_no_ring(monkeypatch: pytest.MonkeyPatch) -> N
     assert open_fds() == before, caught  # though the traceback still has it
 
 
-@pytest.mark.parametrize("register", [True, False])
-def test_the_fd_is_registered_where_that_is_wanted(register: bool) -> None:
-    class Counting(Ring):
-        registered = 0
-
-        def register_fd(self) -> None:
-            self.registered += 1
-            super().register_fd()
-
-    ring = Counting(SMALL, register_fd=register)
-    assert ring.registered == register
-    ring.close()
-
-
 def test_without_an_fd_for_a_duplicate_there_is_an_error(ring: KeptRing) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
@@ -475,6 +464,16 @@ def test_a_batch_that_is_not_done_is_no_timeout(ring: KeptRing) -> None:
     Ring.push(ring, operations.nop(), first + 1)
     assert Ring.submit_and_wait(ring, LONG) == [(BATCH_DONE, batch, 0)]
     assert ring.close_batch(batch, 2) == [(0, 0), (0, 0)]
+
+
+def test_no_room_for_the_first_of_many_is_no_error(
+    ring: KeptRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 5.19, where completions do not fit."""
+    for result in (0, 1):
+        with monkeypatch.context() as context:
+            context.setattr(_ring, "lib", SimpleNamespace(ring_push_many=lambda *_, r=result: r))
+            assert ring.push_many(ffi.NULL, 0, 2, 1) == result
 
 
 def test_the_number_of_a_batch_that_was_closed_is_free_again(ring: KeptRing) -> None:
@@ -536,7 +535,9 @@ def calls(ring: Ring) -> dict[str, Callable[[], object]]:
         "submit_and_wait": lambda: ring.submit_and_wait(0),
         "register": lambda: ring.register(RegisterOpcode.UNREGISTER_EVENTFD, ffi.NULL, 0),
         "register_eventfd": lambda: ring.register_eventfd(0),
-        "open_buffer_ring": lambda: ring.open_buffer_ring(7, 2, 64, ffi.new("char[128]")),
+        "open_buffer_ring": lambda: ring.open_buffer_ring(
+            7, 2, 64, ffi.new("char[128]"), incremental=False
+        ),
     }
 
 
@@ -583,7 +584,7 @@ def test_another_thread_is_refused(call: str, register_fd: bool) -> None:
 
 
 def test_a_thread_with_the_identity_of_one_that_ended() -> None:
-    theirs, identity = in_thread(lambda: (Ring(SMALL, register_fd=False), threading.get_ident()))
+    theirs, identity = in_thread(lambda: (Ring(SMALL), threading.get_ident()))
 
     def use() -> int:
         assert not theirs.usable
@@ -596,7 +597,7 @@ def test_a_thread_with_the_identity_of_one_that_ended() -> None:
 
 
 def test_closing_in_another_thread() -> None:
-    ring = Ring(SMALL, register_fd=False)
+    ring = Ring(SMALL)
     fd = ring.fd
     in_thread(ring.close)
     assert ring.closed
@@ -986,10 +987,10 @@ def test_the_native_engine_gets_an_incremental_pool_if_there_is_one(
 ) -> None:
     open_real = ring.open_buffer_ring
 
-    def open_plain(*args: Any, incremental: bool = False) -> Any:
+    def open_plain(*args: Any, incremental: bool) -> Any:
         if incremental:
             raise OSError(errno.EINVAL, "before Linux 6.12")
-        return open_real(*args)
+        return open_real(*args, incremental=False)
 
     if old:
         monkeypatch.setattr(ring, "open_buffer_ring", open_plain)

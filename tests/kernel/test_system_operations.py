@@ -87,7 +87,7 @@ async def test_negative_timeout() -> None:
 
 @contextmanager
 def another_ring() -> Iterator[Ring]:
-    ring = Ring(RingConfig(), register_fd=False)
+    ring = Ring(RingConfig())
     try:
         yield ring
     finally:

@@ -67,7 +67,6 @@ class Ring:
 
     Args:
       config: The requested sizes and flags.
-      register_fd: Whether to call `register_fd`.
 
     Raises:
       RingUnavailableError: the kernel refuses a ring. The message has the cause and the remedy.
@@ -75,7 +74,7 @@ class Ring:
     Source: io_uring_setup(2).
     """
 
-    def __init__(self, config: RingConfig, *, register_fd: bool = True) -> None:
+    def __init__(self, config: RingConfig) -> None:
         attempts = SetupLog()
         self._ring = open_ring(config, attempts)
         self.setup_flags: SetupFlag = (
@@ -104,8 +103,6 @@ class Ring:
             self.close()
             raise
         self._attempts = attempts
-        if register_fd:
-            self.register_fd()
 
     def _probe(self) -> frozenset[int]:
         global _supported
@@ -356,7 +353,7 @@ class Ring:
         self.register(RegisterOpcode.EVENTFD, argument, 1)
 
     def open_buffer_ring(
-        self, group: int, count: int, size: int, memory: CData, *, incremental: bool = False
+        self, group: int, count: int, size: int, memory: CData, *, incremental: bool
     ) -> CData:
         """Register *count* buffers of *size* bytes each as *group*; for `BufferPool`."""
         out = ffi.new("struct buffer_ring *[1]")
