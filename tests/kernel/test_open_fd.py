@@ -264,12 +264,16 @@ async def test_without_the_c_core_less_is_possible(
         async with await open_positional(tmp_path / "file", "w+") as file:
             await file.fallocate(0, PAGE)
             assert await file.size() == PAGE
+            assert synced == []
             await file.sync_file_range(0, PAGE)
+            assert len(synced) == 1
             with pytest.raises(OSError, match="mode") as caught:
                 await file.fallocate(0, PAGE, FallocateMode.PUNCH_HOLE)
             assert caught.value.errno == errno.EOPNOTSUPP
 
+    synced: list[int] = []
     monkeypatch.setattr(_file_calls, "why_no_core", "the test says so")
+    monkeypatch.setattr(os, "fdatasync", synced.append)
     await trio.to_thread.run_sync(trio.run, test)
 
 

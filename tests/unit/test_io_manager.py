@@ -13,6 +13,7 @@ from scripted_ring import LONG, ScriptedRing, close, in_flight
 from trio.testing import wait_all_tasks_blocked
 
 from trio_uring import RingConfig, SQPoll, UnsupportedOpcodeError
+from trio_uring._engine._fd_waiters import FdReservation
 from trio_uring._engine._in_flight import CANCEL, IGNORED, SHIELDED, WAKE, InFlight
 from trio_uring._engine._io_manager import UringIOManager, current_ring
 from trio_uring._engine._mailbox import ASLEEP
@@ -264,6 +265,16 @@ def test_closing_waits_for_what_the_kernel_still_does(
     manager.notify_closing(1)
     assert manager._backlog == [(1, 0, 0), (100, -errno.ECANCELED, 0)]
     assert ring.timeouts == [0, 0, 0, 0]
+
+
+def test_closing_does_not_wait_for_a_reservation(
+    manager: UringIOManager, ring: ScriptedRing
+) -> None:
+    ended: list[int] = []
+    reserved = operations.recv(1, bytearray(1))
+    manager.fd_waiters.register(FdReservation(reserved, lambda: ended.append(1)))
+    manager.notify_closing(1)
+    assert (ended, ring.timeouts) == ([1], [])
 
 
 def test_only_what_acts_on_the_fd_is_submitted_before_a_call(
