@@ -1,7 +1,7 @@
 """Records which lines of the package are reached, in this Python and in those that it starts.
 
-The started ones find a copy of this file as their module `sitecustomize`. The coverage
-package takes longer by far: it has no way to begin again for each test, with every line costing something once.
+The started ones find a copy of this file as their module `sitecustomize`. The coverage package
+takes longer by far: it cannot begin again for each test, and every line costs something once.
 """
 
 from __future__ import annotations
