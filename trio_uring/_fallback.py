@@ -8,7 +8,7 @@ import trio
 
 from ._log import log_fallback_run
 from ._statistics import FallbackStatistics, RingStatistics
-from ._trio_private import EpollIOManager
+from ._trio_private import EpollIOManager, no_run_error
 
 if TYPE_CHECKING:
 
@@ -61,7 +61,11 @@ def statistics() -> RingStatistics | FallbackStatistics:
     Raises:
       RuntimeError: outside a run.
     """
-    return as_statistics(trio.lowlevel.current_statistics().io_statistics)
+    try:
+        found = trio.lowlevel.current_statistics()
+    except RuntimeError:
+        raise no_run_error() from None
+    return as_statistics(found.io_statistics)
 
 
 def as_statistics(

@@ -121,6 +121,7 @@ __all__ = [
     "current_runner",
     "is_cancelled",
     "is_ready",
+    "no_run_error",
     "patch_file_methods",
     "patch_io_manager",
     "patch_listener",
@@ -223,10 +224,15 @@ def current_io_manager() -> object:
     try:
         return GLOBAL_RUN_CONTEXT.runner.io_manager
     except AttributeError:
-        raise RuntimeError(
-            "must be called from async context, and this thread has no Trio run: call it from a "
-            "task of trio_uring.run or trio.run"
-        ) from None
+        raise no_run_error() from None
+
+
+def no_run_error() -> RuntimeError:
+    """Return the error for a call outside a run."""
+    return RuntimeError(
+        "must be called from async context, and this thread has no Trio run: call it from a "
+        "task of trio_uring.run or trio.run"
+    )
 
 
 def current_runner() -> object:

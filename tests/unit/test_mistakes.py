@@ -291,6 +291,7 @@ def test_anyio_options(options: dict[str, Any], argument: str, remedy: str) -> N
 
 OUTSIDE = [
     lowlevel.on_ring,
+    trio_uring.statistics,
     lambda: trio_uring.RegisteredBuffers(1, 1),
     lambda: asyncio.run(lowlevel.perform(lowlevel.operations.nop())),
     lambda: asyncio.run(trio_uring.perform_many([])),
