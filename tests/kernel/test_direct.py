@@ -18,7 +18,7 @@ from trio.testing import wait_all_tasks_blocked
 import trio_uring
 from trio_uring import DirectFile, RegisteredBuffers, RingConfig, open_direct
 from trio_uring._files import _direct
-from trio_uring._files._spare_buffers import SPARE_SIZE, SpareBuffers
+from trio_uring._files._spare_buffers import SPARE_SIZE, SpareBuffers, spare_buffers
 from trio_uring.lowlevel import RingStatistics, operations
 
 if TYPE_CHECKING:
@@ -635,3 +635,23 @@ async def test_memory_of_a_released_lease_is_not_used(path: Path) -> None:
         async with await open_direct(path) as file:
             with pytest.raises(ValueError, match="released memoryview"):
                 await file.read_into_at(memory, 0)
+
+
+@pytest.mark.parametrize("first", ["take", "put_back"])
+async def test_spare_buffers_are_not_used_again_once_the_ring_is_lost(first: str) -> None:
+    """The kernel may still write to them, for reads that have failed."""
+    spare = spare_buffers()
+    old = [spare.take() for _ in range(20)]
+    spare.put_back(old[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(current_manager(), "fallback_reason", "the run lost its ring")
+        new = [spare.take()] if first == "take" else []
+        for lease in old[1:]:
+            spare.put_back(lease)
+        new += [spare.take() for _ in range(40)]
+        assert not {lease.pool for lease in old} & {lease.pool for lease in new}
+        for lease in new:
+            spare.put_back(lease)
+        lease = spare.take()
+        assert lease in new
+        spare.put_back(lease)

@@ -6,9 +6,10 @@ costs (benchmarks/bench_direct.py).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
-from trio_uring._engine._io_manager import current_run_state
+from trio_uring._engine._io_manager import current_ring, current_run_state
 from trio_uring._engine._run_state import RunResource
 
 from ._registered_buffers import BufferLease, RegisteredBuffers
@@ -19,23 +20,43 @@ SPARE_SIZE: Final = 65536
 # How many are reserved together: 1 MiB. At half, 32 tasks that read at once need two pools.
 _POOL_COUNT: Final = 16
 
+# Pools whose memory the kernel may still write to: leaked on purpose.
+_leaked: Final[list[object]] = []
+
 
 class SpareBuffers(RunResource):
     """The run's spare buffers: as many as were needed at once."""
 
     def __init__(self) -> None:
         self._free: list[BufferLease] = []
+        self._pools: list[RegisteredBuffers] = []
+        self._ring = current_ring("files")
 
     def take(self) -> BufferLease:
         """Take a buffer, of `SPARE_SIZE`."""
+        if self._ring is not None and self._ring.fallback_reason:
+            self._begin_anew()
         if not self._free:
             pool = RegisteredBuffers(_POOL_COUNT, SPARE_SIZE)
+            self._pools.append(pool)
             self._free = [pool.lease_nowait() for _ in range(_POOL_COUNT)]
         return self._free.pop()
 
     def put_back(self, lease: BufferLease) -> None:
         """Give a buffer back, which is not used any more."""
-        self._free.append(lease)
+        if self._ring is not None and self._ring.fallback_reason:
+            self._begin_anew()
+        if lease.pool in self._pools:
+            self._free.append(lease)
+        else:
+            with suppress(BufferError):  # the operation that failed still has a view of it
+                lease.release()
+
+    def _begin_anew(self) -> None:
+        """Forget all buffers, because the ring is lost: the kernel may still write to some."""
+        _leaked.append(self._pools)
+        self.close(drained=False)
+        self._pools, self._ring = [], None
 
     def close(self, *, drained: bool) -> None:
         """Give the buffers back to their pools."""
