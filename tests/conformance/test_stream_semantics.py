@@ -28,6 +28,8 @@ from trio.testing import (
     wait_all_tasks_blocked,
 )
 
+from trio_uring._trio_private import TrioSocket
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -150,6 +152,51 @@ def test_a_full_stream_gets_room_as_the_deadline_passes(pair: Callable[[], Any],
                     scope.deadline = trio.current_time() - 1
                 log.note("cancelled", scope.cancelled_caught)
                 log.note("some was sent", receive_all(theirs) > 0)
+
+    check_same(scenario)
+
+
+class NotingSocket(TrioSocket):
+    """Notes what it is given to send, of which it takes two bytes."""
+
+    given: list[object]
+
+    async def send(self, data: Any, flags: int = 0, /) -> int:
+        self.given.append((type(data).__name__, bytes(data)))
+        return await super().send(bytes(data)[:2], flags)
+
+
+SENT: Final[dict[str, Callable[[], Any]]] = {
+    "bytes": lambda: b"hello",
+    "bytearray": lambda: bytearray(b"hello"),
+    "memoryview": lambda: memoryview(b"hello"),
+    "empty": lambda: b"",
+}
+
+
+def test_what_is_sent_arrives_from_the_first_byte_to_the_last() -> None:
+    async def scenario(log: Log) -> None:
+        for what, make in SENT.items():
+            for wrap in (trio.socket.from_stdlib_socket, NotingSocket):
+                ours, theirs = unix_pair()
+                sock: Any = wrap(ours)
+                sock.given = []
+                with theirs:
+                    async with trio.SocketStream(sock) as stream:
+                        await log.call(what, partial(stream.send_all, make()))
+                    log.note(f"{what}, given to the socket", sock.given)
+                    log.note(f"{what}, arrived", theirs.recv(100))
+
+    check_same(scenario)
+
+
+def test_a_receive_takes_as_much_as_on_plain_trio() -> None:
+    async def scenario(log: Log) -> None:
+        ours, theirs = unix_pair()
+        with theirs:
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
+                theirs.send(bytes(100_000))
+                log.note("bytes", len(await stream.receive_some()))
 
     check_same(scenario)
 

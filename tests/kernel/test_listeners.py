@@ -286,3 +286,63 @@ async def test_a_listener_with_a_socket_of_trios_class() -> None:
         with socket.create_connection(sock.getsockname()) as client:
             async with await listener.accept() as stream:
                 assert stream.socket.getpeername() == client.getsockname()
+
+
+@pytest.mark.ring(turn_budget=0)
+async def test_an_accept_that_waited_is_no_further_schedule_point() -> None:
+    points: list[int] = []
+
+    async def accept(listener: trio.SocketListener) -> None:
+        task = trio.lowlevel.current_task()
+        before = task._schedule_points
+        stream = await listener.accept()
+        points.append(task._schedule_points - before)
+        await stream.aclose()
+
+    async with connected(0) as (listener, _), trio.open_nursery() as nursery:
+        nursery.start_soon(accept, listener)
+        await wait_all_tasks_blocked()
+        socket.create_connection(listener.socket.getsockname()).close()
+    assert points == [1]
+
+
+class ForeignStream(trio.abc.AsyncResource):
+    """A stream that is no `trio.SocketStream`, such as one of TLS."""
+
+    forcefully: bool | None = None
+
+    async def aclose(self) -> None:
+        self.forcefully = trio.current_effective_deadline() < 0
+        await trio.lowlevel.checkpoint()
+
+
+class ForeignListener(trio.abc.Listener[ForeignStream]):
+    """Accepts one stream, and no more."""
+
+    def __init__(self, stream: ForeignStream) -> None:
+        self.streams = [stream]
+
+    async def accept(self) -> ForeignStream:
+        await trio.lowlevel.checkpoint()
+        if not self.streams:
+            await trio.sleep_forever()
+        return self.streams.pop()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_another_listeners_streams_are_closed_forcefully() -> None:
+    """A TLS stream would wait for its peer otherwise."""
+    stream = ForeignStream()
+    ended = trio.Event()
+
+    async def handler(stream: ForeignStream) -> None:
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, handler, [ForeignListener(stream)])
+        await ended.wait()
+        await wait_all_tasks_blocked()
+        assert stream.forcefully is True
+        nursery.cancel_scope.cancel()
