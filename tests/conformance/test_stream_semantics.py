@@ -346,6 +346,47 @@ def test_pipes_pass_trios_checks(way: str) -> None:
     run_in(way, scenario)
 
 
+async def cancelled(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Make a call in a cancelled scope; return what comes of it."""
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        return await call()
+    return "cancelled"
+
+
+# Wrong arguments of pipes are noticed before the cancellation on a ring.
+RIGHT_CALLS: Final = {
+    what: call
+    for what, call in STREAM_CALLS.items()
+    if what not in {"send_all(str)", "send_all(None)", "send_all(every other)"}
+}
+
+
+def test_calls_of_a_cancelled_task() -> None:
+    async def scenario(log: Log) -> None:
+        for what, call in RIGHT_CALLS.items():
+            for closed in (False, True):
+                read_end, write_end = os.pipe()
+                ours, theirs = unix_pair()
+                sock = trio.socket.from_stdlib_socket(ours)
+                with theirs:
+                    os.write(write_end, b"hello")
+                    theirs.send(b"hello")
+                    async with (
+                        trio.SocketStream(sock) as stream,
+                        FdStream(read_end) as reader,
+                        FdStream(write_end) as writer,
+                    ):
+                        for end in (stream, reader, writer):
+                            if closed:
+                                await end.aclose()
+                            if end is stream or "eof" not in what:
+                                label = f"{what}, {type(end).__name__}, {closed=}"
+                                await log.call(label, lambda: cancelled(partial(call, end)))
+
+    check_same(scenario)
+
+
 def test_other_files_as_streams() -> None:
     """Terminals, sockets, and files that are not meant to be streams."""
 
