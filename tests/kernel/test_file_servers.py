@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from fuse_server import FuseServer, Request
 from races import current_files
+from trio.testing import wait_all_tasks_blocked
 
 import trio_uring
 from trio_uring._engine import _file_systems
@@ -19,7 +22,6 @@ from trio_uring._files._raw import RingFileIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 LARGE = b"large\n" * 300_000
 
@@ -233,6 +235,30 @@ async def test_a_file_opened_on_a_bridge_is_closed_in_a_thread(
 
     assert await current_files().call(use) == b"data"
     assert current_files().routes()["thread"] == 1
+
+
+def fds_of(path: Path) -> int:
+    """Return how many fds of this process are open on *path*."""
+    links = Path("/proc/self/fd").iterdir()
+    return sum(str(path) == os.readlink(link) for link in links if link.is_symlink())
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_transfer_keeps_no_fd(
+    tmp_path: Path, all_have_servers: None, cancelled: bool
+) -> None:
+    path = tmp_path / "file"
+    ours, theirs = trio.socket.socketpair()
+    with ours, theirs, path.open("wb") as file:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio_uring.receive_file, ours, file)
+            await wait_all_tasks_blocked()
+            assert fds_of(path) == 2
+            if cancelled:
+                nursery.cancel_scope.cancel()
+            else:
+                theirs.shutdown(socket.SHUT_WR)
+        assert fds_of(path) == 1
 
 
 async def test_files_are_sent_and_received(server: FuseServer) -> None:
