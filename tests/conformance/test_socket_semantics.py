@@ -709,6 +709,34 @@ def test_sockets_that_are_not_connected(kind: str) -> None:
     check_same(scenario)
 
 
+# --- More than fits -------------------------------------------------------------------------
+
+MUCH: Final = bytes(300_000)
+
+MUCH_CALLS: Final[dict[str, Call]] = {
+    **{f"recv({size})": call("recv", size) for size in (65536, 65537, 100_000)},
+    **{
+        f"{name}, {flags!r}": call(name, *arguments, flags)
+        for name, *arguments in (("send", MUCH), ("sendmsg", [MUCH], []))
+        for flags in (0, socket.MSG_WAITALL, socket.MSG_NOSIGNAL, socket.MSG_DONTWAIT)
+    },
+}
+
+
+def test_more_than_fits() -> None:
+    """As much is sent as there is room for, and as much received as was asked for."""
+
+    async def scenario(log: Log) -> None:
+        for label, make_call in MUCH_CALLS.items():
+            ours, theirs = socket.socketpair()
+            with theirs, trio.socket.from_stdlib_socket(ours) as sock:
+                theirs.send(bytes(100_000))
+                value = await make_call(sock)
+                log.note(label, value if isinstance(value, int) else len(value))
+
+    check_same(scenario)
+
+
 # --- Wrong calls ----------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import pytest
 import trio
 from accounting import open_fds
 from children import output_of, run_python
+from races import current_manager
 from transfers import (
     KINDS,
     RUNS,
@@ -64,8 +65,13 @@ def test_all_bytes_are_relayed(run: str, kind: str, to: str) -> None:
     RUNS[run](main)
 
 
+@pytest.mark.parametrize("disabled", [frozenset[str](), frozenset(["files"])])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_the_bytes_stay_in_the_kernel(kind: str) -> None:
+async def test_the_bytes_stay_in_the_kernel(
+    kind: str, disabled: frozenset[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if files are used without the ring, as none are needed."""
+    monkeypatch.setattr(current_manager(), "disabled", disabled)
     with connected(kind) as (client, source), connected(kind) as (destination, server):
         client.socket._sock.send(DATA[:10_000])  # type: ignore[attr-defined]
         before = completed(*COPIES)
