@@ -434,6 +434,7 @@ WRONG_CALLS: Final[dict[str, Call]] = {
     "recvmsg_into()": lambda sock: sock.recvmsg_into(),
     "send()": lambda sock: sock.send(),
     "send(1, 2, 3)": lambda sock: sock.send(b"", 0, 0),
+    "sendto()": lambda sock: sock.sendto(),
     "sendto(1)": lambda sock: sock.sendto(b""),
     "sendto(1, 2, 3, 4)": lambda sock: sock.sendto(b"", 0, ("127.0.0.1", 1), 0),
     "sendmsg()": lambda sock: sock.sendmsg(),

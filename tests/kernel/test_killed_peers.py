@@ -134,3 +134,25 @@ async def test_a_stopped_peer_delays_only_those_who_send_to_it() -> None:
                 nursery.cancel_scope.cancel()
             os.kill(stopped, signal.SIGCONT)
     assert current_manager().statistics().in_flight == 0
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("method", ["send", "sendmsg"])
+async def test_sending_to_a_closed_peer_raises_no_signal(method: str, busy: bool) -> None:
+    """It would kill a process that has made SIGPIPE do so."""
+    ours, theirs = stdlib_socket.socketpair()
+    theirs.close()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPIPE])  # then one remains pending
+    try:
+        with trio.socket.from_stdlib_socket(ours) as sock:
+            async with trio.open_nursery() as nursery:
+                await wait_all_tasks_blocked()
+                if busy:  # then it is sent on the ring
+                    nursery.start_soon(trio.lowlevel.checkpoint)
+                with pytest.raises(BrokenPipeError):
+                    await getattr(sock, method)(b"x" if method == "send" else [b"x"])
+        assert signal.SIGPIPE not in signal.sigpending()
+    finally:
+        if signal.SIGPIPE in signal.sigpending():
+            signal.sigwait([signal.SIGPIPE])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPIPE])
