@@ -301,6 +301,16 @@ def test_receive_many_and_others(backend: str) -> None:
     anyio.run(main, backend=backend)
 
 
+def test_a_receive_takes_64_kib_unless_it_is_told_otherwise(backend: str) -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            ours, theirs = await connected("UNIX", stack)
+            await ours.send(bytes(100_000))
+            assert len(await theirs.receive()) == 65536
+
+    anyio.run(main, backend=backend)
+
+
 class Unserved:
     """A native receive that found no buffer."""
 

@@ -21,6 +21,7 @@ from trio_uring._kernel import native, why_no_native
 from trio_uring._kernel.uapi import Opcode
 from trio_uring._streams import _native
 from trio_uring._streams._native import use_native_engine
+from trio_uring._trio_private import TrioSocket
 from trio_uring.lowlevel import operations, perform
 
 if TYPE_CHECKING:
@@ -375,3 +376,24 @@ async def test_a_receive_that_found_no_buffer(how: str, monkeypatch: pytest.Monk
         received = await again[how]()
     assert (received, bytes(buffer)) in [(b"data", bytes(4)), (4, b"data")]
     assert failed == [-errno.ENOBUFS]
+
+
+@pytest.mark.parametrize(("most", "received"), [(3, 3), (None, 65536)])
+async def test_a_stream_that_found_no_buffer_receives_what_was_asked_for(
+    most: int | None, received: int
+) -> None:
+    left, right = trio.socket.socketpair()
+    op: Any = Unserved()
+    with left, right:
+        await left.send(bytes(100_000))
+        stream = trio.SocketStream(right)
+        data = await _native._receive_some_again(current_manager(), op, stream, most)
+    assert len(data) == received
+
+
+async def test_a_send_goes_on_with_a_socket_of_another_class() -> None:
+    """Which a program may have put in the place of the stream's socket."""
+    ours, theirs = stdlib_socket.socketpair()
+    with theirs, TrioSocket(ours) as sock:
+        await _native.send_rest(sock, b"hello", 1)
+        assert theirs.recv(10) == b"ello"
