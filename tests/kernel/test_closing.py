@@ -15,6 +15,7 @@ from races import NOT_READY, current_manager, driven, every_order, race
 from trio.lowlevel import FdStream, notify_closing, wait_readable
 from trio.testing import wait_all_tasks_blocked
 
+import trio_uring
 from trio_uring.lowlevel import operations, perform
 
 if TYPE_CHECKING:
@@ -421,6 +422,56 @@ async def test_leaving_a_with_statement() -> None:
                 nursery.start_soon(expect_closed, sock.recv(10))
                 await wait_all_tasks_blocked()
             assert theirs.recv(10) == b""
+
+
+ENDINGS: Final[dict[str, Callable[[Any], object]]] = {
+    "shutdown": lambda sock: sock.shutdown(stdlib_socket.SHUT_WR),
+    "detach": lambda sock: stdlib_socket.socket(fileno=sock.detach()).close(),
+    "with": lambda sock: sock.__exit__(None, None, None),
+}
+
+
+@pytest.mark.parametrize("end", ENDINGS.values(), ids=ENDINGS)
+def test_a_socket_that_outlives_its_run(end: Callable[[Any], object]) -> None:
+    async def main() -> trio.socket.SocketType:
+        return trio.socket.from_stdlib_socket(ours)
+
+    ours, theirs = stdlib_socket.socketpair()
+    with theirs:
+        sock = trio_uring.run(main)
+        end(sock)
+        assert theirs.recv(10) == b""
+        ours.close()
+
+
+@pytest.mark.parametrize("end", [ENDINGS["detach"], ENDINGS["with"]], ids=["detach", "with"])
+def test_in_a_run_without_a_ring_tasks_go_on_waiting(end: Callable[[Any], object]) -> None:
+    """As on plain Trio, which does not tell them."""
+
+    async def main() -> None:
+        with trio_socketpair() as (sock, _theirs):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sock.recv, 10)
+                await wait_all_tasks_blocked()
+                end(sock)
+                await wait_all_tasks_blocked()
+                assert len(nursery.child_tasks) == 1
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+async def test_detaching_what_is_closed_ends_nothing() -> None:
+    """Such as an operation that has no fd."""
+    with trio_socketpair() as (sock, _theirs):
+        sock.close()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(perform, operations.timeout(10**12))
+            await wait_all_tasks_blocked()
+            assert sock.detach() == -1
+            await wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == 1
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_cancelled_connect() -> None:
