@@ -104,6 +104,51 @@ def test_the_environment_chooses(environment: dict[str, str], line: str) -> None
     assert output_of(run_python(WHICH, environment=environment)) == [line]
 
 
+SERVED = """
+import sys, trio, trio_uring
+from functools import partial
+from anyio._backends._trio import SocketStream
+from races import current_manager
+from trio.testing import wait_all_tasks_blocked
+from trio_uring.lowlevel import operations, perform
+
+async def natively(call):
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        await wait_all_tasks_blocked()
+        waiting = current_manager().native.in_flight
+        nursery.cancel_scope.cancel()
+    return waiting
+
+async def main():
+    a, b = trio.socket.socketpair()
+    stream = trio.SocketStream(a)
+    await trio.SocketStream(b).send_all(b"xx")
+    assert await stream.receive_some(1) == await a.recv(1) == b"x"  # opens the buffers
+    print(await natively(partial(a.recv, 1)), await natively(partial(a.recv_into, bytearray(1))))
+    print(await natively(stream.receive_some))
+    print(await natively(partial(perform, operations.recv(a.fileno(), bytearray(1)))))
+    print(*(hasattr(method, "__wrapped__") for method in (SocketStream.receive, SocketStream.send)))
+    a.close()
+    b.close()
+
+if sys.argv[1] == "before":
+    import trio_uring.anyio_backend
+trio_uring.run(trio.sleep, 0)
+if sys.argv[1] == "after":
+    import trio_uring.anyio_backend
+trio_uring.run(main)
+"""
+
+
+@pytest.mark.parametrize("anyio", ["before", "after"])
+def test_it_serves_what_a_program_uses(anyio: str) -> None:
+    """Also AnyIO's streams, whether the AnyIO backend is imported before the first run or after."""
+    engine = {"TRIO_URING_ENGINE": "native"}
+    served = output_of(run_python(SERVED, anyio, environment=engine))
+    assert served == ["1 1", "1", "1", "True True"]
+
+
 def test_an_unknown_engine_is_an_error() -> None:
     result = run_python(WHICH, environment={"TRIO_URING_ENGINE": "fast"})
     assert "TRIO_URING_ENGINE is 'fast': it takes native or python" in result.stderr
