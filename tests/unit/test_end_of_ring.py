@@ -229,7 +229,8 @@ async def test_a_run_that_loses_its_ring_goes_on(
     async def wait_for_batch() -> None:
         task = trio.lowlevel.current_task()
         two = operations.nop(), operations.send(1, buffers[1])
-        batch = batch_of(manager, 3, *two, task=task)
+        batch = batch_of(manager, 3, operations.nop(), *two, task=task)
+        batch.start = 1  # the first one was in another batch
         await trio.lowlevel.wait_task_rescheduled(batch.abort)
         results.extend(batch.results)
 
@@ -272,24 +273,27 @@ def test_what_is_counted(manager: UringIOManager, ring: LateRing) -> None:
     manager._entries[200] = InFlight(manager, operations.nop(), user_data=200)
     batch_of(manager, 3, operations.nop(), operations.nop(), operations.fsync(1))
     in_flight(manager)
+    writer = InFlight(manager, operations.send(2, b"x"), user_data=300)
+    manager._entries[300] = writer
+    manager.fd_waiters.register(writer)
     manager.sent_now = 3
     manager._completed[Opcode.NOP] = 4
     manager._cancelled = 6
     ring.refused = ("one", "", "two")
     ring.worker_limits = {"bounded_workers": 1}
     found = manager.statistics()
-    assert (found.in_flight, found.completed) == (5, {"NOP": 4, "SEND": 3})
-    assert manager.in_flight_by_name() == {"NOP": 3, "FSYNC": 1, "RECV": 1}
-    assert (found.tasks_waiting_read, found.tasks_waiting_write) == (1, 0)
+    assert (found.in_flight, found.completed) == (6, {"NOP": 4, "SEND": 3})
+    assert manager.in_flight_by_name() == {"NOP": 3, "FSYNC": 1, "RECV": 1, "SEND": 1}
+    assert (found.tasks_waiting_read, found.tasks_waiting_write) == (1, 1)
     assert (found.cancelled, found.refused) == (6, ("one", "two"))
     assert found.limits == {"max_file_operations": 7, "bounded_workers": 1}
     assert (found.engine, found.engine_reason) == ("python", manager.why_python)
     native = FakeNative(2)
     manager.native, manager.why_python = cast("Loop", native), ""
     found = manager.statistics()
-    assert (found.in_flight, found.engine, found.engine_reason) == (7, "native", "")
+    assert (found.in_flight, found.engine, found.engine_reason) == (8, "native", "")
     assert (found.completed["NOP"], found.completed["SEND"]) == (6, 10)
-    assert manager.in_flight_by_name() == {"NOP": 3, "FSYNC": 1, "RECV": 3}
+    assert manager.in_flight_by_name() == {"NOP": 3, "FSYNC": 1, "RECV": 3, "SEND": 1}
     assert manager._completed[Opcode.NOP] == 4
 
 

@@ -86,6 +86,9 @@ def test_it_does_not_sleep_on_a_backlog(manager: UringIOManager, ring: ScriptedR
     ring.completions.append((1, -2, 0))
     assert manager.get_events(LONG) == [(1, 0, 0), (1, -2, 0)]
     assert ring.timeouts == [0]
+    manager._backlog.append((1, -4, 0))
+    ring.interrupted = 1
+    assert manager.get_events(LONG) == [(1, -4, 0)]
 
 
 def test_notify_closing_submits_all_that_the_kernel_refuses_at_first(
@@ -412,6 +415,10 @@ def test_the_host_fetches_all_that_is_there(manager: UringIOManager, ring: Scrip
     assert (guest.drained, ring.timeouts) == (3, [0, 0, 0])
     assert not manager.get_events(0)
     assert guest.drained == 4
+    ring.late, ring.more = [[(1, -4, 0)]], 1
+    assert manager.get_events(0) == [(1, -4, 0)]
+    manager._guest, ring.more = None, 1
+    assert not manager.get_events(0)
 
 
 QUIET: dict[str, object] = {

@@ -156,7 +156,6 @@ class UringIOManager(InFlightTable):
             self.native.times_operations = self._times_operations
             self.turn_budget.native = self.native
         self._is_plain = self._guest is None and self.mailbox is None
-        self._watch()
         log_ring_run(self.why_python)
 
     @property
