@@ -338,6 +338,16 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_file_systems, "known", {})
 
 
+def test_a_lock_does_not_hide_the_file_system(tmp_path: Path, nothing_known: None) -> None:
+    """The kernel lists the locks where it says which mount a file is in."""
+    path = tmp_path / "file"
+    with path.open("w") as file:
+        expected = file_system_of(file.fileno())
+        _file_systems.known.clear()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert file_system_of(file.fileno()) is expected
+
+
 def test_the_mount_says_what_a_file_system_needs(
     tmp_path: Path, in_memory: Path, nothing_known: None
 ) -> None:
