@@ -712,14 +712,30 @@ def test_sockets_that_are_not_connected(kind: str) -> None:
 
 # --- More than fits -------------------------------------------------------------------------
 
-MUCH: Final = bytes(300_000)
+MUCH: Final = bytes(120_000)
 
+# What decides how a call is made: how much, which flags, and their types.
 MUCH_CALLS: Final[dict[str, Call]] = {
-    **{f"recv({size})": call("recv", size) for size in (65536, 65537, 100_000)},
+    **{
+        f"recv({', '.join(map(repr, arguments))})": call_for_length("recv", *arguments)
+        for arguments in (
+            *((65536,), (65537,), (100_000,), (0,), (-1,)),
+            *((9, socket.MSG_PEEK), (9, 0.0), (9, None), (9, False)),
+        )
+    },
+    **{
+        f"recv_into(_, 0, {flags!r})": lambda sock, flags=flags: sock.recv_into(  # type: ignore[misc]
+            bytearray(9), 0, flags
+        )
+        for flags in (socket.MSG_PEEK, 0.0, None, False)
+    },
     **{
         f"{name}, {flags!r}": call(name, *arguments, flags)
-        for name, *arguments in (("send", MUCH), ("sendmsg", [MUCH], []))
-        for flags in (0, socket.MSG_WAITALL, socket.MSG_NOSIGNAL, socket.MSG_DONTWAIT)
+        for name, *arguments in (("send", 3 * MUCH), ("sendmsg", [3 * MUCH], []))
+        for flags in (
+            *(0, socket.MSG_WAITALL, socket.MSG_NOSIGNAL, socket.MSG_DONTWAIT, socket.MSG_OOB),
+            *(0.0, None, False, 1 << 40, -1),
+        )
     },
 }
 
@@ -731,9 +747,9 @@ def test_more_than_fits() -> None:
         for label, make_call in MUCH_CALLS.items():
             ours, theirs = socket.socketpair()
             with theirs, trio.socket.from_stdlib_socket(ours) as sock:
-                theirs.send(bytes(100_000))
-                value = await make_call(sock)
-                log.note(label, value if isinstance(value, int) else len(value))
+                theirs.send(MUCH)
+                await log.call(label, partial(make_call, sock))
+                log.note("left", len(ours.recv(1 << 20, socket.MSG_DONTWAIT)))
 
     check_same(scenario)
 

@@ -179,6 +179,22 @@ async def test_a_lack_of_fds_is_raised_and_loses_no_connection() -> None:
             assert stream.socket.getpeername() == client.getsockname()
 
 
+@pytest.mark.usefixtures("fd_ledger")
+async def test_a_connection_is_closed_if_no_socket_can_be_made_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    async with connected(1) as (listener, [client]):
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socket", no_memory)
+            with pytest.raises(MemoryError):
+                await listener.accept()
+        assert client.recv(1) == b""
+        client.close()
+
+
 # ---- What handlers leave behind ---------------------------------------------------------------
 
 
