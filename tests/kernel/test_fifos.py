@@ -364,3 +364,18 @@ async def test_a_pipe_that_a_write_finds_full(monkeypatch: pytest.MonkeyPatch) -
         await writer.send_all(b"x")
         assert await reader.receive_some() == b"x"
     assert waited == [write_end]
+
+
+async def test_without_provided_buffers_streams_are_read_by_system_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("buffers", "stream_buffers"):
+        monkeypatch.setattr(UringIOManager, name, None)
+    read_end, write_end = os.pipe()
+    async with FdStream(read_end) as reader, FdStream(write_end) as writer:
+        await writer.send_all(b"hello")
+        assert await reader.receive_some() == b"hello"
+    ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
+    async with ours, theirs:
+        await ours.send_all(b"hello")
+        assert await theirs.receive_some() == b"hello"

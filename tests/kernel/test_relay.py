@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket as stdlib_socket
 import struct
+import sys
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -81,6 +83,29 @@ async def test_the_bytes_stay_in_the_kernel(
         while len(got) < 10_000:
             got += await server.receive_some()
         assert got == DATA[:10_000]
+
+
+async def test_the_bytes_are_copied_where_sigpipe_would_kill() -> None:
+    """splice(2) cannot be told to raise no signal."""
+    with connected("UNIX") as (client, source), connected("UNIX") as (destination, server):
+        await client.send_all(b"hello")
+        before = completed("SPLICE")
+        handler = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        try:
+            assert await relay(source, destination, count=5) == 5
+        finally:
+            signal.signal(signal.SIGPIPE, handler)
+        assert completed("SPLICE") == before
+        assert await server.receive_some() == b"hello"
+
+
+async def test_other_objects_are_refused_without_anyio(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("anyio.abc", "anyio._backends._trio"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with connected("UNIX") as (source, destination):
+        for ends in ((source, object()), (object(), destination)):
+            with pytest.raises(TypeError, match="must be a stream"):
+                await relay(*ends)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("run", RUNS)

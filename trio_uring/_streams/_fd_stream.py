@@ -71,9 +71,7 @@ async def send_all(self: FdStream, data: bytes | bytearray | memoryview) -> None
             if not length:
                 await trio.lowlevel.checkpoint()
             while sent < length:
-                if self._fd_holder.closed:  # since the last write; the fd may be reused
-                    raise trio.ClosedResourceError("file was already closed")
-                fd = self._fd_holder.fd
+                fd = self._fd_holder.fd  # -1 if it was closed since the last write
                 with view[sent:] as remaining:
                     try:
                         sent += await manager.perform(
