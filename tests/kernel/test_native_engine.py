@@ -107,7 +107,6 @@ def test_the_environment_chooses(environment: dict[str, str], line: str) -> None
 SERVED = """
 import sys, trio, trio_uring
 from functools import partial
-from anyio._backends._trio import SocketStream
 from races import current_manager
 from trio.testing import wait_all_tasks_blocked
 from trio_uring.lowlevel import operations, perform
@@ -128,9 +127,17 @@ async def main():
     print(await natively(partial(a.recv, 1)), await natively(partial(a.recv_into, bytearray(1))))
     print(await natively(stream.receive_some))
     print(await natively(partial(perform, operations.recv(a.fileno(), bytearray(1)))))
+    from anyio._backends._trio import SocketStream
     print(*(hasattr(method, "__wrapped__") for method in (SocketStream.receive, SocketStream.send)))
     a.close()
     b.close()
+
+async def without_ring():
+    a, b = trio.socket.socketpair()
+    with a, b:
+        assert await a.send(b"xyz") == 3
+        assert (await b.recv(1), await b.recv_into(bytearray(1))) == (b"x", 1)
+        assert (await b.recvfrom(1))[0] == b"z"
 
 if sys.argv[1] == "before":
     import trio_uring.anyio_backend
@@ -138,6 +145,7 @@ trio_uring.run(trio.sleep, 0)
 if sys.argv[1] == "after":
     import trio_uring.anyio_backend
 trio_uring.run(main)
+trio.run(without_ring)
 """
 
 
