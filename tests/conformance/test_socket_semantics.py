@@ -713,6 +713,7 @@ def test_sockets_that_are_not_connected(kind: str) -> None:
 # --- More than fits -------------------------------------------------------------------------
 
 MUCH: Final = bytes(120_000)
+PEEK: Final = int(socket.MSG_PEEK)  # a flag of the module is not exactly an int
 
 # What decides how a call is made: how much, which flags, and their types.
 MUCH_CALLS: Final[dict[str, Call]] = {
@@ -720,21 +721,21 @@ MUCH_CALLS: Final[dict[str, Call]] = {
         f"recv({', '.join(map(repr, arguments))})": call_for_length("recv", *arguments)
         for arguments in (
             *((65536,), (65537,), (100_000,), (0,), (-1,)),
-            *((9, socket.MSG_PEEK), (9, 0.0), (9, None), (9, False)),
+            *((9, PEEK), (9, socket.MSG_PEEK), (9, 0.0), (9, None), (9, False)),
         )
     },
     **{
         f"recv_into(_, 0, {flags!r})": lambda sock, flags=flags: sock.recv_into(  # type: ignore[misc]
             bytearray(9), 0, flags
         )
-        for flags in (socket.MSG_PEEK, 0.0, None, False)
+        for flags in (PEEK, socket.MSG_PEEK, 0.0, None, False)
     },
     **{
         f"{name}, {flags!r}": call(name, *arguments, flags)
         for name, *arguments in (("send", 3 * MUCH), ("sendmsg", [3 * MUCH], []))
         for flags in (
             *(0, socket.MSG_WAITALL, socket.MSG_NOSIGNAL, socket.MSG_DONTWAIT, socket.MSG_OOB),
-            *(0.0, None, False, 1 << 40, -1),
+            *(int(socket.MSG_DONTWAIT), int(socket.MSG_OOB), 0.0, None, False, 1 << 40, -1),
         )
     },
 }
