@@ -14,7 +14,7 @@ from trio.lowlevel import enable_ki_protection
 from trio_uring._trio_private import schedule_point
 
 from ._hits import OTHERWISE, FileMethod, file_method
-from ._methods import is_replaced, raw_of, way_of
+from ._methods import raw_of, way_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -71,7 +71,7 @@ def _prepare(file: Any, name: str) -> FileMethod | None:  # noqa: ANN401
     below = file.wrapped
     raw = raw_of(below)
     # Calls with a limiter are a thread's, and so are those of the program's own methods.
-    if raw is None or getattr(file, "limiter", None) is not None or is_replaced(below, name):
+    if raw is None or getattr(file, "limiter", None) is not None or name in vars(below):
         return None
     kind = type(below)
     method = getattr(below, name, None)

@@ -25,7 +25,7 @@ from trio_uring._trio_private import (
 
 from ._bridge import BRIDGE_REFUSED, current_files
 from ._hits import OTHERWISE, hit_first
-from ._methods import ASYNC_METHODS, close, is_replaced, raw_of, way_of
+from ._methods import ASYNC_METHODS, close, raw_of, way_of
 from ._quick import call_path, close_file, quick_call, result_of
 from ._routes import route
 from ._stream_file import READS, WRITES, raw_below, stream_call, stream_file
@@ -75,9 +75,11 @@ async def run_sync(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
 
 def file_getattr(self: AsyncIOWrapper[object], name: str) -> object:
     """Replace ``AsyncIOWrapper.__getattr__``, which makes a method when it is first used."""
-    if name in ASYNC_METHODS and not BRIDGE_REFUSED and not is_replaced(self.wrapped, name):
+    if name in ASYNC_METHODS and not BRIDGE_REFUSED:
         raw = raw_of(self.wrapped)
         if raw is not None:
+            if name in vars(self.wrapped):  # the program's own
+                return trio_file_getattr(self, name)
             method = _async_method(self.wrapped, name, raw)
             setattr(self, name, method)
             return method

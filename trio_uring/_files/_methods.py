@@ -62,11 +62,6 @@ def raw_of(file: object) -> RingFileIO | None:
     return file if type(file) is RingFileIO else None
 
 
-def is_replaced(file: object, name: str) -> bool:
-    """Whether the program has replaced the method *name* of this *file*, for example in a test."""
-    return name in getattr(file, "__dict__", ())
-
-
 def file_call(
     files: FilesRun,
     method: Callable[..., T],
