@@ -76,15 +76,16 @@ async def run_sync(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
 def file_getattr(self: AsyncIOWrapper[object], name: str) -> object:
     """Replace ``AsyncIOWrapper.__getattr__``, which makes a method when it is first used."""
     if name in ASYNC_METHODS and not BRIDGE_REFUSED:
-        raw = raw_of(self.wrapped)
+        wrapped = self.wrapped  # a property
+        raw = raw_of(wrapped)
         if raw is not None:
-            if name in vars(self.wrapped):  # the program's own
+            if name in vars(wrapped):  # the program's own
                 return trio_file_getattr(self, name)
-            method = _async_method(self.wrapped, name, raw)
+            method = _async_method(wrapped, name, raw)
             setattr(self, name, method)
             return method
-        if raw_below(self.wrapped) is not None and (name in READS or name in WRITES):
-            method = _stream_method(self.wrapped, name)
+        if raw_below(wrapped) is not None and (name in READS or name in WRITES):
+            method = _stream_method(wrapped, name)
             setattr(self, name, method)
             return method
     if name in _ADDED and not _is_in_plain_run():
