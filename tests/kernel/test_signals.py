@@ -26,8 +26,12 @@ REQUIRED = RingConfig(require=True)
 INTERRUPTS = int(os.environ.get("TRIO_URING_INTERRUPTS", "20"))
 MANY_INTERRUPTS = 500
 
-# Objects that were on their way when the interrupt came are left to the garbage collector.
-OPTIONS = ("-X", "dev", "-W", "error", "-W", "ignore::ResourceWarning")
+# Objects that were on their way when the interrupt came are left to the garbage collector. It may
+# come between the call of a coroutine function and its await, in ours as in others.
+OPTIONS = (
+    *("-X", "dev", "-W", "error", "-W", "ignore::ResourceWarning"),
+    *("-W", "ignore:coroutine:RuntimeWarning"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +58,7 @@ def test_ctrl_c_at_every_step(program: str) -> None:
 @pytest.mark.parametrize("program", ["alone", "protected", "unprotected"])
 def test_ctrl_c_at_any_moment(program: str) -> None:
     code = f"import interrupted; interrupted.at_random({program!r}, {INTERRUPTS})"
-    # Ctrl-C may come between the call of a coroutine function and its await, in ours as in others.
-    options = (*OPTIONS, "-W", "ignore:coroutine:RuntimeWarning")
-    [line] = output_of(run_python(code, options=options))
+    [line] = output_of(run_python(code, options=OPTIONS))
     interrupted, _, seconds = line.split()
     assert int(interrupted) > 5
     if INTERRUPTS >= MANY_INTERRUPTS:  # elsewhere no time is measured
