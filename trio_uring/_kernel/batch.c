@@ -163,11 +163,8 @@ static int batch_collect(struct ring *ring, struct io_uring_cqe *cqes, unsigned 
 #define EARLY 8
 static void ring_submit_early(struct ring *ring)
 {
-    if (ring_unsubmitted(ring) < EARLY)
-        return;
-    ring_publish(ring);
-    if (!(ring->setup_flags & IORING_SETUP_SQPOLL) || ring_sq_needs_wakeup(ring))
-        ring_submit(ring, 0); /* otherwise the kernel's thread takes them by itself */
+    if (ring_unsubmitted(ring) >= EARLY)
+        ring_submit(ring, 0);
 }
 
 /* Fill the SQEs of operations start to end. Returns the index of the first for which there was no

@@ -392,12 +392,11 @@ static int ring_sq_needs_wakeup(struct ring *ring)
 static int ring_submit(struct ring *ring, unsigned flags)
 {
     unsigned to_submit = ring_publish(ring);
-    if (ring->setup_flags & IORING_SETUP_SQPOLL) {
-        if (to_submit && ring_sq_needs_wakeup(ring))
-            flags |= IORING_ENTER_SQ_WAKEUP;
-        to_submit = 0; /* the thread submits */
-    }
-    return sys_enter(ring, to_submit, 0, flags, NULL, 0);
+    if (!(ring->setup_flags & IORING_SETUP_SQPOLL))
+        return sys_enter(ring, to_submit, 0, flags, NULL, 0);
+    if (to_submit && ring_sq_needs_wakeup(ring)) /* the thread submits */
+        flags |= IORING_ENTER_SQ_WAKEUP;
+    return flags ? sys_enter(ring, 0, 0, flags, NULL, 0) : 0;
 }
 
 /* SQPOLL: wait until the thread has taken every SQE. It advances the head after it has issued the
