@@ -34,8 +34,7 @@ class SpareBuffers(RunResource):
 
     def take(self) -> BufferLease:
         """Take a buffer, of `SPARE_SIZE`."""
-        if self._ring is not None and self._ring.fallback_reason:
-            self._begin_anew()
+        self._forget_if_lost()
         if not self._free:
             pool = RegisteredBuffers(_POOL_COUNT, SPARE_SIZE)
             self._pools.append(pool)
@@ -44,16 +43,17 @@ class SpareBuffers(RunResource):
 
     def put_back(self, lease: BufferLease) -> None:
         """Give a buffer back, which is not used any more."""
-        if self._ring is not None and self._ring.fallback_reason:
-            self._begin_anew()
+        self._forget_if_lost()
         if lease.pool in self._pools:
             self._free.append(lease)
         else:
             with suppress(BufferError):  # the operation that failed still has a view of it
                 lease.release()
 
-    def _begin_anew(self) -> None:
-        """Forget all buffers, because the ring is lost: the kernel may still write to some."""
+    def _forget_if_lost(self) -> None:
+        """Forget all buffers if the run has lost its ring: the kernel may still write to some."""
+        if self._ring is None or not self._ring.fallback_reason:
+            return
         _leaked.append(self._pools)
         self.close(drained=False)
         self._pools, self._ring = [], None
